@@ -1,0 +1,83 @@
+package provider
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrNoRoom: the system can hold no further version.
+	ErrNoRoom = errors.New("no room for a further version")
+	// ErrNoData: use could not be measured.
+	ErrNoData = errors.New("no usage data")
+	// ErrNoVersion: a key that another one refers to has no current version.
+	ErrNoVersion = errors.New("key has no current version")
+)
+
+// ConfigError is one problem in a key's config block.
+type ConfigError struct {
+	// Path leads to the field, for example "users[1]"; empty means the block itself.
+	Path string
+	// Problem says what is wrong, Hint what would be right.
+	Problem string
+	Hint    string
+}
+
+// Error implements error.
+func (e *ConfigError) Error() string {
+	s := e.Problem
+	if e.Path != "" {
+		s = e.Path + ": " + s
+	}
+	if e.Hint != "" {
+		s += "; " + e.Hint
+	}
+	return s
+}
+
+// Error is an operator's error: what happened, and what to do next.
+type Error struct {
+	// Hint says what to do next.
+	Hint string
+	// Permanent says that repeating the same call cannot succeed: a human must act first.
+	Permanent bool
+	// Err is the cause.
+	Err error
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Err.Error()
+	}
+	return fmt.Sprintf("%v (%s)", e.Err, e.Hint)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Permanent marks err as one that repeating cannot mend. It returns nil for nil.
+func Permanent(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Hint: hint, Permanent: true, Err: err}
+}
+
+// Hint adds advice to err. It returns nil for nil.
+func Hint(err error, hint string) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Hint: hint, Err: err}
+}
+
+// IsPermanent reports whether err or one it wraps was marked by Permanent.
+func IsPermanent(err error) bool {
+	for e := new(Error); errors.As(err, &e); err = e.Err {
+		if e.Permanent {
+			return true
+		}
+	}
+	return false
+}
