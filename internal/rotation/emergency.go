@@ -1,0 +1,162 @@
+package rotation
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+
+	"github.com/keyturn/keyturn/key"
+)
+
+// declare marks versions compromised and makes the open rotations fit. One of
+// them becomes the emergency, or a new one is begun.
+func (m *machine) declare(id key.RotationID, body Declare) error {
+	if err := m.checkNew(id, body.Plan); err != nil {
+		return err
+	}
+	if body.Plan.Strategy == 0 {
+		return fmt.Errorf("%w: an emergency needs a strategy", ErrInvalid)
+	}
+	if len(body.Compromised) == 0 {
+		return fmt.Errorf("%w: an emergency names at least one compromised version", ErrInvalid)
+	}
+	for _, number := range body.Compromised {
+		if _, ok := m.Version(number); !ok {
+			return fmt.Errorf("%w: %v does not exist or is destroyed", ErrUnknown, number)
+		}
+	}
+	for _, number := range body.Compromised {
+		v, _ := m.Version(number)
+		v.State = key.Compromised
+		v.Contained = v.Contained || body.Plan.Strategy == ContainFirst
+	}
+	emergency := Rotation{ID: id, Kind: Emergency, Plan: body.Plan, Reason: body.Reason, Actor: body.Actor}
+	taken := m.divertCutOvers(emergency)
+	if !taken && m.compromised(m.Labelled(key.Current)) {
+		emergency.From = m.Labelled(key.Current)
+		m.open(emergency)
+		taken = true
+	}
+	m.hastenRetirements(emergency, taken)
+	return nil
+}
+
+// compromised reports whether v exists and is compromised.
+func (m *machine) compromised(v key.Version) bool {
+	version, ok := m.Version(v)
+	return ok && version.State == key.Compromised
+}
+
+// contained reports whether v exists and is to be refused at once.
+func (m *machine) contained(v key.Version) bool {
+	version, ok := m.Version(v)
+	return ok && version.Contained
+}
+
+// divertCutOvers makes rotations that are not yet retiring fit the compromised
+// versions, and reports whether one of them became the emergency.
+func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
+	for i := range m.Rotations {
+		r := &m.Rotations[i]
+		fromBad, toBad := m.compromised(r.From), m.compromised(r.To)
+		if !fromBad && !toBad {
+			continue
+		}
+		switch r.Phase {
+		case Planned, Minting:
+			m.end(r, Superseded)
+		case Accepting, Presenting:
+			switch {
+			case !toBad:
+				m.takeOver(r, emergency)
+				taken = true
+			case r.From == 0 && r.Phase == Presenting:
+				// There is nothing to return to: what was being brought in counts as
+				// current, and the emergency replaces it.
+				m.relabel(r)
+				m.end(r, Superseded)
+			case fromBad:
+				m.rollBack(r, Superseded)
+			default:
+				m.takeOver(r, emergency)
+				m.rollBack(r, RolledBack)
+				taken = true
+			}
+		case RollingBack:
+			if !fromBad {
+				exit := r.Exit
+				m.takeOver(r, emergency)
+				r.Exit = exit
+				taken = true
+			}
+		case Draining, Revoking, Quarantine, Destroying, Done, RolledBack, Failed, Cancelled, Superseded:
+		}
+	}
+	return taken
+}
+
+// hastenRetirements puts retirements of compromised versions under the
+// emergency's plan. Where no other rotation is the emergency, the first of them
+// becomes it.
+func (m *machine) hastenRetirements(emergency Rotation, taken bool) {
+	for i := range m.Rotations {
+		r := &m.Rotations[i]
+		if !r.Phase.Retiring() || !m.compromised(r.From) {
+			continue
+		}
+		if !taken {
+			m.takeOver(r, emergency)
+			taken = true
+		}
+		r.Plan.Strategy = max(r.Plan.Strategy, emergency.Plan.Strategy)
+		r.Plan.Grace = emergency.Plan.Grace
+		r.MeasureAt = m.Now
+		if r.Phase == Quarantine {
+			// What is compromised is not restorable.
+			m.forget(r)
+		}
+	}
+	if !taken {
+		emergency.Phase, emergency.StartedAt, emergency.PhaseSince = Done, m.Now, m.Now
+		m.Ended = append(m.Ended, emergency)
+	}
+}
+
+// takeOver ends r as superseded and goes on with its versions, from where it
+// stands, as the emergency.
+func (m *machine) takeOver(r *Rotation, emergency Rotation) {
+	ended := *r
+	ended.Phase, ended.PhaseSince, ended.Hold, ended.Task = Superseded, m.Now, Hold{}, Task{}
+	m.Ended = append(m.Ended, ended)
+	r.ID, r.Kind, r.Plan = emergency.ID, emergency.Kind, emergency.Plan
+	r.Reason, r.Actor, r.StartedAt = emergency.Reason, emergency.Actor, m.Now
+	r.Approvals = nil
+	if r.Hold.Reason != HoldEffect && r.Hold.Reason != HoldContradict {
+		r.Hold = Hold{}
+	}
+	if r.Phase == Presenting {
+		m.enterStage(r, 0)
+	}
+	r.Task = Task{Try: r.Task.Try}
+	r.MeasureAt = time.Time{}
+}
+
+// rollBack makes r return to its old version and end in phase exit.
+func (m *machine) rollBack(r *Rotation, exit Phase) {
+	r.Exit = exit
+	r.Hold = Hold{}
+	m.enter(r, RollingBack)
+	r.StageSince = m.Now
+	r.Reason = cmp.Or(r.Reason, "rolled back")
+}
+
+// forget decides when the material of r's old version is destroyed.
+func (m *machine) forget(r *Rotation) {
+	if v, ok := m.Version(r.From); ok {
+		if v.State != key.Compromised {
+			v.State = key.Deactivated
+		}
+		v.DestroyAt = m.Now.Add(r.Plan.DestroyAfter)
+	}
+	m.enter(r, Destroying)
+}

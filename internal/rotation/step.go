@@ -1,0 +1,409 @@
+package rotation
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/keyturn/keyturn/key"
+)
+
+// Step folds one event into the state of a key and returns the new state and
+// the effects to carry out, in the order in which they were decided. It changes
+// neither argument. On an error the returned state is s, and nothing happened;
+// see the Err variables for the causes. Step may be called concurrently.
+func Step(s State, e Event) (State, []Effect, error) {
+	m := machine{State: s.clone()}
+	if e.At.After(m.Now) {
+		m.Now = e.At
+	}
+	if err := m.apply(e); err != nil {
+		return s, nil, err
+	}
+	m.advance()
+	m.Seq++
+	return m.State, m.effects, nil
+}
+
+// machine is a State being changed.
+type machine struct {
+	State
+	effects []Effect
+	// fresh is the rotation whose measurement the event in hand answers with zero.
+	fresh key.RotationID
+}
+
+func (m *machine) apply(e Event) error {
+	if m.Next == 0 {
+		if _, ok := e.Body.(Configured); !ok {
+			return fmt.Errorf("%w: the first event of a key tells its configuration", ErrInvalid)
+		}
+		m.Next = 1
+	}
+	switch body := e.Body.(type) {
+	case Configured:
+		return m.configure(body)
+	case Joined:
+		return m.join(body)
+	case Left:
+		return m.leave(body)
+	case Begin:
+		return m.begin(e.Rotation, body)
+	case Declare:
+		return m.declare(e.Rotation, body)
+	case Revert:
+		return m.revert(e.Rotation, body)
+	case Approve:
+		return m.approve(e.Rotation, body)
+	case Pause:
+		return m.pause(e.Rotation, body)
+	case Resume:
+		return m.resume(e.Rotation)
+	case Cancel:
+		return m.cancel(e.Rotation, body)
+	case Acked:
+		return m.acked(body)
+	case Result:
+		return m.result(body)
+	case Trouble:
+		return m.trouble(body)
+	case Tick:
+		return nil
+	}
+	return fmt.Errorf("%w: body %T", ErrInvalid, e.Body)
+}
+
+func (m *machine) configure(body Configured) error {
+	var verifiers []Verifier
+	for _, ref := range body.Verifiers {
+		if ref.ID == "" {
+			return fmt.Errorf("%w: a verifier without ID", ErrInvalid)
+		}
+		if slices.ContainsFunc(verifiers, func(w Verifier) bool { return w.ID == ref.ID }) {
+			return fmt.Errorf("%w: verifier %q is named twice", ErrInvalid, ref.ID)
+		}
+		w := Verifier{ID: ref.ID, Region: ref.Region}
+		if known, ok := m.Verifier(ref.ID); ok {
+			w = *known
+			w.Region = ref.Region
+		}
+		verifiers = append(verifiers, w)
+	}
+	slices.SortFunc(verifiers, func(a, b Verifier) int { return cmp.Compare(a.ID, b.ID) })
+	m.Verifiers, m.Capacity, m.Gap = verifiers, body.Capacity, body.Gap
+	return nil
+}
+
+func (m *machine) join(body Joined) error {
+	if body.ID == "" || body.Stage < 0 {
+		return fmt.Errorf("%w: a presenter needs an ID and a stage", ErrInvalid)
+	}
+	m.Epoch = max(m.Epoch, body.Epoch)
+	p, known := m.Presenter(body.ID)
+	if !known {
+		i, _ := slices.BinarySearchFunc(m.Presenters, body.ID, func(p Presenter, id string) int { return cmp.Compare(p.ID, id) })
+		m.Presenters = slices.Insert(m.Presenters, i, Presenter{ID: body.ID})
+		p = &m.Presenters[i]
+	}
+	p.Region, p.Stage = body.Region, body.Stage
+	if body.Holding != 0 && !p.MayUse(body.Holding) {
+		p.Maybe = append(slices.Clone(p.Maybe), body.Holding)
+		p.Acked = false
+	}
+	if body.Holding != p.Told || body.Epoch > p.Epoch {
+		// Whatever was told before did not arrive: advance tells it anew.
+		p.Told, p.Acked, p.Failed, p.Detail = 0, false, false, ""
+	}
+	return nil
+}
+
+func (m *machine) leave(body Left) error {
+	before := len(m.Presenters)
+	m.Presenters = slices.DeleteFunc(m.Presenters, func(p Presenter) bool { return p.ID == body.ID })
+	if len(m.Presenters) == before {
+		return fmt.Errorf("%w: presenter %q left already", ErrStale, body.ID)
+	}
+	return nil
+}
+
+func (m *machine) begin(id key.RotationID, body Begin) error {
+	if err := m.checkNew(id, body.Plan); err != nil {
+		return err
+	}
+	if body.Kind != Scheduled && body.Kind != Manual {
+		return fmt.Errorf("%w: a rotation of kind %v is not begun by Begin", ErrInvalid, body.Kind)
+	}
+	for i := range m.Rotations {
+		if r := &m.Rotations[i]; !r.Phase.Retiring() {
+			return fmt.Errorf("%w: rotation %v is %v; wait for it, or cancel it", ErrBusy, r.ID, r.Phase)
+		}
+	}
+	m.assign(body.Stages)
+	m.open(Rotation{ID: id, Kind: body.Kind, Plan: body.Plan, Reason: body.Reason, Actor: body.Actor, From: m.Labelled(key.Current)})
+	return nil
+}
+
+func (m *machine) assign(stages []StageOf) {
+	for _, a := range stages {
+		if p, ok := m.Presenter(a.ID); ok && a.Stage >= 0 {
+			p.Stage = a.Stage
+		}
+	}
+}
+
+func (m *machine) checkNew(id key.RotationID, plan Plan) error {
+	if id.IsZero() {
+		return fmt.Errorf("%w: a new rotation needs an ID", ErrInvalid)
+	}
+	if _, ok := m.Rotation(id); ok {
+		return fmt.Errorf("%w: rotation %v was begun already", ErrStale, id)
+	}
+	if len(plan.Stages) == 0 {
+		return fmt.Errorf("%w: a plan needs at least one stage", ErrInvalid)
+	}
+	return nil
+}
+
+// open adds a rotation in phase planned.
+func (m *machine) open(r Rotation) {
+	r.Phase, r.StartedAt, r.PhaseSince = Planned, m.Now, m.Now
+	m.Rotations = append(m.Rotations, r)
+}
+
+func (m *machine) revert(id key.RotationID, body Revert) error {
+	of, ok := m.Rotation(body.Of)
+	if !ok {
+		return fmt.Errorf("%w rotation %v: it has ended, or never was; only rotations whose old version is not destroyed can be rolled back", ErrUnknown, body.Of)
+	}
+	if err := m.checkBack(of); err != nil {
+		return err
+	}
+	switch of.Phase {
+	case Accepting, Presenting:
+		of.Reason = cmp.Or(body.Reason, of.Reason)
+		m.rollBack(of, RolledBack)
+		return nil
+	case RollingBack:
+		return fmt.Errorf("%w: rotation %v is being rolled back already", ErrStale, of.ID)
+	case Planned, Minting:
+		return fmt.Errorf("%w: rotation %v has changed nothing yet; cancel it", ErrPhase, of.ID)
+	case Draining, Revoking, Quarantine:
+		return m.revertRetired(id, of, body)
+	case Destroying:
+		return fmt.Errorf("%w: the quarantine of %v is over; begin a new rotation", ErrPhase, of.From)
+	case Done, RolledBack, Failed, Cancelled, Superseded:
+	}
+	return fmt.Errorf("%w: rotation %v has ended", ErrPhase, of.ID)
+}
+
+// checkBack reports whether r's old version may be presented again.
+func (m *machine) checkBack(r *Rotation) error {
+	from, ok := m.Version(r.From)
+	if !ok {
+		return fmt.Errorf("%w: rotation %v brought in the key's first version; there is none before it", ErrPhase, r.ID)
+	}
+	if from.State == key.Compromised {
+		return fmt.Errorf("%w: %v is never brought back; begin a new rotation instead", ErrCompromised, r.From)
+	}
+	return nil
+}
+
+func (m *machine) revertRetired(id key.RotationID, of *Rotation, body Revert) error {
+	if err := m.checkNew(id, body.Plan); err != nil {
+		return err
+	}
+	for i := range m.Rotations {
+		if r := &m.Rotations[i]; !r.Phase.Retiring() {
+			return fmt.Errorf("%w: rotation %v is %v; roll that one back first", ErrBusy, r.ID, r.Phase)
+		}
+	}
+	if m.Labelled(key.Current) != of.To {
+		return fmt.Errorf("%w: %v is not the current version any more; roll back the rotation after it", ErrPhase, of.To)
+	}
+	back, _ := m.Version(of.From)
+	r := Rotation{ID: id, Kind: Rollback, Plan: body.Plan, Reason: body.Reason, Actor: body.Actor, From: of.To, To: of.From}
+	m.end(of, RolledBack)
+	back.State, back.Label = key.Active, key.Pending
+	m.open(r)
+	m.enter(&m.Rotations[len(m.Rotations)-1], Accepting)
+	return nil
+}
+
+func (m *machine) approve(id key.RotationID, body Approve) error {
+	r, ok := m.Rotation(id)
+	if !ok {
+		return fmt.Errorf("%w rotation %v", ErrUnknown, id)
+	}
+	if r.Phase != Planned {
+		return fmt.Errorf("%w: rotation %v is %v, approvals are over", ErrPhase, id, r.Phase)
+	}
+	if body.Actor == "" {
+		return fmt.Errorf("%w: an approval needs a name", ErrInvalid)
+	}
+	if slices.Contains(r.Approvals, body.Actor) {
+		return fmt.Errorf("%w: %s has approved already", ErrStale, body.Actor)
+	}
+	r.Approvals = append(slices.Clone(r.Approvals), body.Actor)
+	return nil
+}
+
+func (m *machine) pause(id key.RotationID, body Pause) error {
+	r, ok := m.Rotation(id)
+	if !ok {
+		return fmt.Errorf("%w rotation %v", ErrUnknown, id)
+	}
+	r.hold(Hold{Reason: HoldOperator, Message: cmp.Or(body.Reason, "paused"), Human: true, Since: m.Now})
+	return nil
+}
+
+func (m *machine) resume(id key.RotationID) error {
+	r, ok := m.Rotation(id)
+	if !ok {
+		return fmt.Errorf("%w rotation %v", ErrUnknown, id)
+	}
+	if !r.Hold.Human {
+		return fmt.Errorf("%w: rotation %v does not wait for a human", ErrPhase, id)
+	}
+	if r.Hold.Reason == HoldStageFailed {
+		m.retell(r.To)
+	}
+	r.Hold = Hold{}
+	r.Task.Failed = false
+	for i := range m.Verifiers {
+		for _, v := range []key.Version{r.From, r.To} {
+			m.updateSlot(&m.Verifiers[i], v, func(slot *Slot) {
+				if slot.Failed {
+					slot.RetryAt = m.Now
+				}
+				slot.Contradictions = 0
+			})
+		}
+	}
+	return nil
+}
+
+// retell makes every presenter that failed with v be told again.
+func (m *machine) retell(v key.Version) {
+	for i := range m.Presenters {
+		if p := &m.Presenters[i]; p.Told == v && p.Failed {
+			p.Told, p.Acked, p.Failed, p.Detail = 0, false, false, ""
+		}
+	}
+}
+
+func (m *machine) cancel(id key.RotationID, body Cancel) error {
+	r, ok := m.Rotation(id)
+	if !ok {
+		return fmt.Errorf("%w rotation %v", ErrUnknown, id)
+	}
+	switch r.Phase {
+	case Planned, Minting:
+		r.Reason = cmp.Or(body.Reason, r.Reason)
+		m.end(r, Cancelled)
+		return nil
+	case Accepting, Presenting:
+		if r.From != 0 {
+			if err := m.checkBack(r); err != nil {
+				return err
+			}
+		} else if r.Phase == Presenting {
+			return fmt.Errorf("%w: there is no version before %v to return to", ErrPhase, r.To)
+		}
+		r.Reason = cmp.Or(body.Reason, r.Reason)
+		m.rollBack(r, RolledBack)
+		return nil
+	case RollingBack, Draining, Revoking, Quarantine, Destroying:
+		return fmt.Errorf("%w: rotation %v is %v; roll it back instead", ErrPhase, id, r.Phase)
+	case Done, RolledBack, Failed, Cancelled, Superseded:
+	}
+	return fmt.Errorf("%w: rotation %v has ended", ErrPhase, id)
+}
+
+func (m *machine) acked(body Acked) error {
+	news := false
+	for _, ack := range body.Acks {
+		p, ok := m.Presenter(ack.ID)
+		if !ok || ack.Epoch != p.Epoch || p.Told == 0 {
+			continue
+		}
+		if ack.OK && ack.Using != p.Told {
+			return fmt.Errorf("%w: presenter %q acknowledges %v but uses %v", ErrInvalid, ack.ID, p.Told, ack.Using)
+		}
+		if p.Acked && p.Failed == !ack.OK && len(p.Maybe) == 1 && p.Maybe[0] == ack.Using {
+			continue
+		}
+		news = true
+		p.Acked, p.Failed, p.Detail = true, !ack.OK, ack.Detail
+		p.Maybe = nil
+		if ack.Using != 0 {
+			p.Maybe = []key.Version{ack.Using}
+		}
+	}
+	if !news {
+		return fmt.Errorf("%w: no acknowledgement that anybody waits for", ErrStale)
+	}
+	return nil
+}
+
+func (m *machine) trouble(body Trouble) error {
+	if body.Effect.Verifier != "" {
+		w, slot, ok := m.waitingSlot(body.Effect)
+		if !ok {
+			return fmt.Errorf("%w: %s", ErrStale, body.Effect.ID())
+		}
+		m.updateSlot(w, slot.Version, func(slot *Slot) { slot.Trouble = body.Detail })
+		return nil
+	}
+	task, ok := m.waitingTask(body.Effect)
+	if !ok {
+		return fmt.Errorf("%w: %s", ErrStale, body.Effect.ID())
+	}
+	task.Trouble = body.Detail
+	return nil
+}
+
+// hold puts r on hold, unless it waits for a human already.
+func (r *Rotation) hold(h Hold) {
+	if r.Hold.Human && !h.Human {
+		return
+	}
+	if r.Hold.Reason == h.Reason && r.Hold.Human == h.Human {
+		h.Since = r.Hold.Since
+	}
+	r.Hold = h
+}
+
+// clear ends a hold that needs no human, if it has the given reason.
+func (r *Rotation) clear(reason HoldReason) {
+	if !r.Hold.Human && r.Hold.Reason == reason {
+		r.Hold = Hold{}
+	}
+}
+
+// enter moves r to another phase.
+func (m *machine) enter(r *Rotation, p Phase) {
+	r.Phase, r.PhaseSince = p, m.Now
+	r.Task = Task{Try: r.Task.Try}
+	r.QuietSince, r.MeasureAt = time.Time{}, time.Time{}
+	if !r.Hold.Human {
+		r.Hold = Hold{}
+	}
+}
+
+// end moves r to a final phase. advance removes it from the open ones.
+func (m *machine) end(r *Rotation, p Phase) {
+	m.enter(r, p)
+	r.Hold = Hold{}
+	if r.To == 0 {
+		return
+	}
+	// A version that never became current is of no further use.
+	if v, ok := m.Version(r.To); ok && v.Label == key.Pending {
+		v.Label = 0
+		if v.State == key.PreActivation || v.State == key.Active {
+			v.State = key.Deactivated
+		}
+		v.DestroyAt = m.Now.Add(r.Plan.DestroyAfter)
+	}
+}
