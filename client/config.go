@@ -36,8 +36,8 @@ type Config struct {
 	// Party is who presents the keys.
 	Party Party
 	// HTTPClient replaces the built-in client; RootCAs and CACertFile are then
-	// ignored. It must neither follow redirects (they would carry the token away)
-	// nor have a Timeout (it would end the stream).
+	// ignored. So are its Timeout, which would end the stream, and its redirect
+	// policy: no redirect is followed, because that would carry the token away.
 	HTTPClient *http.Client
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time

@@ -1,0 +1,292 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+)
+
+const (
+	// firstAnswerSoon is how long a stream may take for its first answer before
+	// a poll asks for the same.
+	firstAnswerSoon = 3 * time.Second
+	// firstAnswerLate is when a stream without any answer counts as blocked,
+	// although polls get through.
+	firstAnswerLate = 10 * time.Second
+	// heartbeatDefault applies when the server states no heartbeat.
+	heartbeatDefault = time.Minute
+	// heartbeatLeast and heartbeatMost bound what the server may state.
+	heartbeatLeast, heartbeatMost = time.Second, 10 * time.Minute
+	// stable is how long a connection must last to count as a good one.
+	stable = 10 * time.Second
+	// strikesToFallBack is how many failures in a row make a party try the next
+	// mode. It does so only if a poll gets through: otherwise the server is down.
+	strikesToFallBack = 3
+	// refreshEvery is the least time between two polls that the party asks for itself.
+	refreshEvery = time.Second
+)
+
+// link keeps one connection to the server, in the best mode that works. All its
+// methods run in one goroutine.
+type link struct {
+	*Client
+	box     *inbox
+	refresh <-chan struct{}
+
+	mode Mode
+	// resume is the mode to return to when the stream is tried again in vain.
+	resume Mode
+	// failures counts the tries in a row that brought no stable connection.
+	failures int
+	// strikes counts them per mode.
+	strikes     int
+	streamAt    time.Time
+	refreshedAt time.Time
+	told        Status
+}
+
+func newLink(c *Client, box *inbox, refresh <-chan struct{}) *link {
+	return &link{Client: c, box: box, refresh: refresh, mode: ModeStream}
+}
+
+// run connects, and reconnects, until ctx ends.
+func (l *link) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		began := time.Now()
+		var err error
+		if l.mode == ModeStream {
+			err = l.runStream(ctx)
+		} else {
+			err = l.runPoll(ctx)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			continue
+		}
+		lasted := time.Since(began) >= stable && !errors.Is(err, ErrStreamBlocked) && !errors.Is(err, context.DeadlineExceeded)
+		if lasted {
+			l.failures, l.strikes, l.resume = 0, 0, 0
+		}
+		l.failures++
+		l.strikes++
+		if !permanent(err) && l.fallBack(ctx, err) {
+			continue
+		}
+		wait := l.retryIn(err, l.failures)
+		l.tell(Status{Err: err, Permanent: permanent(err), RetryIn: wait})
+		_ = sleep(ctx, wait)
+	}
+}
+
+// fallBack moves to the next mode when this one has failed often enough while
+// requests get through.
+func (l *link) fallBack(ctx context.Context, err error) bool {
+	if l.mode == ModePoll {
+		return false
+	}
+	if l.strikes < strikesToFallBack && l.resume == 0 && !errors.Is(err, ErrStreamBlocked) {
+		return false
+	}
+	if _, pollErr := l.pollOnce(ctx, 0); pollErr != nil {
+		return false
+	}
+	next := ModeLongPoll
+	if l.mode == ModeLongPoll || l.resume == ModePoll {
+		next = ModePoll
+	}
+	l.mode, l.resume, l.strikes, l.failures = next, 0, 0, 0
+	l.streamAt = time.Now().Add(around(l.cfg.StreamRetry, l.random()))
+	l.tell(Status{Mode: next, Err: err})
+	return true
+}
+
+// runStream serves one stream until it ends and says why it did.
+func (l *link) runStream(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	answers, ended := make(chan *keyturnv1.WatchResponse), make(chan error, 1)
+	go func() { ended <- l.receive(ctx, answers) }()
+	err := l.serveStream(ctx, answers, ended)
+	cancel()
+	return err
+}
+
+// receive passes the answers of one stream on until it ends.
+func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchResponse) error {
+	defer close(answers)
+	req := &keyturnv1.WatchRequest{Party: partyToWire(l.cfg.Party), Keys: knownToWire(l.box.known())}
+	s, err := l.wire.watch(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for {
+		answer, err := s.next()
+		if errors.Is(err, io.EOF) {
+			return errEnded
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case answers <- answer:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
+	heartbeat, answered, probed := heartbeatDefault, false, false
+	watchdog := time.NewTimer(firstAnswerSoon)
+	defer watchdog.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			for range answers { // until the receiver has gone
+			}
+			return ctx.Err()
+		case answer, open := <-answers:
+			if !open {
+				return <-ended
+			}
+			if d := answer.GetHeartbeat(); d.IsValid() && d.AsDuration() > 0 {
+				heartbeat = min(max(d.AsDuration(), heartbeatLeast), heartbeatMost)
+			}
+			if !answered {
+				answered = true
+				l.tell(Status{Mode: ModeStream})
+			}
+			l.deliver(answer.GetAssignments())
+			watchdog.Reset(heartbeat)
+		case <-watchdog.C:
+			switch {
+			case answered:
+				l.wire.renew() // a request over the same connection would hang as well
+				return fmt.Errorf("%w for %v", ErrSilent, heartbeat)
+			case probed:
+				return ErrStreamBlocked
+			}
+			if _, err := l.pollOnce(ctx, 0); err != nil {
+				l.wire.renew()
+				return fmt.Errorf("no answer within %v: %w", firstAnswerSoon, err)
+			}
+			probed = true
+			watchdog.Reset(firstAnswerLate - firstAnswerSoon)
+		case <-l.refresh:
+			l.refreshNow(ctx)
+		}
+	}
+}
+
+// runPoll serves the polling modes. It returns nil when the stream should be
+// tried again.
+func (l *link) runPoll(ctx context.Context) error {
+	idle := 0
+	for ctx.Err() == nil {
+		if !time.Now().Before(l.streamAt) {
+			l.resume, l.mode = l.mode, ModeStream
+			return nil
+		}
+		wait := time.Duration(0)
+		if l.mode == ModeLongPoll {
+			wait = l.cfg.LongPollWait
+		}
+		asked := time.Now()
+		fresh, err := l.pollOnce(ctx, wait)
+		if err != nil {
+			return err
+		}
+		l.failures, l.strikes = 0, 0
+		l.tell(Status{Mode: l.mode, Err: l.told.Err})
+		pause := around(l.cfg.PollInterval, l.random())
+		if l.mode == ModeLongPoll {
+			// An answer that is early and empty must not become a busy loop.
+			if fresh > 0 || time.Since(asked) >= wait/2 {
+				idle = 0
+				continue
+			}
+			idle++
+			pause = backoff{l.cfg.BackoffMin, l.cfg.PollInterval}.wait(idle, 2, l.random())
+		}
+		l.pause(ctx, pause)
+	}
+	return ctx.Err()
+}
+
+// pause waits for d; a refresh ends it early.
+func (l *link) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-l.refresh:
+		l.refreshNow(ctx)
+	}
+}
+
+// refreshNow polls outside the usual order because the party has reason to
+// believe that it missed something.
+func (l *link) refreshNow(ctx context.Context) {
+	if time.Since(l.refreshedAt) < refreshEvery {
+		return
+	}
+	l.refreshedAt = time.Now()
+	if _, err := l.pollOnce(ctx, 0); err != nil {
+		l.cfg.Logger.Debug("refresh failed; the connection goes on", "error", err)
+	}
+}
+
+// pollOnce asks once and delivers what came. It returns how much of it is new.
+func (l *link) pollOnce(ctx context.Context, wait time.Duration) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait+l.cfg.RequestTimeout)
+	defer cancel()
+	answer, err := l.wire.poll(ctx, pollToWire(l.cfg.Party, l.box.known(), durationpb.New(wait)))
+	if err != nil {
+		return 0, err
+	}
+	return l.deliver(answer.GetAssignments()), nil
+}
+
+// deliver puts assignments into the inbox. One that makes no sense is left out
+// and does not hold up the others.
+func (l *link) deliver(wire []*keyturnv1.Assignment) int {
+	batch := make([]Assignment, 0, len(wire))
+	for _, w := range wire {
+		a, err := assignmentFromWire(w)
+		if err != nil {
+			l.cfg.Logger.Error("the server sent an assignment that makes no sense; it is left out", "error", err)
+			continue
+		}
+		batch = append(batch, a)
+	}
+	fresh, again := l.box.add(batch)
+	if len(again) > 0 {
+		if _, err := l.acks.add(again, nil); err != nil {
+			l.cfg.Logger.Error("outcomes are not acknowledged again", "error", err)
+		}
+	}
+	return fresh
+}
+
+// tell passes a status on unless it says nothing new.
+func (l *link) tell(s Status) {
+	if s == l.told {
+		return
+	}
+	l.told = s
+	if s.Err != nil {
+		l.cfg.Logger.Warn("connection to the server", "mode", s.Mode.String(), "permanent", s.Permanent, "retry_in", s.RetryIn, "error", s.Err)
+	} else {
+		l.cfg.Logger.Debug("connection to the server", "mode", s.Mode.String())
+	}
+	l.cfg.OnStatus(s)
+}

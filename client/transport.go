@@ -1,0 +1,201 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+)
+
+// maxAnswerBytes bounds one answer of the server: 1,000 keys of 64 KiB.
+const maxAnswerBytes = 64 << 20
+
+// transport is the delivery API as the rest of the package sees it; tests
+// replace it. Its errors went through explain.
+type transport interface {
+	watch(ctx context.Context, req *keyturnv1.WatchRequest) (stream, error)
+	poll(ctx context.Context, req *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error)
+	ack(ctx context.Context, req *keyturnv1.AckRequest) error
+	report(ctx context.Context, req *keyturnv1.ReportRequest) error
+	leave(ctx context.Context, req *keyturnv1.LeaveRequest) error
+	join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1.JoinResponse, error)
+	// renew drops the connections there are: the next request dials.
+	renew()
+}
+
+// stream is an open Watch.
+type stream interface {
+	// next blocks for the next answer; io.EOF means that the server ended the stream.
+	next() (*keyturnv1.WatchResponse, error)
+	close()
+}
+
+// wire is the transport over Connect.
+type wire struct {
+	rpc  keyturnv1connect.DeliveryServiceClient
+	http *roundTripper
+}
+
+// newWire builds the transport of a checked Config. token may be nil: Join has none.
+func newWire(cfg Config) (*wire, error) {
+	rt := &roundTripper{token: cfg.Token, now: cfg.Now}
+	if cfg.HTTPClient != nil {
+		fixed := *cfg.HTTPClient
+		fixed.Timeout = 0
+		fixed.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		rt.fixed = &fixed
+	} else {
+		roots, err := loadRoots(cfg)
+		if err != nil {
+			return nil, err
+		}
+		rt.dial = func() *http.Transport { return newHTTPTransport(roots) }
+		rt.current.Store(rt.dial())
+	}
+	rpc := keyturnv1connect.NewDeliveryServiceClient(rt, cfg.Address, connect.WithReadMaxBytes(maxAnswerBytes))
+	return &wire{rpc: rpc, http: rt}, nil
+}
+
+func loadRoots(cfg Config) (*x509.CertPool, error) {
+	if cfg.RootCAs != nil || cfg.CACertFile == "" {
+		return cfg.RootCAs, nil
+	}
+	pem, err := os.ReadFile(cfg.CACertFile)
+	if err != nil {
+		return nil, fmt.Errorf("%w: CACertFile: %w", ErrConfig, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%w: CACertFile %s holds no PEM certificate; it must hold the authority of the server's certificate", ErrConfig, cfg.CACertFile)
+	}
+	return pool, nil
+}
+
+func newHTTPTransport(roots *x509.CertPool) *http.Transport {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+	t.TLSHandshakeTimeout = 10 * time.Second
+	t.ForceAttemptHTTP2 = true
+	// A dead peer is found by pings also while no stream is open.
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
+	return t
+}
+
+func (w *wire) watch(ctx context.Context, req *keyturnv1.WatchRequest) (stream, error) {
+	s, err := w.rpc.Watch(ctx, req)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return wireStream{s}, nil
+}
+
+func (w *wire) poll(ctx context.Context, req *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
+	resp, err := w.rpc.Poll(ctx, req)
+	return resp, explain(err)
+}
+
+func (w *wire) ack(ctx context.Context, req *keyturnv1.AckRequest) error {
+	_, err := w.rpc.Ack(ctx, req)
+	return explain(err)
+}
+
+func (w *wire) report(ctx context.Context, req *keyturnv1.ReportRequest) error {
+	_, err := w.rpc.Report(ctx, req)
+	return explain(err)
+}
+
+func (w *wire) leave(ctx context.Context, req *keyturnv1.LeaveRequest) error {
+	_, err := w.rpc.Leave(ctx, req)
+	return explain(err)
+}
+
+func (w *wire) join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1.JoinResponse, error) {
+	resp, err := w.rpc.Join(ctx, req)
+	return resp, explain(err)
+}
+
+func (w *wire) renew() { w.http.renew() }
+
+type wireStream struct {
+	s *connect.ServerStreamForClient[keyturnv1.WatchResponse]
+}
+
+func (s wireStream) next() (*keyturnv1.WatchResponse, error) {
+	if s.s.Receive() {
+		return s.s.Msg(), nil
+	}
+	if err := s.s.Err(); err != nil {
+		return nil, explain(err)
+	}
+	return nil, io.EOF
+}
+
+func (s wireStream) close() { _ = s.s.Close() }
+
+// roundTripper sends requests with the bearer token. It follows no redirect,
+// which would carry the token to another host.
+type roundTripper struct {
+	token   TokenSource
+	now     func() time.Time
+	fixed   *http.Client
+	dial    func() *http.Transport
+	current atomic.Pointer[http.Transport]
+}
+
+// Do implements connect.HTTPClient.
+func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
+	if rt.token != nil {
+		token, err := rt.token.Token(req.Context())
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+token.RevealString())
+	}
+	var resp *http.Response
+	var err error
+	if rt.fixed != nil {
+		resp, err = rt.fixed.Do(req)
+	} else {
+		resp, err = rt.current.Load().RoundTrip(req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return rt.checkBusy(req, resp)
+}
+
+// checkBusy turns the "come back later" of a proxy into an error that keeps the
+// time it asks for; the server's own goes through the Connect error.
+func (rt *roundTripper) checkBusy(req *http.Request, resp *http.Response) (*http.Response, error) {
+	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return resp, nil
+	}
+	// The answer to a stream has status 200 whenever it comes from the server.
+	streaming := strings.HasPrefix(req.Header.Get("Content-Type"), "application/connect+")
+	if !streaming && strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+		return resp, nil
+	}
+	_ = resp.Body.Close()
+	after := parseRetryAfter(resp.Header.Get("Retry-After"), rt.now())
+	return nil, &busyError{status: resp.Status, after: max(after, time.Second)}
+}
+
+// renew makes the next request dial. What is under way ends by itself.
+func (rt *roundTripper) renew() {
+	if rt.fixed != nil {
+		rt.fixed.CloseIdleConnections()
+		return
+	}
+	rt.current.Swap(rt.dial()).CloseIdleConnections()
+}
