@@ -1,0 +1,36 @@
+package archtest
+
+// exceptions adds to the rules what they leave out, each with its reason.
+// The fewer the better.
+func exceptions(r Rules) Rules {
+	r.Plaintext = []Exception{
+		{"secret", "it defines the methods"},
+		{"internal/keeper", "sealing encrypts the plaintext"},
+		{"internal/audit", "the signing key of checkpoints is parsed and used here"},
+		{"internal/provider", "a provider hands the credential to its system"},
+		{"provider/providertest", "the suite searches errors and logs for plaintext"},
+		{"internal/rpc", "delivery puts the credential into the answer"},
+		{"internal/token", "tokens are shown once, when they are created"},
+		{"client", "the SDK sends its token and hands credentials to the application"},
+		{"internal/agent", "templates are rendered with the plaintext"},
+		{"internal/cli", "get and exec hand the credential to the user's process"},
+		{"internal/demo", "the fleet logs in with the credentials"},
+		{"test", "tests search for leaks by plaintext"},
+		{"examples", "they show what an application does"},
+	}
+	r.Clock = []Exception{
+		{"cmd", "the outermost shell"},
+		{"internal/cli", "progress display"},
+		{"internal/demo", "progress display"},
+		{"internal/pgserver", "it waits for a real process in real time"},
+		{"provider/providertest", "it waits for a real system in real time"},
+		{"test", "it measures real systems in real time"},
+	}
+	r.Variables = []Exception{
+		{"cmd/keyturn", "the linker sets main.version"},
+	}
+	r.Skip = []Exception{
+		{"test/pgtest", "without PostgreSQL it fails under CI=true and names scripts/install-parts elsewhere"},
+	}
+	return r
+}

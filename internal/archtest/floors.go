@@ -1,0 +1,99 @@
+package archtest
+
+// Keyturn returns the rules of Keyturn itself. docs/design/0002-floors.md gives
+// the reasons; a new folder gets a line here first.
+func Keyturn() Rules {
+	return exceptions(Rules{MaxLines: 800, Floors: floors()})
+}
+
+func floors() []Place {
+	none := []string{}
+	words := []string{"key", "secret"}
+	return []Place{
+		// 0: the words that everything else is said in.
+		{Path: "key", Floor: 0, Only: none, Foreign: none, Pure: true, NoContext: true},
+		{Path: "secret", Floor: 0, Only: none, Foreign: none},
+
+		// 1: what is decided, as functions of values.
+		{Path: "internal/rotation", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
+		{Path: "internal/policy", Floor: 1, Only: words, Pure: true, Foreign: []string{
+			"github.com/goccy/go-yaml", "cel.dev", "github.com/google/cel-go", "google.golang.org/protobuf",
+			"google.golang.org/genproto", "github.com/netresearch/go-cron", "github.com/invopop/jsonschema", "github.com/pb33f/ordered-map",
+		}},
+		{Path: "internal/audit", Floor: 1, Only: words, Pure: true, Foreign: []string{"golang.org/x/mod"}},
+		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
+
+		// 2: interfaces to the world, and what implements them.
+		{Path: "provider", Floor: 2, Only: words, Foreign: none},
+		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none, ForTests: true},
+		{Path: "internal/provider", Floor: 2, Only: words, Beside: []string{"provider"}, Apart: true},
+		{Path: "internal/store", Floor: 2, Only: []string{"key"}, Apart: true},
+		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
+		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
+		{Path: "internal/keeper/keepertest", Floor: 2, Only: words, Beside: []string{"internal/keeper"}, ForTests: true},
+		{Path: "internal/pgserver", Floor: 2, Only: none},
+
+		// 3: where the decisions take effect. The engine knows interfaces only; the hub
+		// and the data-plane services meet it in the store.
+		{Path: "internal/engine", Floor: 3, Only: interfaces()},
+		{Path: "internal/hub", Floor: 3, Only: interfaces()},
+		{Path: "internal/transit", Floor: 3, Only: interfaces()},
+		{Path: "internal/pki", Floor: 3, Only: interfaces()},
+		{Path: "internal/token", Floor: 3, Only: interfaces()},
+		{Path: "internal/apikey", Floor: 3, Only: interfaces()},
+		{Path: "gen", Floor: 3, Only: none},
+
+		// 4: thin transports.
+		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
+		{Path: "internal/compat", Floor: 4, Only: transports(), Apart: true},
+		{Path: "internal/console", Floor: 4, Only: transports()},
+
+		// 5: the wiring, the only place that names implementations.
+		{Path: "internal/server", Floor: 5},
+		{Path: "internal/gateway", Floor: 5},
+
+		// The outer side: it speaks to the server through gen and the network alone.
+		{Path: "client", Floor: 6, Only: append([]string{"gen/..."}, words...), Never: inner()},
+		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner()},
+		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "gen/..."}, words...), Never: inner()},
+		{
+			Path: "internal/cli", Floor: 8, Never: inner(),
+			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/policy", "internal/audit", "internal/authz", "internal/rotation"}, words...),
+		},
+		{Path: "internal/demo", Floor: 8},
+		{Path: "cmd", Floor: 9},
+		{Path: "internal/sim", Floor: 9, ForTests: true},
+
+		// Beside the floors: tests across packages, and what looks after the source.
+		{Path: "test", Floor: 10, ForTests: true},
+		{Path: "examples", Floor: 10, Only: append([]string{"client", "client/clienttest", "provider", "provider/providertest", "gen/..."}, words...)},
+		{Path: "internal/archtest", Floor: 10, Only: none, Foreign: none},
+		{Path: "internal/doccheck", Floor: 10, Only: none, Foreign: none},
+		{Path: "scripts", Floor: 10, Only: none, Foreign: none},
+	}
+}
+
+// interfaces is what the engine and its neighbours may import: decisions and
+// interfaces, no implementation of any.
+func interfaces() []string {
+	return []string{
+		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
+		"provider", "internal/store", "internal/keeper",
+	}
+}
+
+// transports is what transports may import: no store, no keeper, no provider.
+func transports() []string {
+	return []string{
+		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
+		"internal/engine", "internal/hub", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
+	}
+}
+
+// inner is what the outer side must never reach, not even through others.
+func inner() []string {
+	return []string{
+		"internal/engine", "internal/hub", "internal/store", "internal/keeper", "internal/provider",
+		"internal/rpc", "internal/server", "internal/gateway",
+	}
+}

@@ -1,0 +1,4 @@
+// Package client is outside.
+package client // want reach
+
+import _ "fake.example/m/middle"

@@ -1,0 +1,3 @@
+module fake.example/m
+
+go 1.26

@@ -1,0 +1,2 @@
+// Package tester serves tests.
+package tester
