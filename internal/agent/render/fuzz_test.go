@@ -27,7 +27,7 @@ func FuzzTemplate(f *testing.F) {
 	const password, outside = "Zq8#vTr0!mW", "Outside-4-Ever"
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.Contains(text, password) || strings.Contains(text, outside) {
-			t.Skip("the template spells a secret itself")
+			return // the template spells a secret itself
 		}
 		begin := time.Now()
 		tmpl, err := render.Parse(text, nil)
