@@ -71,6 +71,9 @@ type Endpoint struct {
 	Name string
 	// Region is the failure domain; empty means the default one.
 	Region string
+	// Host is what is reached, for example "db1:5432". Calls to endpoints with the
+	// same Host share a bulkhead, also across keys; empty means the key has its own.
+	Host string
 }
 
 // System is one opened system.
