@@ -13,8 +13,8 @@ import (
 // decoder copies nodes into resources, remembers where every field stands, and
 // reports every mismatch.
 type decoder struct {
-	positions map[string]Position
-	report    func(at Position, path, code, message, hint string)
+	places map[string]place
+	report func(at Position, path, code, message, hint string)
 }
 
 // defaulter is implemented by list elements that begin as something else than zero.
@@ -53,7 +53,7 @@ func (d *decoder) wrongType(n *node, path, want, hint string) {
 // value copies n into v, which is settable and holds the defaults. It reports
 // whether it could.
 func (d *decoder) value(n *node, v reflect.Value, path string) bool {
-	d.positions[path] = n.at
+	d.places[path] = place{Position: n.at, inset: n.inset, inline: n.inline}
 	if n.kind == nodeVague {
 		d.report(n.at, path, "ambiguous", fmt.Sprintf("%s means different things to different YAML readers", n.text), fmt.Sprintf("write a plain decimal number, or put it in quotes: %q", n.text))
 		return false

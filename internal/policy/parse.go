@@ -163,7 +163,7 @@ func (p *fileParser) document(root *node) {
 	if name := root.field("metadata").field("name"); name != nil && name.kind == nodeText {
 		resource += " " + name.text[:min(len(name.text), 253)]
 	}
-	d := &decoder{positions: map[string]Position{"": root.at}}
+	d := &decoder{places: map[string]place{"": {Position: root.at}}}
 	d.report = func(at Position, path, code, message, hint string) {
 		p.report(at, resource, path, code, message, hint)
 	}
@@ -177,11 +177,9 @@ func (p *fileParser) document(root *node) {
 	if len(p.problems) > before {
 		return
 	}
-	res.Source = Source{File: p.file, positions: d.positions}
+	res.Source = Source{File: p.file, places: d.places}
 	res.complete()
-	res.check(func(severity Severity, path, code, message, hint string) {
-		p.report(res.Source.Locate(path), resource, path, code, message, hint)
-	})
+	res.check(func(f finding) { p.problems = append(p.problems, res.problem(f)) })
 	if len(p.problems) == before {
 		p.resources = append(p.resources, res)
 	}

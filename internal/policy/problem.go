@@ -96,25 +96,50 @@ func (ps Problems) Err() error {
 	return errs
 }
 
+// problem places a finding in the resource's file.
+func (r Resource) problem(f finding) Problem {
+	at := r.Source.Locate(f.path)
+	if place := r.Source.places[f.path]; f.line == 1 && place.inline {
+		at.Col += place.inset + f.col - 1
+	}
+	return Problem{
+		File: r.Source.File, Line: at.Line, Col: at.Col, Resource: r.String(), Path: f.path,
+		Severity: f.severity, Code: f.code, Message: f.message, Hint: f.hint,
+	}
+}
+
 func (ps Problems) sort() {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
 	})
 }
 
-// reporter receives what a check finds; path is relative to the resource.
-type reporter func(severity Severity, path, code, message, hint string)
+// finding is a problem of one resource. Its path is relative to the resource;
+// line and col point into a text, from 1, when line is not 0.
+type finding struct {
+	severity      Severity
+	path, code    string
+	message, hint string
+	line, col     int
+}
+
+// reporter receives what a check finds.
+type reporter func(finding)
 
 // within returns a reporter whose paths lie under prefix.
 func (r reporter) within(prefix string) reporter {
-	return func(severity Severity, path, code, message, hint string) {
-		r(severity, joinPath(prefix, path), code, message, hint)
+	return func(f finding) {
+		f.path = joinPath(prefix, f.path)
+		r(f)
 	}
 }
 
-func (r reporter) err(path, code, message, hint string) { r(Error, path, code, message, hint) }
+func (r reporter) err(path, code, message, hint string) {
+	r(finding{severity: Error, path: path, code: code, message: message, hint: hint})
+}
+
 func (r reporter) warn(path, code, message, hint string) {
-	r(Warning, path, code, message, hint)
+	r(finding{severity: Warning, path: path, code: code, message: message, hint: hint})
 }
 
 // hintError is an error in two parts.

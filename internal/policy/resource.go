@@ -23,8 +23,17 @@ type Resource struct {
 
 // Source is the place a resource was read from.
 type Source struct {
-	File      string
-	positions map[string]Position
+	File   string
+	places map[string]place
+}
+
+// place is where a value stands; text that is inline stands in the source as it
+// is, inset characters after the position.
+type place struct {
+	Position
+
+	inset  int
+	inline bool
 }
 
 // Locate returns the position of the field at path, or of the nearest field
@@ -32,8 +41,8 @@ type Source struct {
 // Position for a resource that was not read from a file.
 func (s Source) Locate(path string) Position {
 	for {
-		if at, ok := s.positions[path]; ok || path == "" {
-			return at
+		if at, ok := s.places[path]; ok || path == "" {
+			return at.Position
 		}
 		cut := max(strings.LastIndexAny(path, ".["), 0)
 		path = path[:cut]
