@@ -45,7 +45,9 @@ type link struct {
 	// failures counts the tries in a row that brought no stable connection.
 	failures int
 	// strikes counts them per mode.
-	strikes     int
+	strikes int
+	// answers counts what came over the present stream or since polling began.
+	answers     int
 	streamAt    time.Time
 	refreshedAt time.Time
 	told        Status
@@ -59,6 +61,7 @@ func newLink(c *Client, box *inbox, refresh <-chan struct{}) *link {
 func (l *link) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		began := time.Now()
+		l.answers = 0
 		var err error
 		if l.mode == ModeStream {
 			err = l.runStream(ctx)
@@ -71,8 +74,7 @@ func (l *link) run(ctx context.Context) {
 		if err == nil {
 			continue
 		}
-		lasted := time.Since(began) >= stable && !errors.Is(err, ErrStreamBlocked) && !errors.Is(err, context.DeadlineExceeded)
-		if lasted {
+		if time.Since(began) >= stable && l.answers > 1 {
 			l.failures, l.strikes, l.resume = 0, 0, 0
 		}
 		l.failures++
@@ -89,7 +91,7 @@ func (l *link) run(ctx context.Context) {
 // fallBack moves to the next mode when this one has failed often enough while
 // requests get through.
 func (l *link) fallBack(ctx context.Context, err error) bool {
-	if l.mode == ModePoll {
+	if l.mode == ModePoll || retryAfter(err, l.cfg.Now()) > 0 {
 		return false
 	}
 	if l.strikes < strikesToFallBack && l.resume == 0 && !errors.Is(err, ErrStreamBlocked) {
@@ -115,6 +117,8 @@ func (l *link) runStream(ctx context.Context) error {
 	go func() { ended <- l.receive(ctx, answers) }()
 	err := l.serveStream(ctx, answers, ended)
 	cancel()
+	for range answers { // until the receiver has gone
+	}
 	return err
 }
 
@@ -144,14 +148,12 @@ func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchRespo
 }
 
 func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
-	heartbeat, answered, probed := heartbeatDefault, false, false
+	heartbeat, probed := heartbeatDefault, false
 	watchdog := time.NewTimer(firstAnswerSoon)
 	defer watchdog.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			for range answers { // until the receiver has gone
-			}
 			return ctx.Err()
 		case answer, open := <-answers:
 			if !open {
@@ -160,15 +162,15 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			if d := answer.GetHeartbeat(); d.IsValid() && d.AsDuration() > 0 {
 				heartbeat = min(max(d.AsDuration(), heartbeatLeast), heartbeatMost)
 			}
-			if !answered {
-				answered = true
+			l.answers++
+			if l.answers == 1 {
 				l.tell(Status{Mode: ModeStream})
 			}
 			l.deliver(answer.GetAssignments())
 			watchdog.Reset(heartbeat)
 		case <-watchdog.C:
 			switch {
-			case answered:
+			case l.answers > 0:
 				l.wire.renew() // a request over the same connection would hang as well
 				return fmt.Errorf("%w for %v", ErrSilent, heartbeat)
 			case probed:
@@ -180,7 +182,7 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			}
 			probed = true
 			watchdog.Reset(firstAnswerLate - firstAnswerSoon)
-		case <-l.refresh:
+		case <-l.refreshDue():
 			l.refreshNow(ctx)
 		}
 	}
@@ -205,6 +207,7 @@ func (l *link) runPoll(ctx context.Context) error {
 			return err
 		}
 		l.failures, l.strikes = 0, 0
+		l.answers++
 		l.tell(Status{Mode: l.mode, Err: l.told.Err})
 		pause := around(l.cfg.PollInterval, l.random())
 		if l.mode == ModeLongPoll {
@@ -228,18 +231,21 @@ func (l *link) pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
-	case <-l.refresh:
-		l.refreshNow(ctx)
+	case <-l.refreshDue():
 	}
+}
+
+// refreshDue returns the channel of refreshes, or nil as long as one is too recent.
+func (l *link) refreshDue() <-chan struct{} {
+	if time.Since(l.refreshedAt) < refreshEvery {
+		return nil
+	}
+	return l.refresh
 }
 
 // refreshNow polls outside the usual order because the party has reason to
 // believe that it missed something.
 func (l *link) refreshNow(ctx context.Context) {
-	if time.Since(l.refreshedAt) < refreshEvery {
-		return
-	}
-	l.refreshedAt = time.Now()
 	if _, err := l.pollOnce(ctx, 0); err != nil {
 		l.cfg.Logger.Debug("refresh failed; the connection goes on", "error", err)
 	}
@@ -247,10 +253,14 @@ func (l *link) refreshNow(ctx context.Context) {
 
 // pollOnce asks once and delivers what came. It returns how much of it is new.
 func (l *link) pollOnce(ctx context.Context, wait time.Duration) (int, error) {
+	l.refreshedAt = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, wait+l.cfg.RequestTimeout)
 	defer cancel()
 	answer, err := l.wire.poll(ctx, pollToWire(l.cfg.Party, l.box.known(), durationpb.New(wait)))
 	if err != nil {
+		if ctx.Err() != nil {
+			l.wire.renew() // nothing came back: the connection may be dead
+		}
 		return 0, err
 	}
 	return l.deliver(answer.GetAssignments()), nil
@@ -279,7 +289,7 @@ func (l *link) deliver(wire []*keyturnv1.Assignment) int {
 
 // tell passes a status on unless it says nothing new.
 func (l *link) tell(s Status) {
-	if s == l.told {
+	if s.Mode == l.told.Mode && s.RetryIn == l.told.RetryIn && s.Permanent == l.told.Permanent && errorText(s.Err) == errorText(l.told.Err) {
 		return
 	}
 	l.told = s
@@ -289,4 +299,11 @@ func (l *link) tell(s Status) {
 		l.cfg.Logger.Debug("connection to the server", "mode", s.Mode.String())
 	}
 	l.cfg.OnStatus(s)
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
