@@ -32,6 +32,7 @@ func floors() []Place {
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
 		{Path: "internal/keeper/keepertest", Floor: 2, Only: words, Beside: []string{"internal/keeper"}, ForTests: true},
 		{Path: "internal/pgserver", Floor: 2, Only: none},
+		{Path: "internal/harden", Floor: 2, Only: none, Foreign: []string{"golang.org/x/sys"}},
 
 		// 3: where the decisions take effect. The engine knows interfaces only; the hub
 		// and the data-plane services meet it in the store.
@@ -54,11 +55,11 @@ func floors() []Place {
 
 		// The outer side: it speaks to the server through gen and the network alone.
 		{Path: "client", Floor: 6, Only: append([]string{"gen/..."}, words...), Never: inner()},
-		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner()},
-		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "gen/..."}, words...), Never: inner()},
+		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
+		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "internal/harden", "gen/..."}, words...), Never: inner()},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),
-			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/policy", "internal/audit", "internal/authz", "internal/rotation"}, words...),
+			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/rotation"}, words...),
 		},
 		{Path: "internal/demo", Floor: 8},
 		{Path: "cmd", Floor: 9},

@@ -156,6 +156,7 @@ func mutable(value ast.Expr, values int) string {
 func checkTests(m *Module, r Rules) []Violation {
 	var out []Violation
 	for _, p := range m.Packages {
+		openers := bubbleOpeners(p)
 		for _, f := range p.Files {
 			if localName(f.Syntax, "testing") == "" {
 				continue
@@ -164,7 +165,7 @@ func checkTests(m *Module, r Rules) []Violation {
 				out = append(out, skips(m, f)...)
 			}
 			if !excepted(r.Sleep, f.Name) {
-				out = append(out, sleeps(m, f)...)
+				out = append(out, sleeps(m, f, openers)...)
 			}
 		}
 	}
@@ -193,16 +194,11 @@ func skips(m *Module, f *File) []Violation {
 	return out
 }
 
-func sleeps(m *Module, f *File) []Violation {
+func sleeps(m *Module, f *File, openers map[string]bool) []Violation {
 	var bubbles []*ast.CallExpr
-	bubble := localName(f.Syntax, "testing/synctest")
 	ast.Inspect(f.Syntax, func(n ast.Node) bool {
-		if call, ok := n.(*ast.CallExpr); ok && bubble != "" {
-			if fun, ok := call.Fun.(*ast.SelectorExpr); ok && fun.Sel.Name == "Test" {
-				if x, ok := fun.X.(*ast.Ident); ok && x.Name == bubble {
-					bubbles = append(bubbles, call)
-				}
-			}
+		if call, ok := n.(*ast.CallExpr); ok && opensBubble(f, call, openers) {
+			bubbles = append(bubbles, call)
 		}
 		return true
 	})
@@ -218,4 +214,38 @@ func sleeps(m *Module, f *File) []Violation {
 		}
 	}
 	return out
+}
+
+// bubbleOpeners returns the functions of a package that call synctest.Test: what
+// is passed to them runs, or may run, in a bubble.
+func bubbleOpeners(p *Package) map[string]bool {
+	openers := map[string]bool{}
+	for _, f := range p.Files {
+		for _, decl := range f.Syntax.Decls {
+			fun, ok := decl.(*ast.FuncDecl)
+			if !ok || fun.Recv != nil {
+				continue
+			}
+			ast.Inspect(fun, func(n ast.Node) bool {
+				if call, ok := n.(*ast.CallExpr); ok && opensBubble(f, call, nil) {
+					openers[fun.Name.Name] = true
+				}
+				return true
+			})
+		}
+	}
+	return openers
+}
+
+// opensBubble reports whether call is synctest.Test or one of the openers.
+func opensBubble(f *File, call *ast.CallExpr, openers map[string]bool) bool {
+	switch fun := call.Fun.(type) {
+	case *ast.Ident:
+		return openers[fun.Name]
+	case *ast.SelectorExpr:
+		bubble := localName(f.Syntax, "testing/synctest")
+		x, ok := fun.X.(*ast.Ident)
+		return ok && bubble != "" && x.Name == bubble && fun.Sel.Name == "Test"
+	}
+	return false
 }

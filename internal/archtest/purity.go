@@ -65,13 +65,14 @@ func isImpure(imported string) bool {
 	return matches(impure[:], imported) && !slices.Contains(harmless[:], imported)
 }
 
-// checkClock reports calls that read the clock outside the listed folders.
+// checkClock reports calls that read the clock outside the listed folders and
+// outside what serves tests.
 // Naming time.Now without calling it, as a default for a now function, is free.
 func checkClock(m *Module, r Rules) []Violation {
 	var out []Violation
 	for _, p := range m.Packages {
 		place := r.place(p.Dir)
-		if excepted(r.Clock, p.Dir) || place != nil && place.Pure {
+		if excepted(r.Clock, p.Dir) || place != nil && (place.Pure || place.ForTests) {
 			continue
 		}
 		for _, f := range p.Files {

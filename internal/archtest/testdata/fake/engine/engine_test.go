@@ -17,3 +17,12 @@ func TestSkip(t *testing.T) {
 	open(value{}).Reveal()
 	_ = time.Now()
 }
+
+func inBubble(t *testing.T, test func(*testing.T)) { synctest.Test(t, test) }
+
+func inAir(t *testing.T, test func(*testing.T)) { test(t) }
+
+func TestWrapped(t *testing.T) {
+	inBubble(t, func(t *testing.T) { time.Sleep(time.Hour) })
+	inAir(t, func(t *testing.T) { time.Sleep(time.Hour) }) // want sleep
+}
