@@ -175,7 +175,6 @@ func export(t testing.TB, l *memLog, verifierKeys ...string) []byte {
 	return b.Bytes()
 }
 
-
 // emptyLog reads the hashes of a log that has none.
 func emptyLog() tlog.HashReader {
 	return tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {

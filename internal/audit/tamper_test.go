@@ -175,6 +175,7 @@ func verifyLines(lines []string, options audit.Options) (audit.Report, error) {
 func TestTamperedBundle(t *testing.T) {
 	signer, verifier := newKey(t, origin)
 	other, _ := newKey(t, origin)
+	third, thirdVerifier := newKey(t, origin)
 	l := newLog(t, signer)
 	foreign := newLog(t, other)
 	foreign = rebuild(t, foreign.editRecord(t, 3, "all 12", "all 99"))
@@ -296,6 +297,10 @@ func TestTamperedBundle(t *testing.T) {
 		{"space in the header", func(l []string) []string { l[0] = substitute(t, l[0], `:1,`, `: 1,`); return l }, audit.Malformed, 0, 0},
 		{"version", func(l []string) []string { l[0] = substitute(t, l[0], `:1,`, `:2,`); return l }, audit.Malformed, 0, 0},
 		{"origin", func(l []string) []string { l[0] = substitute(t, l[0], `"origin":"k`, `"origin":"K`); return l }, audit.Malformed, 0, 0},
+		{"key that signed nothing", func(l []string) []string {
+			l[0] = substitute(t, l[0], `"]`, `","`+third.VerifierKey()+`"]`)
+			return l
+		}, audit.Malformed, 20, 20},
 		{"no keys", func(l []string) []string {
 			l[0] = substitute(t, l[0], `"`+signer.VerifierKey()+`"`, ``)
 			return l
@@ -303,12 +308,43 @@ func TestTamperedBundle(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			changed := row.change(slices.Clone(lines))
-			_, err := verifyLines(changed, audit.Options{Verifiers: []note.Verifier{verifier}})
+			_, err := verifyLines(changed, audit.Options{Verifiers: []note.Verifier{verifier, thirdVerifier}})
 			wantFault(t, err, row.kind, row.from, row.to)
 		})
 	}
 	if _, err := verifyLines(lines, audit.Options{Verifiers: []note.Verifier{verifier}}); err != nil {
 		t.Errorf("the untouched bundle fails: %v", err)
+	}
+}
+
+// TestWrongTrust: the bundle is whole, the trusted keys are others.
+func TestWrongTrust(t *testing.T) {
+	signer, _ := newKey(t, origin)
+	_, other := newKey(t, origin)
+	_, elsewhere := newKey(t, "elsewhere.example.org/audit")
+	b := export(t, newLog(t, signer), signer.VerifierKey())
+	for _, v := range []note.Verifier{other, elsewhere} {
+		_, err := audit.VerifyBundle(bytes.NewReader(b), audit.Options{Verifiers: []note.Verifier{v}})
+		wantFault(t, err, audit.Untrusted, 0, 0)
+	}
+	_, err := audit.VerifyBundle(bytes.NewReader(b), audit.Options{Verifiers: []note.Verifier{other, elsewhere}})
+	if !errors.Is(err, audit.ErrKey) {
+		t.Errorf("keys of two logs: got %v, want ErrKey", err)
+	}
+}
+
+// TestKindsAreNamed: every kind has a name of its own and a hint.
+func TestKindsAreNamed(t *testing.T) {
+	seen := map[string]bool{audit.Kind(0).String(): true}
+	for kind := audit.Malformed; kind <= audit.TimeReversed; kind++ {
+		name, err := kind.MarshalText()
+		if err != nil || seen[string(name)] || (&audit.Fault{Kind: kind}).Hint() == "" {
+			t.Errorf("kind %d is called %q, %v", kind, name, err)
+		}
+		seen[string(name)] = true
+	}
+	if beyond := audit.TimeReversed + 1; beyond.String() != "invalid" {
+		t.Errorf("a kind beyond the last is called %q", beyond)
 	}
 }
 
@@ -398,7 +434,7 @@ func TestEveryByteCounts(t *testing.T) {
 			}
 		}
 		for i := range b {
-			for _, c := range []byte{b[i] ^ 1, b[i] ^ 0x20, b[i] + 1, b[i] - 1, ' ', '0', '=', '\n', 0, 0xff} {
+			for _, c := range []byte{b[i] ^ 1, b[i] ^ 0x20, ' ', '0', '\n', 0xff} {
 				changed := bytes.Clone(b)
 				changed[i] = c
 				check(changed, fmt.Sprintf("becomes %q", c), i)

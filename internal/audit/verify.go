@@ -30,6 +30,7 @@ type Options struct {
 // item is what a log consists of, in order: records with their stored hashes, and
 // signed checkpoints behind the last record they cover.
 type item struct {
+	// hashes begin with the leaf hash.
 	record []byte
 	hashes []Hash
 	// checkpoint says that the item is one: then signed counts, else record and hashes.
@@ -158,9 +159,6 @@ func (c *checker) pending() *Fault {
 func (c *checker) record(it item, s stream) error {
 	n := c.size()
 	leaf := tlog.RecordHash(it.record)
-	if len(it.hashes) == 0 {
-		return &Fault{Kind: Malformed, From: n, To: n + 1, Line: it.line, Problem: "the record comes without its leaf hash"}
-	}
 	entry, err := Decode(it.record)
 	if err != nil {
 		kind, problem := Malformed, err.Error()
