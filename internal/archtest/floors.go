@@ -22,6 +22,9 @@ func floors() []Place {
 		}},
 		{Path: "internal/audit", Floor: 1, Only: words, Pure: true, Foreign: []string{"golang.org/x/mod"}},
 		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
+		// Beside them, what knows nothing of keys.
+		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
+		{Path: "internal/pgserver", Floor: 1, Only: none},
 
 		// 2: interfaces to the world, and what implements them.
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
@@ -31,8 +34,6 @@ func floors() []Place {
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
 		{Path: "internal/keeper/keepertest", Floor: 2, Only: words, Beside: []string{"internal/keeper"}, ForTests: true},
-		{Path: "internal/pgserver", Floor: 2, Only: none},
-		{Path: "internal/harden", Floor: 2, Only: none, Foreign: []string{"golang.org/x/sys"}},
 
 		// 3: where the decisions take effect. The engine knows interfaces only; the hub
 		// and the data-plane services meet it in the store.
