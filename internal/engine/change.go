@@ -1,0 +1,418 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// change is one transaction that changes keys: what it writes, what it enters
+// into the audit log, and what is to be told once it is committed.
+type change struct {
+	e     *Engine
+	ctx   context.Context //nolint:containedctx // a change lives as long as one call of update
+	tx    store.Tx
+	actor audit.Actor
+	now   time.Time
+
+	entries []audit.Entry
+	moved   []Moved
+	tells   map[key.Name][]Tell
+	// wake: something may be due earlier than the time-keeper believes.
+	wake bool
+}
+
+// update runs fn in a transaction on behalf of actor. What fn decides is
+// committed together with its audit entries, then told. fn may run again.
+func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change) error) error {
+	var c *change
+	err := e.store.Update(ctx, func(tx store.Tx) error {
+		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.config.Now().UTC()}
+		if err := fn(c); err != nil {
+			return err
+		}
+		return c.enterLog()
+	})
+	if err != nil {
+		return err
+	}
+	for name, tells := range c.tells {
+		e.config.Fleet.Tell(name, tells)
+	}
+	for _, moved := range c.moved {
+		e.config.Observer.Moved(moved)
+	}
+	if c.wake {
+		e.wakeUp()
+	}
+	return nil
+}
+
+// audit adds an entry to the change.
+func (c *change) audit(entry audit.Entry) {
+	entry.At = c.now
+	if entry.Actor == (audit.Actor{}) {
+		entry.Actor = c.actor
+	}
+	if entry.Outcome == "" {
+		entry.Outcome = audit.OutcomeOK
+	}
+	c.entries = append(c.entries, entry)
+}
+
+// enterLog appends the change's audit entries.
+func (c *change) enterLog() error {
+	if len(c.entries) == 0 {
+		return nil
+	}
+	source := logSource{tx: c.tx}
+	tail, err := audit.ReadTail(c.ctx, source)
+	if err != nil {
+		return err
+	}
+	batch, err := audit.Append(tail, audit.HashReader(c.ctx, source), c.entries...)
+	if err != nil {
+		return err
+	}
+	hashes := make([]store.Hash, len(batch.Hashes))
+	for i, h := range batch.Hashes {
+		hashes[i] = store.Hash(h)
+	}
+	return c.tx.Log.Append(c.ctx, batch.First, batch.Records, batch.FirstHash, hashes)
+}
+
+// state loads the state of a key as this transaction sees it.
+func (c *change) state(name key.Name) (rotation.State, store.Doc, error) {
+	return c.e.loadState(c.ctx, c.tx, name)
+}
+
+func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, store.Doc, error) {
+	doc, err := tx.Docs.Get(ctx, kindState, string(name))
+	if errors.Is(err, store.ErrNotFound) {
+		return rotation.State{}, store.Doc{Kind: kindState, Name: string(name)}, nil
+	}
+	if err != nil {
+		return rotation.State{}, store.Doc{}, err
+	}
+	if state, ok := e.states.get(name, doc.Rev); ok {
+		return state, doc, nil
+	}
+	var state rotation.State
+	if err := decodeInto(doc.Body, &state); err != nil {
+		return rotation.State{}, store.Doc{}, err
+	}
+	return state, doc, nil
+}
+
+// step folds one event into the state of a key: it writes the event, the state,
+// the rotations' records and the effects, and adds the audit entries.
+func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (before, after rotation.State, err error) {
+	before, doc, err := c.state(name)
+	if err != nil {
+		return before, before, err
+	}
+	after, effects, err := rotation.Step(before, rotation.Event{At: c.now, Rotation: id, Body: body})
+	if err != nil {
+		return before, before, fmt.Errorf("key %s: %w", name, err)
+	}
+	eventType, data, err := rotation.MarshalBody(body)
+	if err != nil {
+		return before, before, err
+	}
+	event := store.Event{Key: name, Seq: after.Seq, Rotation: id, Type: eventType, At: c.now, Body: data}
+	if err := c.tx.Events.Append(c.ctx, event); err != nil {
+		return before, before, err
+	}
+	if doc.Body, err = encode(after); err != nil {
+		return before, before, err
+	}
+	doc.Due = after.Wake()
+	rev, err := c.tx.Docs.Put(c.ctx, doc)
+	if err != nil {
+		return before, before, err
+	}
+	c.e.states.put(name, rev, after)
+	c.wake = c.wake || !doc.Due.IsZero()
+	if err := c.queue(name, effects); err != nil {
+		return before, before, err
+	}
+	return before, after, c.record(name, &before, &after)
+}
+
+// queue writes the effects as jobs; tells go to the fleet after the commit.
+func (c *change) queue(name key.Name, effects []rotation.Effect) error {
+	if len(effects) == 0 {
+		return nil
+	}
+	hosts, err := c.hosts(name)
+	if err != nil {
+		return err
+	}
+	var jobs []store.Job
+	for _, effect := range effects {
+		if effect.Kind == rotation.Tell {
+			if c.tells == nil {
+				c.tells = map[key.Name][]Tell{}
+			}
+			c.tells[name] = append(c.tells[name], Tell{
+				Presenter: effect.Presenter, Version: effect.Version, Epoch: effect.Epoch, Rotation: effect.Rotation, At: c.now,
+			})
+			continue
+		}
+		body, err := encode(effect)
+		if err != nil {
+			return err
+		}
+		jobs = append(jobs, store.Job{
+			ID: string(name) + "#" + effect.ID(), Lane: string(name) + "#" + effect.Lane(), Target: hosts.of(effect.EffectRef),
+			Key: name, Priority: priority(effect.Kind), RunAt: c.now, Body: body,
+		})
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	return c.tx.Queue.Enqueue(c.ctx, jobs...)
+}
+
+// priority lets what contains damage overtake what merely goes on.
+func priority(kind rotation.EffectKind) int {
+	switch kind {
+	case rotation.Refuse, rotation.ProbeRefuse:
+		return 2
+	case rotation.Preflight, rotation.Mint, rotation.Accept, rotation.ProbeAccept, rotation.Judge:
+		return 1
+	case rotation.Measure, rotation.Destroy, rotation.Tell:
+	}
+	return 0
+}
+
+// record derives audit entries, records and notices from a step.
+func (c *change) record(name key.Name, before, after *rotation.State) error {
+	records := map[key.RotationID]*RotationRecord{}
+	for _, list := range [][]rotation.Rotation{after.Ended, after.Rotations} {
+		for i := range list {
+			if err := c.recordRotation(name, before, &list[i], records); err != nil {
+				return err
+			}
+		}
+	}
+	transitions := rotation.Diff(*before, *after)
+	crowd := crowded(transitions)
+	for _, t := range transitions {
+		moved := Moved{Key: name, At: c.now, Transition: t, Record: records[t.Rotation]}
+		if t.Kind == rotation.RotationHold && t.To != "" {
+			moved.Names = waitingNames(after, t.Rotation)
+		}
+		c.moved = append(c.moved, moved)
+		if t.Kind == rotation.VersionState && t.To == key.Destroyed.String() {
+			if err := c.versionDestroyed(name, t.Version); err != nil {
+				return err
+			}
+		}
+		if !crowd[t.Kind] {
+			c.audit(entryOf(name, after.Seq, moved))
+		}
+	}
+	c.auditCrowd(name, after.Seq, transitions, crowd)
+	return nil
+}
+
+// maxEntries is how many changes of presenters in one event are entered one by
+// one. More are entered as one, with their number; the event has them all.
+const maxEntries = 64
+
+func crowded(transitions []rotation.Transition) map[rotation.TransitionKind]bool {
+	counts := map[rotation.TransitionKind]int{}
+	for _, t := range transitions {
+		counts[t.Kind]++
+	}
+	crowd := map[rotation.TransitionKind]bool{}
+	for _, kind := range []rotation.TransitionKind{rotation.PresenterTold, rotation.PresenterAcked, rotation.PresenterLeft} {
+		crowd[kind] = counts[kind] > maxEntries
+	}
+	return crowd
+}
+
+func (c *change) auditCrowd(name key.Name, seq uint64, transitions []rotation.Transition, crowd map[rotation.TransitionKind]bool) {
+	sums := map[string]*audit.Entry{}
+	counts := map[string]int{}
+	for _, t := range transitions {
+		if !crowd[t.Kind] {
+			continue
+		}
+		group := string(t.Kind) + t.Version.String() + t.To
+		if t.Kind == rotation.PresenterTold {
+			group = string(t.Kind) + t.Version.String()
+		}
+		if sums[group] == nil {
+			entry := entryOf(name, seq, Moved{Transition: t})
+			entry.Target = ""
+			sums[group] = &entry
+		}
+		counts[group]++
+	}
+	for group, entry := range sums {
+		entry.Detail = map[string]string{"presenters": strconv.Itoa(counts[group])}
+		c.audit(*entry)
+	}
+}
+
+// entryOf is the audit entry of one change.
+func entryOf(name key.Name, seq uint64, moved Moved) audit.Entry {
+	t := moved.Transition
+	entry := audit.Entry{
+		Action: audit.Action(t.Kind), Key: name, Rotation: t.Rotation, Event: seq, Version: t.Version,
+		From: t.From, To: t.To, Target: t.Subject, Reason: t.Message,
+	}
+	if t.Reason != "" {
+		entry.Detail = map[string]string{"reason": t.Reason}
+	}
+	if len(moved.Names) > 0 {
+		if entry.Detail == nil {
+			entry.Detail = map[string]string{}
+		}
+		entry.Detail["waiting-for"] = strings.Join(moved.Names, " ")
+	}
+	return entry
+}
+
+// waitingNames are the parties a rotation waits for.
+func waitingNames(state *rotation.State, id key.RotationID) []string {
+	r, ok := state.Rotation(id)
+	if !ok {
+		return nil
+	}
+	var names []string
+	for _, waiting := range state.Explain(r) {
+		for _, name := range waiting.Names {
+			if len(names) == 20 {
+				return names
+			}
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// recordRotation writes a rotation's record if it changed.
+func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotation.Rotation, records map[key.RotationID]*RotationRecord) error {
+	if old, ok := before.Rotation(r.ID); ok && !changedVisibly(old, r) {
+		return nil
+	}
+	record, doc, err := c.rotation(r.ID)
+	if errors.Is(err, ErrNotFound) {
+		record = RotationRecord{Key: name}
+		doc = store.Doc{Kind: kindRotation, Name: newestFirst(r.ID)}
+		index := store.Doc{Kind: kindOfKey, Name: string(name) + " " + newestFirst(r.ID)}
+		if _, err := c.tx.Docs.Put(c.ctx, index); err != nil {
+			return err
+		}
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	record.take(r, c.now)
+	records[r.ID] = &record
+	if !r.Phase.Ended() {
+		return c.putRotation(doc, &record)
+	}
+	if err := c.rotationEnded(name, &record); err != nil {
+		return err
+	}
+	return c.putRotation(doc, &record)
+}
+
+// changedVisibly reports whether a record must be written anew.
+func changedVisibly(old, r *rotation.Rotation) bool {
+	return old.Phase != r.Phase || old.Stage != r.Stage || old.Hold != r.Hold || old.To != r.To || old.From != r.From ||
+		old.Kind != r.Kind || len(old.Approvals) != len(r.Approvals) || !old.RecoveredAt.Equal(r.RecoveredAt)
+}
+
+func (c *change) rotation(id key.RotationID) (RotationRecord, store.Doc, error) {
+	var record RotationRecord
+	doc, err := c.tx.Docs.Get(c.ctx, kindRotation, newestFirst(id))
+	if errors.Is(err, store.ErrNotFound) {
+		return record, doc, fmt.Errorf("%w: rotation %v", ErrNotFound, id)
+	}
+	if err == nil {
+		err = decodeInto(doc.Body, &record)
+	}
+	return record, doc, err
+}
+
+func (c *change) putRotation(doc store.Doc, record *RotationRecord) error {
+	body, err := encode(record)
+	if err != nil {
+		return err
+	}
+	doc.Body = body
+	_, err = c.tx.Docs.Put(c.ctx, doc)
+	return err
+}
+
+// versionDestroyed notes when a version's material was shredded.
+func (c *change) versionDestroyed(name key.Name, v key.Version) error {
+	doc, err := c.tx.Docs.Get(c.ctx, kindVersion, versionName(name, v))
+	if err != nil {
+		return err
+	}
+	var record VersionRecord
+	if err := decodeInto(doc.Body, &record); err != nil {
+		return err
+	}
+	record.Destroyed = c.now
+	if doc.Body, err = encode(record); err != nil {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, doc)
+	return err
+}
+
+// logSource reads the audit log within a transaction.
+type logSource struct{ tx store.Tx }
+
+func (s logSource) Records(ctx context.Context, from uint64, limit int) ([][]byte, uint64, error) {
+	return s.tx.Log.Records(ctx, from, limit)
+}
+
+func (s logSource) Hashes(ctx context.Context, indexes []uint64) ([]tlog.Hash, error) {
+	stored, err := s.tx.Log.Hashes(ctx, indexes)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", audit.ErrMissingHash, err)
+	}
+	hashes := make([]tlog.Hash, len(stored))
+	for i, h := range stored {
+		hashes[i] = tlog.Hash(h)
+	}
+	return hashes, err
+}
+
+func (s logSource) Checkpoints(ctx context.Context, from uint64, limit int) ([][]byte, error) {
+	after := ""
+	if from > 0 {
+		after = checkpointName(from - 1)
+	}
+	docs, err := s.tx.Index.List(ctx, kindCheckpoint, "", after, limit)
+	if err != nil {
+		return nil, err
+	}
+	signed := make([][]byte, len(docs))
+	for i, doc := range docs {
+		signed[i] = doc.Body
+	}
+	return signed, nil
+}
+
+// checkpointName sorts checkpoints by size.
+func checkpointName(size uint64) string { return fmt.Sprintf("%020d", size) }

@@ -1,0 +1,196 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/keeper"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
+)
+
+// The errors that callers can tell apart; others are failures of the store.
+var (
+	// ErrNotFound: there is no such key, version, rotation or party.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid: the request is malformed; its message says where and how to mend it.
+	ErrInvalid = errors.New("invalid request")
+	// ErrState: the key or rotation is in a state that does not allow the request.
+	ErrState = errors.New("not possible now")
+)
+
+// Config is what an Engine needs. All fields without a default are required.
+type Config struct {
+	Store   store.Store
+	Keeper  keeper.Keeper
+	Drivers map[string]provider.Driver
+	// Signer signs the audit log's checkpoints.
+	Signer note.Signer
+	// Fleet reaches the presenters.
+	Fleet Fleet
+	// Observer hears of everything that happens; it must not block.
+	Observer Observer
+	Logger   *slog.Logger
+	// Now is the clock, Random a cryptographically secure source.
+	Now    func() time.Time
+	Random io.Reader
+
+	// Workers is how many effects run at once, PerHost how many against one host.
+	// Defaults: 32 and 8.
+	Workers int
+	PerHost int
+	// Lease is how long a worker owns an effect without renewing; an effect is
+	// given two thirds of it. Default: 30 s.
+	Lease time.Duration
+	// Poll is how often the store is asked without having been woken. Default: 1 s.
+	Poll time.Duration
+	// CheckpointEvery is how often the audit log is signed while it grows.
+	// Default: 1 s.
+	CheckpointEvery time.Duration
+}
+
+// Fleet is the way to the presenters. Its methods may be called concurrently
+// and must not block.
+type Fleet interface {
+	// Tell passes on what presenters of a key were told. It may be lost: a presenter
+	// that reconnects is told again.
+	Tell(name key.Name, tells []Tell)
+	// Samples returns what presenters reported about a version since then.
+	Samples(name key.Name, version key.Version, since time.Time) []Sample
+}
+
+// Tell is one presenter's new assignment.
+type Tell struct {
+	Presenter string
+	Version   key.Version
+	Epoch     uint64
+	Rotation  key.RotationID
+	At        time.Time
+}
+
+// Sample is how a version fared at one presenter.
+type Sample struct {
+	Presenter    string
+	At           time.Time
+	Attempts     uint64
+	AuthFailures uint64
+	Healthy      bool
+	Detail       string
+}
+
+// Observer hears of what happened, after it was committed. Its methods are
+// called from many goroutines.
+type Observer interface {
+	// Moved tells of one change of a key.
+	Moved(Moved)
+	// Attempted tells of one try of an effect.
+	Attempted(Attempted)
+}
+
+// Moved is one committed change.
+type Moved struct {
+	Key key.Name
+	At  time.Time
+	rotation.Transition
+	// Record is the rotation concerned as it stands now; nil if none is.
+	Record *RotationRecord
+	// Names are the parties a hold waits for, at most 20.
+	Names []string
+}
+
+// Attempted is one try of an effect.
+type Attempted struct {
+	Key      key.Name
+	Effect   rotation.EffectRef
+	Attempt  int
+	Started  time.Time
+	Took     time.Duration
+	Err      error
+	Outcome  rotation.Outcome
+	Rotation key.RotationID
+}
+
+// Engine runs rotations. Its methods may be called concurrently.
+type Engine struct {
+	config  Config
+	store   store.Store
+	log     *slog.Logger
+	states  stateCache
+	systems systemCache
+	rules   policyCache
+	wake    chan struct{}
+
+	mu      sync.Mutex
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// New checks config and returns an engine that is not started: it answers and
+// takes commands, but carries out nothing.
+func New(config Config) (*Engine, error) {
+	missing := map[string]bool{
+		"Store": config.Store == nil, "Keeper": config.Keeper == nil, "Signer": config.Signer == nil, "Fleet": config.Fleet == nil,
+		"Observer": config.Observer == nil, "Logger": config.Logger == nil, "Now": config.Now == nil, "Random": config.Random == nil,
+	}
+	for field, is := range missing {
+		if is {
+			return nil, fmt.Errorf("engine: Config.%s is required", field)
+		}
+	}
+	config.Workers = orDefault(config.Workers, 32)
+	config.PerHost = orDefault(config.PerHost, 8)
+	config.Lease = orDefault(config.Lease, 30*time.Second)
+	config.Poll = orDefault(config.Poll, time.Second)
+	config.CheckpointEvery = orDefault(config.CheckpointEvery, time.Second)
+	return &Engine{config: config, store: config.Store, log: config.Logger, wake: make(chan struct{}, 1)}, nil
+}
+
+func orDefault[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// Start begins to carry out effects and to keep time. It returns at once;
+// calling it again before Stop does nothing.
+func (e *Engine) Start(ctx context.Context) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cancel != nil {
+		return
+	}
+	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	for _, run := range []func(context.Context){e.work, e.keepTime, e.signLog} {
+		e.running.Go(func() { run(ctx) })
+	}
+}
+
+// Stop lets running effects end or be cut short, and returns when all have.
+// Calling it again does nothing. Unfinished effects are taken up by the next
+// Start, here or elsewhere.
+func (e *Engine) Stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cancel == nil {
+		return
+	}
+	e.cancel()
+	e.running.Wait()
+	e.cancel = nil
+	e.systems.close()
+}
+
+// Server is the actor of what the engine does by itself.
+func Server() audit.Actor { return audit.Actor{ID: "keyturn", Kind: "server"} }

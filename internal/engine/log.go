@@ -1,0 +1,141 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// Record enters something that is decided outside the engine, such as a denied
+// request, into the audit log.
+func (e *Engine) Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error {
+	return e.update(ctx, actor, func(c *change) error {
+		c.audit(entry)
+		return nil
+	})
+}
+
+// Checkpoint signs the audit log as it stands and keeps the signature. It
+// returns the signed note; an empty log has none.
+func (e *Engine) Checkpoint(ctx context.Context) ([]byte, error) {
+	var signed []byte
+	err := e.store.Update(ctx, func(tx store.Tx) error {
+		_, size, err := tx.Log.Records(ctx, 0, 1)
+		if err != nil || size == 0 {
+			return err
+		}
+		doc, err := tx.Docs.Get(ctx, kindCheckpoint, checkpointName(size))
+		if err == nil {
+			signed = doc.Body
+			return nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		checkpoint, err := audit.CheckpointAt(e.config.Signer.Name(), size, audit.HashReader(ctx, logSource{tx: tx}))
+		if err != nil {
+			return err
+		}
+		if signed, err = audit.SignCheckpoint(checkpoint, e.config.Signer); err != nil {
+			return err
+		}
+		_, err = tx.Docs.Put(ctx, store.Doc{Kind: kindCheckpoint, Name: checkpointName(size), Body: signed})
+		return err
+	})
+	return signed, err
+}
+
+// logView reads the log in a view of its own for every call, so that a long
+// export holds no snapshot open.
+type logView struct{ e *Engine }
+
+func (v logView) Records(ctx context.Context, from uint64, limit int) (records [][]byte, size uint64, err error) {
+	err = v.e.store.View(ctx, func(tx store.Tx) error {
+		records, size, err = logSource{tx: tx}.Records(ctx, from, limit)
+		return err
+	})
+	return records, size, err
+}
+
+func (v logView) Hashes(ctx context.Context, indexes []uint64) (hashes []tlog.Hash, err error) {
+	err = v.e.store.View(ctx, func(tx store.Tx) error {
+		hashes, err = logSource{tx: tx}.Hashes(ctx, indexes)
+		return err
+	})
+	return hashes, err
+}
+
+func (v logView) Checkpoints(ctx context.Context, from uint64, limit int) (signed [][]byte, err error) {
+	err = v.e.store.View(ctx, func(tx store.Tx) error {
+		signed, err = logSource{tx: tx}.Checkpoints(ctx, from, limit)
+		return err
+	})
+	return signed, err
+}
+
+// ExportLog signs the audit log and writes it as a bundle that can be verified
+// offline. verifierKeys are the keys that signed it.
+func (e *Engine) ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error {
+	if _, err := e.Checkpoint(ctx); err != nil {
+		return err
+	}
+	_, err := audit.WriteBundle(ctx, w, logView{e: e}, verifierKeys...)
+	return err
+}
+
+// VerifyLog checks the whole audit log against its signatures.
+func (e *Engine) VerifyLog(ctx context.Context, verifiers ...note.Verifier) (audit.Report, error) {
+	if _, err := e.Checkpoint(ctx); err != nil {
+		return audit.Report{}, err
+	}
+	return audit.VerifyLog(ctx, logView{e: e}, audit.Options{Verifiers: verifiers})
+}
+
+// LogPage is part of the audit log.
+type LogPage struct {
+	// Entries that match, one JSON object each.
+	Entries []string
+	// Next is where to read on; Size the number of entries in the log.
+	Next uint64
+	Size uint64
+}
+
+// maxScanned bounds how many entries one call of ReadLog looks at.
+const maxScanned = 10_000
+
+// ReadLog returns entries from number from on, those of a key or a rotation only
+// if asked for, at most limit.
+func (e *Engine) ReadLog(ctx context.Context, from uint64, limit int, name key.Name, id key.RotationID) (LogPage, error) {
+	page := LogPage{Next: from}
+	for scanned := 0; len(page.Entries) < limit && scanned < maxScanned; {
+		records, size, err := logView{e: e}.Records(ctx, page.Next, min(limit, 1000))
+		page.Size = size
+		if err != nil || len(records) == 0 {
+			return page, err
+		}
+		for _, record := range records {
+			page.Next++
+			scanned++
+			entry, err := audit.Decode(record)
+			if err != nil {
+				return page, fmt.Errorf("entry %d: %w", page.Next-1, err)
+			}
+			if name != "" && entry.Key != name || !id.IsZero() && entry.Rotation != id {
+				continue
+			}
+			page.Entries = append(page.Entries, string(record))
+			if len(page.Entries) == limit {
+				break
+			}
+		}
+	}
+	return page, nil
+}

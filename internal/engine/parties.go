@@ -1,0 +1,286 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/policy"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
+)
+
+const kindParty = "party"
+
+// Limits on parties.
+const (
+	// MaxPartyKeys is how many keys one party may present.
+	MaxPartyKeys = 1000
+	// MaxPartyID is the longest ID of a party, in bytes.
+	MaxPartyID = 128
+)
+
+// PartyRecord is a party as it described itself.
+type PartyRecord struct {
+	ID string `json:"id"`
+	// Kind is "agent" or "client"; a client is forgotten when it stays away.
+	Kind   string            `json:"kind"`
+	Region string            `json:"region,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Keys it presents, sorted.
+	Keys   []key.Name `json:"keys,omitempty"`
+	Joined time.Time  `json:"joined"`
+}
+
+func (p *PartyRecord) info() policy.Party {
+	return policy.Party{ID: p.ID, Name: p.ID, Kind: p.Kind, Region: p.Region, Labels: p.Labels}
+}
+
+func readParty(ctx context.Context, tx store.Tx, id string) (PartyRecord, store.Doc, error) {
+	var party PartyRecord
+	doc, err := tx.Docs.Get(ctx, kindParty, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return party, doc, fmt.Errorf("%w: party %q", ErrNotFound, id)
+	}
+	if err == nil {
+		err = decodeInto(doc.Body, &party)
+	}
+	return party, doc, err
+}
+
+// Holding is what a party says it holds of one key.
+type Holding struct {
+	Key     key.Name
+	Version key.Version
+	Epoch   uint64
+}
+
+// Attach registers a party with the keys it presents and returns what it is to
+// present of each; a key without a version for it yet is absent from the answer.
+// Attaching what is attached already, unchanged, writes nothing.
+func (e *Engine) Attach(ctx context.Context, actor audit.Actor, party PartyRecord, holdings []Holding) (map[key.Name]Tell, error) {
+	if len(holdings) > MaxPartyKeys {
+		return nil, fmt.Errorf("%w: a party may present %d keys at most, not %d", ErrInvalid, MaxPartyKeys, len(holdings))
+	}
+	slices.SortFunc(holdings, func(a, b Holding) int {
+		if a.Key < b.Key {
+			return -1
+		}
+		return 1
+	})
+	tells, same, err := e.attached(ctx, &party, holdings)
+	if err != nil || same {
+		return tells, err
+	}
+	err = e.update(ctx, actor, func(c *change) error {
+		tells = map[key.Name]Tell{}
+		return c.attach(party, holdings, tells)
+	})
+	return tells, err
+}
+
+// attached reports whether the party is registered just so already, and what it
+// is to present.
+func (e *Engine) attached(ctx context.Context, party *PartyRecord, holdings []Holding) (tells map[key.Name]Tell, same bool, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		tells, same = map[key.Name]Tell{}, true
+		known, _, err := readParty(ctx, tx, party.ID)
+		if errors.Is(err, ErrNotFound) {
+			same = false
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		same = sameParty(&known, party) && len(known.Keys) == len(holdings)
+		for i, h := range holdings {
+			if !same || known.Keys[i] != h.Key {
+				same = false
+				return nil
+			}
+			state, _, err := e.loadState(ctx, tx, h.Key)
+			if err != nil {
+				return err
+			}
+			p, ok := state.Presenter(party.ID)
+			// A party that holds what it was told, or did not hear of it yet, needs no event.
+			if !ok || h.Epoch > p.Epoch || h.Version != 0 && !p.MayUse(h.Version) || h.Version == 0 && p.Acked && p.Told != 0 {
+				same = false
+				return nil
+			}
+			if p.Told != 0 {
+				tells[h.Key] = tellOf(&state, p)
+			}
+		}
+		return nil
+	})
+	return tells, same, err
+}
+
+func sameParty(a, b *PartyRecord) bool {
+	if a.Kind != b.Kind || a.Region != b.Region || len(a.Labels) != len(b.Labels) {
+		return false
+	}
+	for name, value := range a.Labels {
+		if b.Labels[name] != value {
+			return false
+		}
+	}
+	return true
+}
+
+func tellOf(state *rotation.State, p *rotation.Presenter) Tell {
+	tell := Tell{Presenter: p.ID, Version: p.Told, Epoch: p.Epoch}
+	if cut, open := state.CutOver(); open {
+		tell.Rotation = cut.ID
+	}
+	return tell
+}
+
+func (c *change) attach(party PartyRecord, holdings []Holding, tells map[key.Name]Tell) error {
+	known, doc, err := readParty(c.ctx, c.tx, party.ID)
+	isNew := errors.Is(err, ErrNotFound)
+	if err != nil && !isNew {
+		return err
+	}
+	party.Joined, party.Keys = known.Joined, nil
+	if isNew {
+		party.Joined = c.now
+		c.audit(audit.Entry{Action: audit.ActionJoin, Target: party.ID, Detail: nonEmpty(map[string]string{"kind": party.Kind, "region": party.Region})})
+	}
+	for _, h := range holdings {
+		tell, err := c.attachKey(&party, h)
+		if err != nil {
+			return err
+		}
+		if tell.Version != 0 {
+			tells[h.Key] = tell
+		}
+		party.Keys = append(party.Keys, h.Key)
+	}
+	for _, name := range known.Keys {
+		if !slices.Contains(party.Keys, name) {
+			if err := c.detachKey(name, party.ID); err != nil {
+				return err
+			}
+		}
+	}
+	body, err := encode(party)
+	if err != nil {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindParty, Name: party.ID, Rev: doc.Rev, Body: body})
+	return err
+}
+
+func nonEmpty(m map[string]string) map[string]string {
+	for name, value := range m {
+		if value == "" {
+			delete(m, name)
+		}
+	}
+	return m
+}
+
+func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
+	_, k, _, err := readKey(c.ctx, c.tx, h.Key)
+	if err != nil {
+		return Tell{}, err
+	}
+	compiled, err := c.e.policyOf(c.ctx, c.tx, &k)
+	if err != nil {
+		return Tell{}, err
+	}
+	stage, err := stageFor(compiled, &k, party)
+	if err != nil {
+		return Tell{}, err
+	}
+	body := rotation.Joined{ID: party.ID, Region: party.Region, Stage: stage, Holding: h.Version, Epoch: h.Epoch}
+	_, after, err := c.step(h.Key, key.RotationID{}, body)
+	if err != nil {
+		return Tell{}, err
+	}
+	p, ok := after.Presenter(party.ID)
+	if !ok || p.Told == 0 {
+		return Tell{}, nil
+	}
+	return tellOf(&after, p), nil
+}
+
+func (c *change) detachKey(name key.Name, id string) error {
+	_, _, err := c.step(name, key.RotationID{}, rotation.Left{ID: id})
+	if errors.Is(err, rotation.ErrStale) {
+		return nil
+	}
+	return err
+}
+
+// Detach tells that a party presents nothing any more, and forgets it.
+func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason string) error {
+	return e.update(ctx, actor, func(c *change) error {
+		party, doc, err := readParty(ctx, c.tx, id)
+		if err != nil {
+			return err
+		}
+		for _, name := range party.Keys {
+			if err := c.detachKey(name, id); err != nil {
+				return err
+			}
+		}
+		c.audit(audit.Entry{Action: "party.leave", Target: id, Reason: reason})
+		return c.tx.Docs.Delete(ctx, kindParty, id, doc.Rev)
+	})
+}
+
+// Acknowledge records what became of tellings of one key; it returns when that
+// is durable. Answers that nobody waits for are ignored.
+func (e *Engine) Acknowledge(ctx context.Context, actor audit.Actor, name key.Name, acks []rotation.Ack) error {
+	err := e.update(ctx, actor, func(c *change) error {
+		state, _, err := c.state(name)
+		if err != nil {
+			return err
+		}
+		id := key.RotationID{}
+		if cut, open := state.CutOver(); open {
+			id = cut.ID
+		}
+		_, _, err = c.step(name, id, rotation.Acked{Acks: acks})
+		return err
+	})
+	if errors.Is(err, rotation.ErrStale) {
+		return nil
+	}
+	return err
+}
+
+// Material returns what a version consists of, for presenters that were told to
+// use it. It is not audited by itself: the telling is.
+func (e *Engine) Material(ctx context.Context, name key.Name, v key.Version) (provider.Material, error) {
+	return e.material(ctx, name, v)
+}
+
+// Parties lists registered parties by ID, after the given one, at most limit.
+func (e *Engine) Parties(ctx context.Context, after string, limit int) ([]PartyRecord, error) {
+	var list []PartyRecord
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		list = nil
+		docs, err := tx.Index.List(ctx, kindParty, "", after, limit)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			var party PartyRecord
+			if err := decodeInto(doc.Body, &party); err != nil {
+				return err
+			}
+			list = append(list, party)
+		}
+		return nil
+	})
+	return list, err
+}

@@ -1,0 +1,127 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// dueBatch is how many due documents are handled before time is read again.
+const dueBatch = 256
+
+// wakeUp makes the time-keeper look at once.
+func (e *Engine) wakeUp() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keepTime tells rotations the time when they wait for it, and begins those that
+// are due, until ctx ends.
+func (e *Engine) keepTime(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-e.wake:
+		}
+		timer.Reset(e.lookAround(ctx))
+	}
+}
+
+// lookAround handles what is due and returns after how long to look again.
+func (e *Engine) lookAround(ctx context.Context) time.Duration {
+	e.each(ctx, kindState, e.tick)
+	e.each(ctx, kindKey, e.consider)
+	var next time.Time
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		docs, err := tx.Index.Due(ctx, kindState, e.config.Now().Add(e.config.Poll), 1)
+		if len(docs) > 0 {
+			next = docs[0].Due
+		}
+		return err
+	})
+	if err != nil || next.IsZero() {
+		return e.config.Poll
+	}
+	// A time in the past means that its tick failed: it is tried again, not at once.
+	return min(max(next.Sub(e.config.Now()), time.Millisecond), e.config.Poll)
+}
+
+// each calls handle for every document of a kind that is due.
+func (e *Engine) each(ctx context.Context, kind string, handle func(context.Context, key.Name) error) {
+	for {
+		var docs []store.Doc
+		err := e.store.View(ctx, func(tx store.Tx) error {
+			var err error
+			docs, err = tx.Index.Due(ctx, kind, e.config.Now(), dueBatch)
+			return err
+		})
+		if err != nil {
+			if ctx.Err() == nil {
+				e.log.ErrorContext(ctx, "what is due could not be read; trying again", "kind", kind, "error", err)
+			}
+			return
+		}
+		failures := 0
+		for _, doc := range docs {
+			if err := handle(ctx, key.Name(doc.Name)); err != nil && ctx.Err() == nil {
+				failures++
+				e.log.ErrorContext(ctx, "a key that is due could not be handled; trying again", "key", doc.Name, "error", err)
+			}
+		}
+		if len(docs) < dueBatch || failures > 0 || ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// tick tells a key's rotations the time.
+func (e *Engine) tick(ctx context.Context, name key.Name) error {
+	err := e.update(ctx, Server(), func(c *change) error {
+		_, doc, err := c.state(name)
+		if err != nil {
+			return err
+		}
+		if doc.Due.IsZero() || doc.Due.After(c.now) {
+			return rotation.ErrStale // somebody else was faster
+		}
+		_, _, err = c.step(name, key.RotationID{}, rotation.Tick{})
+		return err
+	})
+	if errors.Is(err, rotation.ErrStale) {
+		return nil
+	}
+	return err
+}
+
+// signLog signs the audit log as it grows, until ctx ends.
+func (e *Engine) signLog(ctx context.Context) {
+	grown := e.store.Watch(ctx, store.TopicLog)
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-grown:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		if _, err := e.Checkpoint(ctx); err != nil && ctx.Err() == nil {
+			e.log.ErrorContext(ctx, "the audit log could not be signed; trying again", "error", err)
+		}
+		pause.Reset(e.config.CheckpointEvery)
+	}
+}
