@@ -94,7 +94,10 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	s.stopped = sync.OnceValue(s.shutdown)
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	s.emptyLogSoon() // a crash may have come between a deletion and its checkpoint
+	// A crash may have come between a deletion and its checkpoint.
+	if emptied, err := s.writer.checkpoint(); err != nil || !emptied {
+		s.emptyLogSoon()
+	}
 	go s.checkpointer(background)
 	return s, nil
 }
