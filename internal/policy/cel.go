@@ -107,7 +107,7 @@ func (c *compiler) compile(env *cel.Env, src, path string, r reporter) *expressi
 	}
 	parsed, issues := env.Parse(src)
 	if issues.Err() != nil {
-		c.issues(issues, path, r, `write CEL, for example party.labels.cohort == "canary"`)
+		c.issues(issues, path, r)
 		return nil
 	}
 	if c.unknownFields(parsed, path, r) {
@@ -115,7 +115,7 @@ func (c *compiler) compile(env *cel.Env, src, path string, r reporter) *expressi
 	}
 	checked, issues := env.Check(parsed)
 	if issues.Err() != nil {
-		c.issues(issues, path, r, "all variables are texts but labels, which map text to text; put values in double quotes")
+		c.issues(issues, path, r)
 		return nil
 	}
 	if checked.OutputType() != cel.BoolType {
@@ -139,14 +139,32 @@ func (c *compiler) compile(env *cel.Env, src, path string, r reporter) *expressi
 	return out
 }
 
-func (c *compiler) issues(issues *cel.Issues, path string, r reporter, hint string) {
+func (c *compiler) issues(issues *cel.Issues, path string, r reporter) {
 	for _, e := range issues.Errors() {
-		f := finding{severity: Error, path: path, code: "expression", message: e.Message, hint: hint}
+		message, _, _ := strings.Cut(e.Message, "\n")
+		f := finding{severity: Error, path: path, code: "expression", message: message, hint: expressionHint(message)}
 		if e.Location != nil && e.Location.Line() > 0 {
 			f.line, f.col = e.Location.Line(), e.Location.Column()+1
 		}
 		r(f)
 	}
+}
+
+// expressionHint returns advice on a message of the CEL compiler.
+func expressionHint(message string) string {
+	switch {
+	case strings.Contains(message, "undeclared reference to 'party'"):
+		return "only key.name, key.owner and key.labels are known here"
+	case strings.Contains(message, "undeclared reference"):
+		return "known are party.id, party.name, party.kind, party.region, party.labels, key.name, key.owner and key.labels; texts stand in double quotes"
+	case strings.Contains(message, "nesting limit"):
+		return "loops over labels may not be nested"
+	case strings.Contains(message, "no matching overload"):
+		return "labels and all other fields are texts: compare them with texts in double quotes"
+	case strings.Contains(message, "matches argument"):
+		return "write a regular expression as RE2 defines it"
+	}
+	return `write CEL, for example party.labels.cohort == "canary"`
 }
 
 // unknownFields reports fields such as party.lables, better than CEL would.

@@ -119,9 +119,11 @@ func (s *KeySpec) check(r reporter) {
 
 // checkSegment checks a name that consists of one segment of a key name.
 func checkSegment(r reporter, path, name string) {
-	if _, err := key.ParseName(name); err != nil {
-		message := strings.Replace(strings.TrimPrefix(err.Error(), key.ErrName.Error()), ": it is empty; write for example prod/orders/db", "it is empty", 1)
-		r.err(path, "invalid-name", "invalid name "+strings.TrimSpace(message), "")
+	if name == "" {
+		r.err(path, "invalid-name", "the name is empty", "write for example database")
+	} else if _, err := key.ParseName(name); err != nil {
+		message := strings.TrimPrefix(err.Error(), key.ErrName.Error()+" ")
+		r.err(path, "invalid-name", "invalid name "+message, "")
 	} else if strings.Contains(name, "/") {
 		r.err(path, "invalid-name", fmt.Sprintf("invalid name %s: it has several segments", quote(name)), "leave out the slashes")
 	}

@@ -170,7 +170,7 @@ func elementNames(n *node) []string {
 
 var (
 	secretField = regexp.MustCompile(`(?i)(passw|secret|token|credential|private|apikey|api_key|passphrase)`)
-	secretURL   = regexp.MustCompile(`(://[^/@\s:"]*):[^@\s"]*@`)
+	secretURL   = regexp.MustCompile(`(://[^/\s:"]*):[^\s"]*@`)
 	secretParam = regexp.MustCompile(`(?i)(passw(or)?d|secret|token|passphrase)=[^&\s"]+`)
 )
 

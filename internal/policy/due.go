@@ -185,13 +185,14 @@ func share(name key.Name, period time.Time) uint64 {
 	return binary.BigEndian.Uint64(sum[:])
 }
 
-// portion returns share/2⁶⁴ of d: at least 0 and less than d, or 0 if d is not positive.
+// portion returns share/2⁶⁴ of d, in whole milliseconds: at least 0 and less than
+// d, or 0 if d is not positive. Stores that keep microseconds keep starts exactly.
 func portion(share uint64, d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
 	high, _ := bits.Mul64(share, uint64(d))
-	return time.Duration(high)
+	return time.Duration(high).Truncate(time.Millisecond)
 }
 
 // search looks for the first start that windows, freezes and jitter allow.

@@ -178,7 +178,7 @@ func (l *linter) rareWindows(c *Compiled, r reporter) {
 	if now.IsZero() {
 		now = reference()
 	}
-	var longest time.Duration
+	longest, last := time.Duration(0), time.Time{}
 	for range 100 {
 		var next time.Time
 		for _, w := range c.windows {
@@ -189,13 +189,13 @@ func (l *linter) rareWindows(c *Compiled, r reporter) {
 		if next.IsZero() {
 			break
 		}
-		if gap := next.Sub(now); gap > longest && !now.Equal(l.options.Now) {
-			longest = gap
+		if !last.IsZero() {
+			longest = max(longest, next.Sub(last))
 		}
-		now = next
+		now, last = next, next
 	}
-	if every := c.policy.Spec.Rotate.Every; longest > 2*every.Std() {
-		r.warn("rotate.windows", "windows-too-rare", fmt.Sprintf("no window opens for up to %s, so that versions get much older than %s", Duration(longest), every), "open windows more often, or raise every")
+	if every := c.policy.Spec.Rotate.Every; longest > every.Std() {
+		r.warn("rotate.windows", "windows-too-rare", fmt.Sprintf("no window opens for up to %s, so that versions get that much older than %s", Duration(longest), every), "open windows more often, or raise every")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // Limits on input. What exceeds them is refused.
@@ -98,10 +99,8 @@ func (n *node) number() (float64, error) {
 	if f == 0 {
 		return 0, nil // never the negative zero
 	}
-	if f >= 1<<53 || f <= -(1<<53) {
-		if f == float64(int64(f)) {
-			return 0, fmt.Errorf("the number %s is too large to be exact", n.text)
-		}
+	if !strings.ContainsAny(n.text, ".eE") && strconv.FormatFloat(f, 'f', -1, 64) != n.text {
+		return 0, fmt.Errorf("the number %s is too large to be exact", n.text)
 	}
 	return f, nil
 }

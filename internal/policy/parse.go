@@ -91,7 +91,7 @@ func (p *fileParser) yaml(src string) {
 	lines := strings.Split(src, "\n")
 	begin := 0
 	flush := func(end int) bool {
-		body := strings.Join(lines[begin:end], "\n")
+		body := strings.Join(lines[begin:end], "\n") + "\n"
 		if strings.TrimSpace(body) == "" {
 			return true
 		}
