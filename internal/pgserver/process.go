@@ -139,7 +139,6 @@ func (s *Server) writeSettings() error {
 	if !s.config.Durable {
 		settings["fsync"] = "off"
 		settings["full_page_writes"] = "off"
-		settings["synchronous_commit"] = "off"
 	}
 	if s.config.LogStatements {
 		settings["log_statement"] = "all"

@@ -39,7 +39,7 @@ func (s *system) acceptPrimary(ctx context.Context, call provider.Call, user str
 	if err != nil {
 		return provider.Permanent(fmt.Errorf("postgres: %v: %w", version.Number, err), "let Keyturn mint the password, or import one of printable ASCII")
 	}
-	err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	err = s.changeOnPrimary(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		r, err := readRole(ctx, tx, user, s.settings.group)
 		if err != nil {
 			return err
@@ -78,7 +78,7 @@ func (s *system) noteSince(ctx context.Context, call provider.Call, n node, user
 	if err != nil {
 		return fmt.Errorf("postgres: the new password of role %q: %w", user, err)
 	}
-	return s.change(ctx, func(ctx context.Context, tx pgx.Tx) error {
+	return s.changeOnPrimary(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		r, err := readRole(ctx, tx, user, "")
 		if err != nil {
 			return err
@@ -154,8 +154,8 @@ func (s *system) waitReplica(ctx context.Context, n node, what string, arrived f
 		if done && err == nil {
 			return nil
 		}
-		if provider.IsPermanent(err) {
-			return err
+		if err = explain(err); provider.IsPermanent(err) || errors.Is(err, errSessionsOpen) {
+			return fmt.Errorf("postgres: %s: %w", n.describe(), err)
 		}
 		if err != nil && bounded.Err() == nil {
 			last, why = err, ""

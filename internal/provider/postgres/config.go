@@ -89,7 +89,7 @@ func parse(config provider.Config) (settings, error) {
 	s := settings{
 		replicaWait: b.duration("replicaWait", defaultReplicaWait),
 		terminate:   b.boolean("terminate", true),
-		memberOf:    b.names("memberOf"),
+		memberOf:    b.names("memberOf", true),
 	}
 	s.parseAdmin(b)
 	s.password = parsePassword(b)
@@ -131,7 +131,7 @@ func (s *settings) parseAdmin(b block) {
 }
 
 func (s *settings) parseStrategy(b block) {
-	name, users, user := b.text("strategy"), b.names("users"), b.name("user")
+	name, users, user := b.text("strategy"), b.names("users", false), b.name("user")
 	switch {
 	case name == "alternating-users", name == "" && b.has("users"):
 		s.strategy = alternatingUsers

@@ -167,7 +167,7 @@ func newTarget(t *testing.T, p pair, strategy string) *target {
 	primary, replica := pgtest.NewProxy(t, p.primary.Addr()), pgtest.NewProxy(t, p.replica.Addr())
 	tg.proxies[primaryEndpoint], tg.proxies["replica "+replica.Addr()] = primary, replica
 	tg.config = provider.Config{
-		"admin":         fmt.Sprintf("postgres://%s@%s/%s", tg.rotator, primary.Addr(), database),
+		"admin":         fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", tg.rotator, primary.Addr(), database),
 		"adminPassword": map[string]any{"file": file},
 		"strategy":      strategy,
 		"region":        "a",

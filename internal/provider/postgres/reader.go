@@ -119,11 +119,16 @@ func (b block) listOK(field string) bool {
 	return !b.has(field) || ok && !slices.ContainsFunc(list, func(v any) bool { _, text := v.(string); return !text })
 }
 
-// names reads a list of roles.
-func (b block) names(field string) []string {
+// names reads a list of roles. Only where predefined says so may they be among
+// those that PostgreSQL brings along.
+func (b block) names(field string, predefined bool) []string {
 	var names []string
 	for i, item := range b.list(field) {
 		name, _ := item.(string)
+		if predefined && strings.HasPrefix(name, "pg_") && len(name) <= maxName && utf8.ValidString(name) && !strings.Contains(name, "\x00") {
+			names = append(names, name)
+			continue
+		}
 		if problem, hint := roleNameProblem(name); problem != "" {
 			b.add(fmt.Sprintf("%s[%d]", field, i), problem, hint)
 			continue

@@ -32,50 +32,53 @@ func (s *system) Refuse(ctx context.Context, call provider.Call, endpoint string
 }
 
 func (s *system) refusePrimary(ctx context.Context, call provider.Call, user string, version provider.Version) error {
-	before, err := s.readPrimary(ctx, user)
-	if err != nil {
-		return err
-	}
-	held, err := s.held(ctx, call, user, version, before)
-	if err != nil {
-		return err
-	}
-	after := before
-	if held {
-		err = s.change(ctx, func(ctx context.Context, tx pgx.Tx) error {
-			var err error
-			if after, err = readRole(ctx, tx, user, s.settings.group); err != nil || !after.exists {
-				return err
-			}
-			if after.marker.Version != before.marker.Version || after.marker.Key != before.marker.Key {
-				return fmt.Errorf("role %q was given another version meanwhile", user)
-			}
-			if err := checkFence(call, user, after.marker); err != nil {
-				return err
-			}
-			if _, err := tx.Exec(ctx, "ALTER ROLE "+quoteName(user)+" NOLOGIN PASSWORD NULL"); err != nil {
-				return fmt.Errorf("take LOGIN and the password from role %q: %w", user, err)
-			}
-			after.canLogin = false
-			m := marker{Key: call.Key, Version: version.Number, Fence: call.Fence, Refused: true}
-			return writeMarker(ctx, tx, user, after.words, m)
-		})
+	return s.onPrimary(ctx, func(conn *pgx.Conn) error {
+		r, err := readRole(ctx, conn, user, s.settings.group)
 		if err != nil {
 			return err
 		}
-	}
-	return s.endSessions(ctx, s.settings.primary, user, s.settings.windowAfter(after, s.settings.primary))
+		held, err := s.held(ctx, call, user, version, r)
+		if err != nil {
+			return err
+		}
+		if held {
+			if r, err = s.lock(ctx, conn, call, user, version, r); err != nil {
+				return err
+			}
+		}
+		return s.endSessions(ctx, conn, user, s.settings.windowAfter(r, s.settings.primary))
+	})
+}
+
+// lock takes LOGIN and the password from a role that is still as it was read.
+func (s *system) lock(ctx context.Context, conn *pgx.Conn, call provider.Call, user string, version provider.Version, before role) (after role, err error) {
+	err = s.change(ctx, conn, func(ctx context.Context, tx pgx.Tx) error {
+		var err error
+		if after, err = readRole(ctx, tx, user, s.settings.group); err != nil || !after.exists {
+			return err
+		}
+		if after.marker.Version != before.marker.Version || after.marker.Key != before.marker.Key {
+			return fmt.Errorf("role %q was given another version meanwhile", user)
+		}
+		if err := checkFence(call, user, after.marker); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "ALTER ROLE "+quoteName(user)+" NOLOGIN PASSWORD NULL"); err != nil {
+			return fmt.Errorf("take LOGIN and the password from role %q: %w", user, err)
+		}
+		after.canLogin = false
+		m := marker{Key: call.Key, Version: version.Number, Fence: call.Fence, Refused: true}
+		return writeMarker(ctx, tx, user, after.words, m)
+	})
+	return after, err
 }
 
 func (s *system) readPrimary(ctx context.Context, user string) (r role, err error) {
-	err = s.admin(ctx, s.settings.primary, func(conn *pgx.Conn) error {
+	err = s.onPrimary(ctx, func(conn *pgx.Conn) error {
 		r, err = readRole(ctx, conn, user, s.settings.group)
 		return err
 	})
-	if err != nil {
-		return role{}, fmt.Errorf("postgres: %s: %w", s.settings.primary.describe(), explain(err))
-	}
-	return r, nil
+	return r, err
 }
 
 // held reports whether the version is what the role would let in: by the marker,
@@ -138,26 +141,21 @@ func (s *system) refuseReplica(ctx context.Context, call provider.Call, n node, 
 		return provider.Hint(fmt.Errorf("postgres: %s follows the primary, where role %q still holds %v", n.describe(), user, version.Number), "it is refused there first; this is repeated by itself")
 	}
 	what := fmt.Sprintf("the refusal of %v of role %q", version.Number, user)
-	err = s.waitReplica(ctx, n, what, func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	return s.waitReplica(ctx, n, what, func(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		r, err := readRole(ctx, conn, user, s.settings.group)
-		switch {
-		case err != nil:
+		if err != nil {
 			return false, err
-		case !r.exists || !r.canLogin:
-			return true, nil
-		case r.marker.holds(call.Key, version.Number):
-			return false, nil
 		}
-		_, err = s.login(ctx, n, user, version)
-		if refusesLogin(err) {
-			return true, nil
+		if r.exists && r.canLogin {
+			if r.marker.holds(call.Key, version.Number) {
+				return false, nil
+			}
+			if _, err := s.login(ctx, n, user, version); !refusesLogin(err) {
+				return false, err
+			}
 		}
-		return false, err
+		return true, s.endSessions(ctx, conn, user, s.settings.windowAfter(primary, n))
 	})
-	if err != nil {
-		return err
-	}
-	return s.endSessions(ctx, n, user, s.settings.windowAfter(primary, n))
 }
 
 const (
@@ -175,8 +173,9 @@ const (
 	quietBetween = 50 * time.Millisecond
 )
 
-// endSessions ends the sessions in w at n and returns when they are gone.
-func (s *system) endSessions(ctx context.Context, n node, user string, w window) error {
+// endSessions ends the sessions in w of the server that conn leads to and returns
+// when they are gone.
+func (s *system) endSessions(ctx context.Context, conn *pgx.Conn, user string, w window) error {
 	if w == (window{}) {
 		return nil
 	}
@@ -184,29 +183,25 @@ func (s *system) endSessions(ctx context.Context, n node, user string, w window)
 	if !s.settings.terminate {
 		sql = countSQL
 	}
-	err := s.admin(ctx, n, func(conn *pgx.Conn) error {
-		for quiet := 0; quiet < quietPasses; {
-			found, err := countRows(ctx, conn, sql, user, bound(w.from), bound(w.before))
-			switch {
-			case err != nil:
-				return fmt.Errorf("end the sessions of role %q: %w", user, err)
-			case found > 0 && !s.settings.terminate:
-				return provider.Hint(fmt.Errorf("%d sessions of role %q are still open", found, user), "terminate: false leaves it to the applications to close them")
-			case found > 0:
-				quiet = 0
-			default:
-				quiet++
-			}
-			if err := pause(ctx, quietBetween); err != nil {
-				return fmt.Errorf("wait for the sessions of role %q to end, %d are left: %w", user, found, err)
-			}
+	for quiet := 0; ; {
+		found, err := countRows(ctx, conn, sql, user, bound(w.from), bound(w.before))
+		switch {
+		case err != nil:
+			return fmt.Errorf("end the sessions of role %q: %w", user, err)
+		case found > 0 && !s.settings.terminate:
+			return provider.Hint(fmt.Errorf("role %q: %w: %d", user, errSessionsOpen, found), "terminate: false leaves it to the applications to close them")
+		case found > 0:
+			quiet = 0
+		default:
+			quiet++
 		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("postgres: %s: %w", n.describe(), explain(err))
+		if quiet == quietPasses {
+			return nil
+		}
+		if err := pause(ctx, quietBetween); err != nil {
+			return fmt.Errorf("wait for the sessions of role %q to end, %d are left: %w", user, found, err)
+		}
 	}
-	return nil
 }
 
 func countRows(ctx context.Context, conn *pgx.Conn, sql string, args ...any) (int, error) {
@@ -228,6 +223,9 @@ func bound(t time.Time) *time.Time {
 	}
 	return &t
 }
+
+// errSessionsOpen: sessions are left and this key's config says not to end them.
+var errSessionsOpen = errors.New("sessions are still open")
 
 // errNoRights: the administrator may not see other roles' sessions in full.
 var errNoRights = errors.New("the administrator cannot see the sessions of other roles")

@@ -57,26 +57,40 @@ func readRole(ctx context.Context, q queryer, name, group string) (role, error) 
 
 // change runs fn in one transaction on the primary, alone among the changes to
 // the roles of this owner. It is repeated when it lost a race.
-func (s *system) change(ctx context.Context, fn func(context.Context, pgx.Tx) error) error {
+func (s *system) change(ctx context.Context, conn *pgx.Conn, fn func(context.Context, pgx.Tx) error) error {
 	for try := 1; ; try++ {
-		err := s.admin(ctx, s.settings.primary, func(conn *pgx.Conn) error {
-			return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-				if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", s.lockID()); err != nil {
-					return fmt.Errorf("wait for other changes to %q: %w", s.settings.owner(), err)
-				}
-				return fn(ctx, tx)
-			})
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", s.lockID()); err != nil {
+				return fmt.Errorf("wait for other changes to %q: %w", s.settings.owner(), err)
+			}
+			return fn(ctx, tx)
 		})
-		if err == nil {
-			return nil
+		if err == nil || !lostRace(err) || try == changeTries {
+			return err
 		}
-		if !lostRace(err) || try == changeTries {
-			return fmt.Errorf("postgres: %s: %w", s.settings.primary.describe(), explain(err))
-		}
-		if err := pause(ctx, time.Duration(try)*50*time.Millisecond); err != nil {
-			return fmt.Errorf("postgres: %s: %w", s.settings.primary.describe(), err)
+		if pauseErr := pause(ctx, time.Duration(try)*50*time.Millisecond); pauseErr != nil {
+			return errors.Join(pauseErr, err)
 		}
 	}
+}
+
+// onPrimary runs fn with an administrator's connection to the primary and says
+// what to do about its errors.
+func (s *system) onPrimary(ctx context.Context, fn func(*pgx.Conn) error) error {
+	var failed error // by fn, not by connecting
+	err := s.admin(ctx, s.settings.primary, func(conn *pgx.Conn) error {
+		failed = fn(conn)
+		return failed
+	})
+	if failed != nil {
+		return fmt.Errorf("postgres: %s: %w", s.settings.primary.describe(), explain(failed))
+	}
+	return err
+}
+
+// changeOnPrimary is change with a connection of its own.
+func (s *system) changeOnPrimary(ctx context.Context, fn func(context.Context, pgx.Tx) error) error {
+	return s.onPrimary(ctx, func(conn *pgx.Conn) error { return s.change(ctx, conn, fn) })
 }
 
 // lostRace recognises what concurrent changes of the role catalogue do to each
