@@ -145,7 +145,7 @@ func (r *reader) decode(content []byte) document {
 		return doc
 	}
 	if len(tree.Docs) > 1 {
-		r.problems = append(r.problems, r.problemAt(tree.Docs[1].GetToken(), "a second document begins here", "keep one agent's configuration in one file"))
+		r.problems = append(r.problems, r.problemAt(tree.Docs[1].Start, "a second document begins here", "keep one agent's configuration in one file"))
 		return doc
 	}
 	r.tree = tree

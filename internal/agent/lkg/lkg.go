@@ -67,16 +67,14 @@ var (
 
 // Store is an open state directory.
 type Store struct {
-	dir     string
-	binding string
-	aead    cipher.AEAD
-	lock    *os.File
+	dir  string
+	aead cipher.AEAD
+	lock *os.File
 }
 
 // Open opens the directory, which is made with mode 0700 when it is missing. The
-// binding names the party and the server; another one opens nothing. The error
-// wraps ErrDirectory or ErrInUse, and says how to mend it.
-func Open(dir, binding string) (*Store, error) {
+// error wraps ErrDirectory or ErrInUse, and says how to mend it.
+func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDirectory, err)
 	}
@@ -91,7 +89,7 @@ func Open(dir, binding string) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	return &Store{dir: dir, binding: binding, aead: aead, lock: lock}, nil
+	return &Store{dir: dir, aead: aead, lock: lock}, nil
 }
 
 // Close lets another agent use the directory.
@@ -171,10 +169,11 @@ type record struct {
 	Published  time.Time         `json:"published"`
 }
 
-func (s *Store) aad() []byte { return []byte(magic + s.binding) }
+func aad(binding string) []byte { return []byte(magic + binding) }
 
-// Save replaces what is stored by the given assignments.
-func (s *Store) Save(assignments []client.Assignment) error {
+// Save replaces what is stored by the given assignments. The binding names the
+// party and the server; under another one nothing opens.
+func (s *Store) Save(binding string, assignments []client.Assignment) error {
 	records := make([]record, 0, len(assignments))
 	for _, a := range assignments {
 		r := record{Key: a.Key, Version: a.Version, Epoch: a.Epoch, Rotation: a.Rotation, Attributes: a.Attributes, Published: a.PublishedAt, Secrets: make(map[string][]byte, len(a.Secrets))}
@@ -188,7 +187,7 @@ func (s *Store) Save(assignments []client.Assignment) error {
 		return fmt.Errorf("encode the last-known-good state: %w", err)
 	}
 	defer clear(plain)
-	sealed := s.aead.Seal([]byte(magic), nil, plain, s.aad())
+	sealed := s.aead.Seal([]byte(magic), nil, plain, aad(binding))
 	if err := write(filepath.Join(s.dir, sealedFile), sealed); err != nil {
 		return fmt.Errorf("save the last-known-good state: %w", err)
 	}
@@ -197,7 +196,7 @@ func (s *Store) Save(assignments []client.Assignment) error {
 
 // Load returns what was saved last, at most one assignment per key. The error
 // is ErrNone, wraps ErrCorrupt, or is of the operating system.
-func (s *Store) Load() ([]client.Assignment, error) {
+func (s *Store) Load(binding string) ([]client.Assignment, error) {
 	path := filepath.Join(s.dir, sealedFile)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -211,19 +210,19 @@ func (s *Store) Load() ([]client.Assignment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the last-known-good state: %w", err)
 	}
-	assignments, err := s.open(sealed)
+	assignments, err := s.open(binding, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return assignments, nil
 }
 
-func (s *Store) open(sealed []byte) ([]client.Assignment, error) {
+func (s *Store) open(binding string, sealed []byte) ([]client.Assignment, error) {
 	body, ok := bytes.CutPrefix(sealed, []byte(magic))
 	if !ok || len(sealed) > maxSealed {
 		return nil, fmt.Errorf("%w: it has another format", ErrCorrupt)
 	}
-	plain, err := s.aead.Open(nil, nil, body, s.aad())
+	plain, err := s.aead.Open(nil, nil, body, aad(binding))
 	if err != nil {
 		return nil, fmt.Errorf("%w: it was damaged, or written by another agent or for another server", ErrCorrupt)
 	}
@@ -285,5 +284,5 @@ func (s *Store) Switching() []string {
 	return slices.Compact(targets)
 }
 
-// Binding joins a party and a server address into the binding of a Store.
+// Binding joins a party and a server address into the binding of Save and Load.
 func Binding(party, address string) string { return strings.Join([]string{party, address}, "\n") }

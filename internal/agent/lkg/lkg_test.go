@@ -16,11 +16,13 @@ import (
 	"github.com/keyturn/keyturn/secret"
 )
 
+const mine = "party\nserver"
+
 const password = "a-password-nobody-may-find"
 
-func open(t *testing.T, dir, binding string) *lkg.Store {
+func open(t *testing.T, dir string) *lkg.Store {
 	t.Helper()
-	s, err := lkg.Open(dir, binding)
+	s, err := lkg.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,15 +41,15 @@ func sample() []client.Assignment {
 
 func TestSaveAndLoad(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := open(t, dir, "party\nserver")
-	if _, err := s.Load(); !errors.Is(err, lkg.ErrNone) {
+	s := open(t, dir)
+	if _, err := s.Load(mine); !errors.Is(err, lkg.ErrNone) {
 		t.Errorf("Load of nothing: %v", err)
 	}
-	if err := s.Save(sample()); err != nil {
+	if err := s.Save(mine, sample()); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	got, err := open(t, dir, "party\nserver").Load()
+	got, err := open(t, dir).Load(mine)
 	if err != nil || len(got) != 1 {
 		t.Fatal(got, err)
 	}
@@ -77,8 +79,8 @@ func TestSaveAndLoad(t *testing.T) {
 // Save mends it.
 func TestCorruptOrForeign(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := open(t, dir, "party\nserver")
-	if err := s.Save(sample()); err != nil {
+	s := open(t, dir)
+	if err := s.Save(mine, sample()); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "last-known-good")
@@ -96,7 +98,7 @@ func TestCorruptOrForeign(t *testing.T) {
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Load(); !errors.Is(err, lkg.ErrCorrupt) {
+		if _, err := s.Load(mine); !errors.Is(err, lkg.ErrCorrupt) {
 			t.Errorf("byte %d altered: %v", i, err)
 		}
 	}
@@ -104,29 +106,29 @@ func TestCorruptOrForeign(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	foreign := open(t, dir, "party\nanother server")
-	if _, err := foreign.Load(); !errors.Is(err, lkg.ErrCorrupt) {
+	foreign := open(t, dir)
+	if _, err := foreign.Load("party\nanother server"); !errors.Is(err, lkg.ErrCorrupt) {
 		t.Errorf("another server: %v", err)
 	}
-	if err := foreign.Save(sample()); err != nil {
+	if err := foreign.Save(mine, sample()); err != nil {
 		t.Error(err)
 	}
-	if _, err := foreign.Load(); err != nil {
+	if _, err := foreign.Load(mine); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestDirectoryIsChecked(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := open(t, dir, "b")
-	if _, err := lkg.Open(dir, "b"); !errors.Is(err, lkg.ErrInUse) {
+	s := open(t, dir)
+	if _, err := lkg.Open(dir); !errors.Is(err, lkg.ErrInUse) {
 		t.Errorf("second agent: %v", err)
 	}
 	s.Close()
 	if err := os.Chmod(dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lkg.Open(dir, "b"); !errors.Is(err, lkg.ErrDirectory) {
+	if _, err := lkg.Open(dir); !errors.Is(err, lkg.ErrDirectory) {
 		t.Errorf("open directory: %v", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -136,7 +138,7 @@ func TestDirectoryIsChecked(t *testing.T) {
 	if err := os.Chmod(keyFile, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lkg.Open(dir, "b"); !errors.Is(err, lkg.ErrDirectory) {
+	if _, err := lkg.Open(dir); !errors.Is(err, lkg.ErrDirectory) {
 		t.Errorf("open key: %v", err)
 	}
 	if err := os.WriteFile(keyFile, []byte("short"), 0o600); err != nil {
@@ -145,18 +147,18 @@ func TestDirectoryIsChecked(t *testing.T) {
 	if err := os.Chmod(keyFile, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := lkg.Open(dir, "b"); !errors.Is(err, lkg.ErrDirectory) {
+	if _, err := lkg.Open(dir); !errors.Is(err, lkg.ErrDirectory) {
 		t.Errorf("short key: %v", err)
 	}
 	if err := os.Remove(keyFile); err != nil {
 		t.Fatal(err)
 	}
-	open(t, dir, "b")
+	open(t, dir)
 }
 
 func TestSwitchingNote(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := open(t, dir, "b")
+	s := open(t, dir)
 	if got := s.Switching(); got != nil {
 		t.Errorf("at first: %v", got)
 	}
@@ -180,7 +182,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("keyturn-lkg-1\n"))
 	f.Add([]byte("keyturn-lkg-1\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"))
 	dir := filepath.Join(f.TempDir(), "state")
-	s, err := lkg.Open(dir, "b")
+	s, err := lkg.Open(dir)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -189,7 +191,7 @@ func FuzzLoad(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "last-known-good"), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := s.Load(); !errors.Is(err, lkg.ErrCorrupt) || got != nil {
+		if got, err := s.Load(mine); !errors.Is(err, lkg.ErrCorrupt) || got != nil {
 			t.Fatalf("got %v, %v", got, err)
 		}
 	})
