@@ -194,7 +194,8 @@ func (b *bundleWriter) item(it item) {
 		return
 	}
 	b.counts.Entries++
-	line := append(b.line[:0], entryHead...)
+	line := b.line[:0]
+	line = append(line, entryHead...)
 	line = append(line, it.record...)
 	separator := hashesHead
 	for _, hash := range it.hashes {
@@ -202,6 +203,7 @@ func (b *bundleWriter) item(it item) {
 		line = hashEncoding.AppendEncode(line, hash[:])
 		separator = hashesBetween
 	}
-	b.line = append(line, hashesTail...)
-	b.write(b.line)
+	line = append(line, hashesTail...)
+	b.line = line
+	b.write(line)
 }

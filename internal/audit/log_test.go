@@ -137,14 +137,24 @@ type growingLog struct {
 	busy   bool
 }
 
-func (l *growingLog) Records(ctx context.Context, from uint64, limit int) ([][]byte, uint64, error) {
-	if !l.busy {
-		l.busy = true
-		l.grow(l.t, entry(len(l.records)), entry(len(l.records)+1))
-		l.sign(l.t, l.signer)
-		l.busy = false
+func (l *growingLog) step() {
+	if l.busy {
+		return
 	}
+	l.busy = true
+	l.grow(l.t, entry(len(l.records)), entry(len(l.records)+1))
+	l.sign(l.t, l.signer)
+	l.busy = false
+}
+
+func (l *growingLog) Records(ctx context.Context, from uint64, limit int) ([][]byte, uint64, error) {
+	l.step()
 	return l.memLog.Records(ctx, from, limit)
+}
+
+func (l *growingLog) Checkpoints(ctx context.Context, from uint64, limit int) ([][]byte, error) {
+	l.step()
+	return l.memLog.Checkpoints(ctx, from, limit)
 }
 
 func TestLogGrowsMeanwhile(t *testing.T) {

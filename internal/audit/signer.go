@@ -82,7 +82,7 @@ func ParseSigner(signing secret.Value) (*Signer, error) {
 	if err != nil || len(raw) != 1+ed25519.SeedSize {
 		return nil, fmt.Errorf("%w: the signing key is not an Ed25519 key", ErrKey)
 	}
-	public := ed25519.NewKeyFromSeed(raw[1:]).Public().(ed25519.PublicKey)
+	public := ed25519.PublicKey(ed25519.NewKeyFromSeed(raw[1:])[ed25519.SeedSize:])
 	verifier, err := note.NewEd25519VerifierKey(signer.Name(), public)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
