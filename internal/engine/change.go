@@ -416,3 +416,9 @@ func (s logSource) Checkpoints(ctx context.Context, from uint64, limit int) ([][
 
 // checkpointName sorts checkpoints by size.
 func checkpointName(size uint64) string { return fmt.Sprintf("%020d", size) }
+
+// Transact runs fn in a transaction together with the audit entries that it
+// enters, for neighbours that keep documents of their own. fn may run again.
+func (e *Engine) Transact(ctx context.Context, actor audit.Actor, fn func(tx store.Tx, enter func(audit.Entry)) error) error {
+	return e.update(ctx, actor, func(c *change) error { return fn(c.tx, c.audit) })
+}

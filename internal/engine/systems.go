@@ -134,7 +134,11 @@ func (e *Engine) material(ctx context.Context, name key.Name, v key.Version) (pr
 	}
 	secrets, err := keeper.OpenMaterial(ctx, e.config.Keeper, keeper.Place{Key: name, Version: v}, sealed)
 	if err != nil {
-		return provider.Material{}, fmt.Errorf("open %v of %s: %w", v, name, err)
+		err = fmt.Errorf("open %v of %s: %w", v, name, err)
+		if errors.Is(err, keeper.ErrCorrupt) || errors.Is(err, keeper.ErrUnknownKEK) {
+			return provider.Material{}, provider.Permanent(err, "the stored material is damaged, or its key-encryption key is missing; restore the keeper or the database")
+		}
+		return provider.Material{}, err
 	}
 	return provider.Material{Attributes: record.Attributes, Secrets: secrets}, nil
 }

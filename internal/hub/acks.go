@@ -1,0 +1,96 @@
+package hub
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/key"
+)
+
+// maxAckBatch bounds how many acknowledgements share a transaction.
+const maxAckBatch = 1024
+
+// acks gathers acknowledgements of a key that arrive together.
+type acks struct {
+	hub  *Hub
+	mu   sync.Mutex
+	open map[key.Name]*ackBatch
+}
+
+type ackBatch struct {
+	acks []rotation.Ack
+	done chan struct{}
+	err  error
+}
+
+func (a *acks) init(h *Hub) { a.hub, a.open = h, map[key.Name]*ackBatch{} }
+
+// Outcome is a party's answer to a tell.
+type Outcome struct {
+	Key    key.Name
+	Epoch  uint64
+	OK     bool
+	Using  key.Version
+	Detail string
+}
+
+// Acknowledge records a party's answers and returns when they are durable.
+func (h *Hub) Acknowledge(ctx context.Context, party string, outcomes []Outcome) error {
+	batches := make([]*ackBatch, 0, len(outcomes))
+	for _, o := range outcomes {
+		ack := rotation.Ack{ID: party, Epoch: o.Epoch, OK: o.OK, Using: o.Using, Detail: o.Detail}
+		batches = append(batches, h.acks.add(ctx, o.Key, ack))
+	}
+	var first error
+	for _, batch := range batches {
+		select {
+		case <-batch.done:
+			if batch.err != nil && first == nil {
+				first = batch.err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return first
+}
+
+// add puts an acknowledgement into the open batch of its key, or opens one.
+func (a *acks) add(ctx context.Context, name key.Name, ack rotation.Ack) *ackBatch {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	batch := a.open[name]
+	if batch == nil {
+		batch = &ackBatch{done: make(chan struct{})}
+		a.open[name] = batch
+		// The batch outlives the request that opened it: others rely on it.
+		a.hub.running.Go(func() { a.send(context.WithoutCancel(ctx), name, batch) })
+	}
+	batch.acks = append(batch.acks, ack)
+	if len(batch.acks) >= maxAckBatch {
+		delete(a.open, name)
+	}
+	return batch
+}
+
+// ackTime bounds how long a batch may take to become durable.
+const ackTime = 30 * time.Second
+
+func (a *acks) send(ctx context.Context, name key.Name, batch *ackBatch) {
+	timer := time.NewTimer(a.hub.config.AckPause)
+	defer timer.Stop()
+	<-timer.C
+	a.mu.Lock()
+	if a.open[name] == batch {
+		delete(a.open, name)
+	}
+	list := batch.acks
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, ackTime)
+	defer cancel()
+	batch.err = a.hub.core.Acknowledge(ctx, engine.Server(), name, list)
+	close(batch.done)
+}

@@ -1,0 +1,267 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
+)
+
+var (
+	// ErrFull: the server has as many sessions as it may have.
+	ErrFull = errors.New("too many connected parties")
+	// ErrReplaced: the party has connected again; only its latest session counts.
+	ErrReplaced = errors.New("the party has connected again")
+	// ErrStopped: the hub is stopping.
+	ErrStopped = errors.New("the server is stopping")
+)
+
+// Core is what the hub needs of the engine.
+type Core interface {
+	Attach(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (map[key.Name]engine.Tell, error)
+	Detach(ctx context.Context, actor audit.Actor, id, reason string) error
+	Acknowledge(ctx context.Context, actor audit.Actor, name key.Name, acks []rotation.Ack) error
+	Material(ctx context.Context, name key.Name, v key.Version) (provider.Material, error)
+	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
+}
+
+// Config is what a Hub needs.
+type Config struct {
+	Logger *slog.Logger
+	Now    func() time.Time
+	// MaxSessions bounds the sessions. Default: 20,000.
+	MaxSessions int
+	// ForgetClients is after how long without a session a party of kind client is
+	// forgotten. Default: 2 minutes.
+	ForgetClients time.Duration
+	// AckPause is how long acknowledgements wait for company. Default: 5 ms.
+	AckPause time.Duration
+}
+
+// Hub implements engine.Fleet. Its methods may be called concurrently.
+type Hub struct {
+	config    Config
+	core      Core
+	materials materials
+	reports   reports
+	acks      acks
+
+	mu       sync.Mutex
+	sessions map[string]*Session
+	seen     map[string]time.Time
+	stopped  bool
+
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+// New returns a hub; Use gives it its engine before Start.
+func New(config Config) *Hub {
+	if config.MaxSessions == 0 {
+		config.MaxSessions = 20_000
+	}
+	if config.ForgetClients == 0 {
+		config.ForgetClients = 2 * time.Minute
+	}
+	if config.AckPause == 0 {
+		config.AckPause = 5 * time.Millisecond
+	}
+	h := &Hub{config: config, sessions: map[string]*Session{}, seen: map[string]time.Time{}}
+	h.acks.init(h)
+	return h
+}
+
+// Use tells the hub its engine. It is called once, before anything else.
+func (h *Hub) Use(core Core) { h.core = core }
+
+// Start begins to forget clients that stay away.
+func (h *Hub) Start(ctx context.Context) {
+	ctx, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	h.running.Go(func() { h.forget(ctx) })
+}
+
+// Stop ends all sessions and waits for acknowledgements under way.
+func (h *Hub) Stop() {
+	h.mu.Lock()
+	if h.stopped {
+		h.mu.Unlock()
+		return
+	}
+	h.stopped = true
+	sessions := slices.Collect(maps.Values(h.sessions))
+	h.mu.Unlock()
+	for _, s := range sessions {
+		s.end(ErrStopped)
+	}
+	if h.cancel != nil {
+		h.cancel()
+	}
+	h.running.Wait()
+}
+
+// Connect registers the party with what it holds, and opens its session. An
+// older session of the same party ends with ErrReplaced.
+func (h *Hub) Connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (*Session, error) {
+	s := &Session{hub: h, party: party, changed: make(chan struct{}, 1), ended: make(chan struct{}), waiting: map[key.Name]engine.Tell{}, known: map[key.Name]engine.Holding{}}
+	for _, holding := range holdings {
+		s.known[holding.Key] = holding
+	}
+	// The session is there before the party is attached, so that no tell falls
+	// between the two.
+	if err := h.add(s); err != nil {
+		return nil, err
+	}
+	tells, err := h.core.Attach(ctx, actor, party, holdings)
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	for name, tell := range tells {
+		s.put(name, tell)
+	}
+	return s, nil
+}
+
+func (h *Hub) add(s *Session) error {
+	h.mu.Lock()
+	old := h.sessions[s.party.ID]
+	switch {
+	case h.stopped:
+		h.mu.Unlock()
+		return ErrStopped
+	case old == nil && len(h.sessions) >= h.config.MaxSessions:
+		h.mu.Unlock()
+		return fmt.Errorf("%w: %d are the limit of this server", ErrFull, h.config.MaxSessions)
+	}
+	h.sessions[s.party.ID] = s
+	h.seen[s.party.ID] = h.config.Now()
+	h.mu.Unlock()
+	if old != nil {
+		old.end(ErrReplaced)
+	}
+	return nil
+}
+
+func (h *Hub) remove(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sessions[s.party.ID] == s {
+		delete(h.sessions, s.party.ID)
+		h.seen[s.party.ID] = h.config.Now()
+	}
+}
+
+// Tell implements engine.Fleet.
+func (h *Hub) Tell(name key.Name, tells []engine.Tell) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, tell := range tells {
+		if s, ok := h.sessions[tell.Presenter]; ok {
+			s.put(name, tell)
+		}
+	}
+}
+
+// Samples implements engine.Fleet.
+func (h *Hub) Samples(name key.Name, version key.Version, since time.Time) []engine.Sample {
+	return h.reports.since(name, version, since)
+}
+
+// Presence says whether a party is connected, and when it was last seen; zero if
+// that was before the server started.
+func (h *Hub) Presence(id string) (connected bool, lastSeen time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, connected = h.sessions[id]; connected {
+		return true, h.config.Now()
+	}
+	return false, h.seen[id]
+}
+
+// Connected is the number of sessions.
+func (h *Hub) Connected() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sessions)
+}
+
+// Leave ends the party's session and removes it from its keys.
+func (h *Hub) Leave(ctx context.Context, actor audit.Actor, id, reason string) error {
+	h.mu.Lock()
+	s := h.sessions[id]
+	h.mu.Unlock()
+	if s != nil {
+		s.Close()
+	}
+	err := h.core.Detach(ctx, actor, id, reason)
+	h.mu.Lock()
+	delete(h.seen, id)
+	h.mu.Unlock()
+	h.reports.drop(id)
+	return err
+}
+
+// forget removes clients that stay away, until ctx ends.
+func (h *Hub) forget(ctx context.Context) {
+	started := h.config.Now()
+	ticker := time.NewTicker(max(h.config.ForgetClients/8, time.Second))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		after := ""
+		for {
+			parties, err := h.core.Parties(ctx, after, 1000)
+			if err != nil {
+				if ctx.Err() == nil {
+					h.config.Logger.ErrorContext(ctx, "parties could not be read; trying again", "error", err)
+				}
+				break
+			}
+			for i := range parties {
+				h.forgetIfAway(ctx, &parties[i], started)
+			}
+			if len(parties) < 1000 {
+				break
+			}
+			after = parties[len(parties)-1].ID
+		}
+	}
+}
+
+func (h *Hub) forgetIfAway(ctx context.Context, party *engine.PartyRecord, started time.Time) {
+	connected, seen := h.Presence(party.ID)
+	if party.Kind != KindClient || connected {
+		return
+	}
+	if seen.Before(started) {
+		seen = started
+	}
+	if h.config.Now().Sub(seen) < h.config.ForgetClients {
+		return
+	}
+	if err := h.Leave(ctx, engine.Server(), party.ID, "was not seen any more"); err != nil && ctx.Err() == nil {
+		h.config.Logger.WarnContext(ctx, "a client that is away could not be removed; trying again", "party", party.ID, "error", err)
+	}
+}
+
+// The kinds of parties.
+const (
+	// KindAgent: rotations wait for it while it is away.
+	KindAgent = "agent"
+	// KindClient: it is forgotten when it stays away.
+	KindClient = "client"
+)
