@@ -25,6 +25,8 @@ const (
 	// each). An expression that could exceed it for labels of permitted size is
 	// refused when it is compiled; one that does is stopped.
 	maxCost = 100_000
+	// maxPattern bounds a regular expression, in instructions of its compiled program.
+	maxPattern = 500
 	// maxLabelText is the size of a label's name or value that costs are estimated for, in bytes.
 	maxLabelText = 256
 )
@@ -51,7 +53,7 @@ func newCompiler() (*compiler, error) {
 		cel.Macros(cel.AllMacro, cel.ExistsMacro, cel.ExistsOneMacro, cel.GlobalMacro("has", 1, expandHas)),
 		cel.ParserExpressionSizeLimit(MaxExpression),
 		cel.ParserRecursionLimit(MaxDepth),
-		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateComprehensionNestingLimit(1)),
+		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateComprehensionNestingLimit(1), cel.ValidateRegexProgramSizeLimit(maxPattern)),
 	}
 	variable := func(name string) {
 		for _, f := range fieldsOf(name) {
@@ -110,7 +112,7 @@ func (c *compiler) compile(env *cel.Env, src, path string, r reporter) *expressi
 		c.issues(issues, path, r)
 		return nil
 	}
-	if c.unknownFields(parsed, path, r) {
+	if c.unknownFields(parsed, path, r) || c.foreignPatterns(parsed, path, r) {
 		return nil
 	}
 	checked, issues := env.Check(parsed)
@@ -142,6 +144,7 @@ func (c *compiler) compile(env *cel.Env, src, path string, r reporter) *expressi
 func (c *compiler) issues(issues *cel.Issues, path string, r reporter) {
 	for _, e := range issues.Errors() {
 		message, _, _ := strings.Cut(e.Message, "\n")
+		message = shorten(message, 200)
 		f := finding{severity: Error, path: path, code: "expression", message: message, hint: expressionHint(message)}
 		if e.Location != nil && e.Location.Line() > 0 {
 			f.line, f.col = e.Location.Line(), e.Location.Column()+1
@@ -161,6 +164,8 @@ func expressionHint(message string) string {
 		return "loops over labels may not be nested"
 	case strings.Contains(message, "no matching overload"):
 		return "labels and all other fields are texts: compare them with texts in double quotes"
+	case strings.Contains(message, "regex program size"):
+		return "write a shorter pattern"
 	case strings.Contains(message, "matches argument"):
 		return "write a regular expression as RE2 defines it"
 	}
@@ -190,6 +195,28 @@ func (c *compiler) unknownFields(parsed *cel.Ast, path string, r reporter) bool 
 			severity: Error, path: path, code: "expression", line: at.Line(), col: at.Column() + 1,
 			message: fmt.Sprintf("%s has no field %s", variable, quote(name)), hint: suggest(name, known),
 		})
+	}))
+	return found
+}
+
+// foreignPatterns reports regular expressions that are not written out: one that
+// a party brings along could not be bounded here.
+func (c *compiler) foreignPatterns(parsed *cel.Ast, path string, r reporter) bool {
+	rep, found := parsed.NativeRep(), false
+	ast.PreOrderVisit(rep.Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		if e.Kind() != ast.CallKind || e.AsCall().FunctionName() != "matches" {
+			return
+		}
+		for i, arg := range e.AsCall().Args() {
+			if i == len(e.AsCall().Args())-1 && arg.Kind() != ast.LiteralKind {
+				found = true
+				at := rep.SourceInfo().GetStartLocation(arg.ID())
+				r(finding{
+					severity: Error, path: path, code: "expression", line: at.Line(), col: at.Column() + 1,
+					message: "a regular expression must be written out", hint: "put it in double quotes",
+				})
+			}
+		}
 	}))
 	return found
 }

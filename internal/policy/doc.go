@@ -8,7 +8,7 @@
 //     changes. Time is an argument. Time zones come from the Go runtime, so a
 //     program that must not depend on the machine embeds time/tzdata.
 //   - Input is bounded (MaxSource, MaxDocument, MaxDepth, MaxNodes): no input of
-//     permitted size takes more than about a second or a few hundred MiB.
+//     permitted size takes more than a few seconds or a few hundred MiB.
 //   - Every problem is reported, not only the first, each with file, line and
 //     column, what is wrong, and what would be right. Problems never quote the
 //     values of a key's config block: it may hold credentials.

@@ -18,7 +18,7 @@ const (
 	// MaxDepth is how deep lists and mappings may be nested.
 	MaxDepth = 32
 	// MaxNodes is how many values, keys and marks a document may consist of.
-	MaxNodes = 10_000
+	MaxNodes = 4_000
 )
 
 // nodeKind is the kind of a value. The zero value is invalid.

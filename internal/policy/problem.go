@@ -159,13 +159,20 @@ func splitHint(err error) (problem, hint string) {
 func quote(s string) string {
 	const most = 60
 	if len(s) > most {
-		cut := most
-		for cut > 0 && !utf8.RuneStart(s[cut]) {
-			cut--
-		}
-		return strconv.Quote(s[:cut]) + "…"
+		return strconv.Quote(shorten(s, most))
 	}
 	return strconv.Quote(s)
+}
+
+// shorten cuts s to at most n bytes and an ellipsis, between characters.
+func shorten(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n] + "…"
 }
 
 // joinPath appends a field, an index or another path to a path.
