@@ -85,16 +85,19 @@ func Connect(t testing.TB, url string) *pgx.Conn {
 	return conn
 }
 
-// Exec runs statements as the superuser in a database.
+// Exec runs statements as the superuser in a database. It may be called from
+// t.Cleanup.
 func Exec(t testing.TB, server *pgserver.Server, database string, statements ...string) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), server.SuperuserURL(database))
+	ctx, cancel := context.WithTimeout(context.Background(), pollWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.SuperuserURL(database))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	defer conn.Close(ctx) //nolint:errcheck // nothing is pending on it
 	for _, statement := range statements {
-		if _, err := conn.Exec(t.Context(), statement); err != nil {
+		if _, err := conn.Exec(ctx, statement); err != nil {
 			t.Fatalf("%s: %v", statement, err)
 		}
 	}
