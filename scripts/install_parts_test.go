@@ -20,11 +20,11 @@ func newMachine(t *testing.T, programs map[string]string) machine {
 	t.Helper()
 	m := machine{programs: t.TempDir(), parts: t.TempDir()}
 	for _, name := range []string{"bash", "env", "dirname", "mktemp", "tail", "rm", "touch", "chmod", "true"} {
-		real, err := exec.LookPath(name)
+		target, err := exec.LookPath(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink(real, filepath.Join(m.programs, name)); err != nil {
+		if err := os.Symlink(target, filepath.Join(m.programs, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
