@@ -11,14 +11,16 @@ import (
 type backoff struct{ least, most time.Duration }
 
 // wait returns the pause before the try after attempt failures (1, 2, …).
-// r is a random number in [0, 1). The result lies in [least/4, most].
+// r is a random number in [0, 1). The result lies in [least/4, most), and no
+// moment in it is likelier than another.
 func (b backoff) wait(attempt int, factor, r float64) time.Duration {
 	ceiling := float64(b.most)
 	// The exponent is bounded, so that a year of failures does not overflow.
 	if grown := float64(b.least) * math.Pow(factor, float64(min(max(attempt-1, 0), 60))); grown < ceiling {
 		ceiling = grown
 	}
-	return max(time.Duration(ceiling*r), b.least/4)
+	floor := float64(b.least) / 4
+	return time.Duration(floor + (ceiling-floor)*r)
 }
 
 // around returns a random duration between half and one and a half times mean.

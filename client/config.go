@@ -48,7 +48,7 @@ type Config struct {
 	OnStatus func(Status)
 
 	// BackoffMin and BackoffMax bound the time between two tries to connect:
-	// 200 ms and 30 s when zero. Each wait is drawn at random (full jitter).
+	// 1 s and 30 s when zero. Each wait is drawn at random (full jitter).
 	BackoffMin, BackoffMax time.Duration
 	// PermanentRetry is the mean time between two tries after an error that will
 	// not pass by itself; 60 s when zero.
@@ -92,7 +92,7 @@ func (c Config) withDefaults() (Config, error) {
 		fallback time.Duration
 		most     time.Duration
 	}{
-		{"BackoffMin", &c.BackoffMin, 200 * time.Millisecond, time.Hour},
+		{"BackoffMin", &c.BackoffMin, time.Second, time.Hour},
 		{"BackoffMax", &c.BackoffMax, 30 * time.Second, 24 * time.Hour},
 		{"PermanentRetry", &c.PermanentRetry, time.Minute, 24 * time.Hour},
 		{"PollInterval", &c.PollInterval, 10 * time.Second, 24 * time.Hour},

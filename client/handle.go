@@ -96,7 +96,7 @@ func (h *Handle) Changes() (changes <-chan Credential, stop func()) {
 // between, never the latest. After stop, which may be called within f, no new
 // call begins.
 func (h *Handle) OnChange(f func(Credential)) (stop func()) {
-	changes, stop := h.Changes()
+	changes, unsubscribe := h.Changes()
 	done := make(chan struct{})
 	go func() {
 		for cred := range changes {
@@ -108,7 +108,7 @@ func (h *Handle) OnChange(f func(Credential)) (stop func()) {
 			}
 		}
 	}()
-	return sync.OnceFunc(func() { close(done); stop() })
+	return sync.OnceFunc(func() { close(done); unsubscribe() })
 }
 
 // Wait returns once version is current. It returns the error of ctx, or ErrClosed.

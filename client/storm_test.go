@@ -1,0 +1,205 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// flaky is a server for a whole fleet: it counts when streams are asked for.
+type flaky struct {
+	transport // the methods that a Watch without assignments does not call
+
+	mu    sync.Mutex
+	up    chan struct{} // closed when the server goes down; nil while it is down
+	tries []time.Time
+}
+
+func (f *flaky) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tries = append(f.tries, time.Now())
+	if f.up == nil {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("connection refused"))
+	}
+	return &flakyStream{ctx: ctx, up: f.up}, nil
+}
+
+func (f *flaky) poll(context.Context, *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.up == nil {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("connection refused"))
+	}
+	return &keyturnv1.PollResponse{}, nil
+}
+
+func (f *flaky) renew() {}
+
+func (f *flaky) set(up bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.up != nil {
+		close(f.up)
+		f.up = nil
+	}
+	if up {
+		f.up = make(chan struct{})
+	}
+}
+
+type flakyStream struct {
+	ctx context.Context
+	up  chan struct{}
+	n   int
+}
+
+func (s *flakyStream) next() (*keyturnv1.WatchResponse, error) {
+	if s.n++; s.n == 1 {
+		return &keyturnv1.WatchResponse{}, nil
+	}
+	timer := time.NewTimer(20 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return &keyturnv1.WatchResponse{}, nil
+	case <-s.up:
+		return nil, io.ErrUnexpectedEOF
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+func (s *flakyStream) close() {}
+
+// A thousand parties lose their server at one moment: they must neither come
+// back in step nor stay away.
+func TestFleetDoesNotReconnectInStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const parties = 1000
+		server := &flaky{up: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		cfg, err := Config{Address: "https://x", Token: StaticToken(secret.NewString("t"))}.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range parties {
+			c := newClient(cfg, server)
+			group.Go(func() { _ = c.Watch(ctx, []Known{{Key: "a"}}, nil) })
+		}
+		time.Sleep(5 * time.Minute)
+		server.mu.Lock()
+		if len(server.tries) != parties {
+			t.Errorf("%d streams for %d parties while all was well", len(server.tries), parties)
+		}
+		server.tries = nil
+		server.mu.Unlock()
+
+		server.set(false)
+		time.Sleep(5 * time.Minute)
+		server.set(true)
+		back := time.Now()
+		time.Sleep(cfg.BackoffMax + time.Second)
+		server.mu.Lock()
+		perBucket := make(map[int64]int)
+		late := 0
+		for _, at := range server.tries {
+			if at.Before(back) {
+				perBucket[at.UnixMilli()/100]++
+			} else {
+				late++
+			}
+		}
+		server.mu.Unlock()
+		if late < parties {
+			t.Errorf("%d of %d parties came back within the longest back-off", late, parties)
+		}
+		// Full jitter: the first retries spread over a second, which makes some 150 in
+		// 100 ms, and the later ones over 30 s, which makes some 7.
+		settled := back.Add(-time.Minute).UnixMilli() / 100
+		for bucket, n := range perBucket {
+			if n > 250 || bucket > settled && n > 40 {
+				t.Errorf("%d tries in the same 100 ms, %d before the server came back", n, back.UnixMilli()/100-bucket)
+			}
+		}
+		cancel()
+		group.Wait()
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	b := backoff{200 * time.Millisecond, 30 * time.Second}
+	for attempt := range 1000 {
+		for _, r := range []float64{0, rand.Float64(), 0.999999} {
+			if d := b.wait(attempt, 2, r); d < 50*time.Millisecond || d > 30*time.Second {
+				t.Fatalf("attempt %d, r=%v: %v", attempt, r, d)
+			}
+		}
+	}
+	if d := b.wait(3, 2, 0.5); d != 425*time.Millisecond {
+		t.Errorf("attempt 3: %v, want the middle between 50 ms and 800 ms", d)
+	}
+	if d := b.wait(60, 2, 0.5); d != 15025*time.Millisecond {
+		t.Errorf("attempt 60: %v, want the middle between 50 ms and 30 s", d)
+	}
+}
+
+func TestRetryAfterForms(t *testing.T) {
+	now := time.Date(2026, 11, 23, 1, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "-1": 0, "x": 0, "999999": maxRetryAfter, "99999999999999999999": 0,
+		"Mon, 23 Nov 2026 01:00:30 GMT": 30 * time.Second, "Mon, 23 Nov 2026 00:00:30 GMT": 0,
+	} {
+		if got := parseRetryAfter(text, now); got != want {
+			t.Errorf("%q: got %v, want %v", text, got, want)
+		}
+	}
+}
+
+// FuzzAssignment: whatever a server sends is either refused or makes sense, and
+// no secret stays in the message.
+func FuzzAssignment(f *testing.F) {
+	f.Add("prod/orders/db", uint64(1), uint64(1), "", []byte("pw"), int64(0))
+	f.Add("A", uint64(0), uint64(1<<63), "zz", []byte{}, int64(-1<<62))
+	f.Add("a", uint64(1), uint64(2), "00112233445566778899aabbccddeeff", []byte{0}, int64(1<<40))
+	f.Fuzz(func(t *testing.T, name string, version, epoch uint64, rotation string, plain []byte, seconds int64) {
+		want := string(plain)
+		wire := &keyturnv1.Assignment{Key: name, Version: version, Epoch: epoch, RotationId: rotation, Secrets: map[string][]byte{"password": plain}}
+		a, err := assignmentFromWire(wire)
+		if err != nil {
+			return
+		}
+		if !a.Key.Valid() || a.Version == 0 || a.Epoch == 0 || a.Secrets["password"].RevealString() != want {
+			t.Errorf("accepted %+v", a)
+		}
+		for _, b := range wire.GetSecrets()["password"] {
+			if b != 0 {
+				t.Fatal("the message still holds the secret")
+			}
+		}
+	})
+}
+
+// FuzzDetail: what goes out is valid, short, and holds no secret.
+func FuzzDetail(f *testing.F) {
+	f.Add("login with hunter2 failed", "hunter2")
+	f.Add("\xff\xfe", "abc")
+	f.Fuzz(func(t *testing.T, detail, plain string) {
+		secrets := map[string]secret.Value{"password": secret.NewString(plain)}
+		out := truncate(scrub(detail, secrets))
+		if n := len([]rune(out)); n > maxDetail {
+			t.Errorf("%d characters", n)
+		}
+	})
+}
