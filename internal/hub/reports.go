@@ -36,12 +36,30 @@ type versionReports struct {
 // Report takes a party's sample of a version. A party that turns unwell, or well
 // again, with the version it was told to use counts as having said so in an
 // acknowledgement, so that a stage fails at once and not only when it is judged.
-func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, epoch uint64, sample engine.Sample) error {
+func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error {
 	sample.At = h.config.Now()
-	if !h.reports.add(name, version, sample) || epoch == 0 {
+	if !h.reports.add(name, version, sample) {
+		return nil
+	}
+	epoch, told := h.toldEpoch(sample.Presenter, name, version)
+	if !told {
 		return nil
 	}
 	return h.Acknowledge(ctx, sample.Presenter, []Outcome{{Key: name, Epoch: epoch, OK: sample.Healthy, Using: version, Detail: sample.Detail}})
+}
+
+// toldEpoch is the epoch under which a connected party was told to use a version.
+func (h *Hub) toldEpoch(party string, name key.Name, version key.Version) (uint64, bool) {
+	h.mu.Lock()
+	session := h.sessions[party]
+	h.mu.Unlock()
+	if session == nil {
+		return 0, false
+	}
+	session.mu.Lock()
+	defer session.mu.Unlock()
+	known, ok := session.known[name]
+	return known.Epoch, ok && known.Version == version && known.Epoch != 0
 }
 
 // add keeps a sample and reports whether the party's health turned.

@@ -1,0 +1,86 @@
+package rpc
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/authz"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/hub"
+	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/policy"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// Engine is what the transport needs of the engine.
+type Engine interface {
+	Apply(ctx context.Context, actor audit.Actor, request engine.ApplyRequest) (engine.ApplyResult, error)
+	Rotate(ctx context.Context, actor audit.Actor, request engine.RotateRequest) (key.RotationID, error)
+	Rollback(ctx context.Context, actor audit.Actor, of key.RotationID, reason string) (key.RotationID, error)
+	Steer(ctx context.Context, actor audit.Actor, id key.RotationID, steer engine.Steer, reason string) error
+
+	Key(ctx context.Context, name key.Name) (engine.KeyView, error)
+	Keys(ctx context.Context, prefix, after string, limit int) ([]engine.KeyView, error)
+	Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error)
+	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
+	Rotations(ctx context.Context, name key.Name, after key.RotationID, limit int) ([]engine.RotationView, error)
+	WatchRotation(ctx context.Context, id key.RotationID, visit func(engine.RotationView) error) error
+	Timeline(ctx context.Context, id key.RotationID) ([]engine.Moved, error)
+	Plan(ctx context.Context, name key.Name) (policy.Timeline, error)
+	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
+
+	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
+	ReadLog(ctx context.Context, from uint64, limit int, name key.Name, id key.RotationID) (engine.LogPage, error)
+	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error
+	Doctor(ctx context.Context) ([]engine.Check, error)
+}
+
+// Hub is what the transport needs of the hub.
+type Hub interface {
+	Connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (*hub.Session, error)
+	Acknowledge(ctx context.Context, party string, outcomes []hub.Outcome) error
+	Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error
+	Leave(ctx context.Context, actor audit.Actor, id, reason string) error
+	Presence(id string) (connected bool, lastSeen time.Time)
+}
+
+// Identity is what the transport needs of the identity registry.
+type Identity interface {
+	Authenticate(ctx context.Context, token secret.Value) (authz.Principal, error)
+	Issue(ctx context.Context, actor audit.Actor, request identity.Request) (identity.Token, secret.Value, error)
+	Redeem(ctx context.Context, token secret.Value, wanted identity.PartyShape) (identity.PartyShape, secret.Value, error)
+	List(ctx context.Context) ([]identity.Token, error)
+	Revoke(ctx context.Context, actor audit.Actor, id string) error
+}
+
+// Config is what a Service needs; fields without a default are required.
+type Config struct {
+	Engine   Engine
+	Hub      Hub
+	Identity Identity
+	// LogKeys are the verifier keys of the audit log, for exports.
+	LogKeys []string
+	// Heartbeat is how often a quiet stream is kept alive. Default: 15 s.
+	Heartbeat time.Duration
+}
+
+// Service implements the API. Its methods may be called concurrently.
+type Service struct {
+	config Config
+	// denials bounds how fast denied calls can make the audit log grow.
+	denials *rate.Limiter
+}
+
+// New returns a service.
+func New(config Config) *Service {
+	if config.Heartbeat == 0 {
+		config.Heartbeat = 15 * time.Second
+	}
+	return &Service{config: config, denials: rate.NewLimiter(10, 100)}
+}
