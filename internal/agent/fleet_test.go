@@ -99,15 +99,6 @@ func next(t *testing.T, reads <-chan string) string {
 	}
 }
 
-func quiet(t *testing.T, reads <-chan string) {
-	t.Helper()
-	select {
-	case s := <-reads:
-		t.Errorf("the application was told without need; it read %q", s)
-	default:
-	}
-}
-
 // fleet is a fake server with one agent.
 type fleet struct {
 	t     *testing.T
