@@ -92,7 +92,7 @@ func (s *Server) run(ctx context.Context, env []string, program string, args ...
 
 // command prepares a program. No PG* variable of this process reaches it.
 func (s *Server) command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(s.config.Bin, program), args...) //nolint:gosec // the folder was found by Find or chosen by the caller
+	cmd := exec.CommandContext(ctx, filepath.Join(s.config.Bin, program), args...)
 	cmd.Dir = s.root
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "PG") })
 	cmd.Env = append(cmd.Env, "LC_ALL=C", "HOME="+s.root)
@@ -125,7 +125,7 @@ func (s *Server) initdb(ctx context.Context) error {
 }
 
 func (s *Server) writeSettings() error {
-	settings := map[string]string{
+	settings := map[string]string{ //nolint:gosec // no password is among them
 		"listen_addresses":             "127.0.0.1",
 		"unix_socket_directories":      "",
 		"max_connections":              strconv.Itoa(s.config.MaxConnections),
@@ -177,7 +177,7 @@ func (s *Server) start(ctx context.Context) error {
 			s.port = port
 		}
 		before := s.logSize()
-		if err := s.spawn(); err != nil {
+		if err := s.spawn(ctx); err != nil {
 			return err
 		}
 		err := s.waitReady(ctx)
@@ -194,14 +194,14 @@ func (s *Server) start(ctx context.Context) error {
 	}
 }
 
-func (s *Server) spawn() error {
+func (s *Server) spawn(ctx context.Context) error {
 	log, err := os.OpenFile(s.LogFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
-	defer log.Close() //nolint:errcheck // the child has its own descriptor
-	// The server outlives the context of the call that starts it.
-	cmd := s.command(context.Background(), "postgres", "-D", s.data, "-c", "port="+strconv.Itoa(s.port))
+	defer log.Close() // the child has its own descriptor
+	// The server outlives the call that starts it.
+	cmd := s.command(context.WithoutCancel(ctx), "postgres", "-D", s.data, "-c", "port="+strconv.Itoa(s.port))
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start PostgreSQL: %w", err)
@@ -221,7 +221,7 @@ func (s *Server) waitReady(ctx context.Context) error {
 	for {
 		conn, err := s.connect(ctx)
 		if err == nil {
-			closeNow(conn)
+			closeNow(ctx, conn)
 			return nil
 		}
 		if !s.process.running() {
@@ -245,8 +245,8 @@ func (s *Server) connect(ctx context.Context) (*pgconn.PgConn, error) {
 	return pgconn.ConnectConfig(ctx, config)
 }
 
-func closeNow(conn *pgconn.PgConn) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+func closeNow(ctx context.Context, conn *pgconn.PgConn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = conn.Close(ctx) // nothing is pending on it
 }

@@ -115,7 +115,7 @@ func (s *Server) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer closeNow(conn)
+	defer closeNow(ctx, conn)
 	// Both words are generated here and need no quoting.
 	if _, err := conn.Exec(ctx, "CREATE ROLE "+replicator+" LOGIN REPLICATION PASSWORD '"+s.replication+"'").ReadAll(); err != nil {
 		return fmt.Errorf("create the replication role: %w", err)

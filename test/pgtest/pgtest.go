@@ -18,7 +18,7 @@ import (
 )
 
 // Install is the command that installs the programs that tests need.
-const Install = "make parts"
+const Install = "scripts/install-parts"
 
 const (
 	startWithin = time.Minute

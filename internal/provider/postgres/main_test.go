@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -281,16 +280,6 @@ func connect(ctx context.Context, s *pgserver.Server, v provider.Version, applic
 }
 
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
-
-// portOf splits the port off an address.
-func portOf(t *testing.T, addr string) string {
-	t.Helper()
-	_, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
 
 func contains(log []byte, s secret.Value) bool {
 	return strings.Contains(string(log), s.RevealString())

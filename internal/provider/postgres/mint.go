@@ -44,7 +44,7 @@ func (s settings) freeUser(request provider.MintRequest) (string, error) {
 	}
 	turn := 0
 	if request.Number > 0 {
-		turn = int((request.Number - 1) % key.Version(len(s.users))) //nolint:gosec // smaller than the number of users
+		turn = int((request.Number - 1) % key.Version(len(s.users)))
 	}
 	for i := range s.users {
 		if user := s.users[(turn+i)%len(s.users)]; !taken(user) {

@@ -108,7 +108,7 @@ func lostRace(err error) bool {
 func (s *system) lockID() int64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte("keyturn roles of " + s.settings.owner())) // never fails
-	return int64(h.Sum64())                                          //nolint:gosec // any 64 bits will do
+	return int64(h.Sum64())
 }
 
 // checkFence turns away a call whose lease was lost to a later one.
@@ -124,15 +124,15 @@ func checkFence(call provider.Call, user string, m marker) error {
 // checkHolder refuses to put version into a role that holds something newer, or
 // something of another key.
 func (s settings) checkHolder(call provider.Call, user string, version key.Version, m marker) error {
-	const clear = "if that is no longer true, run COMMENT ON ROLE %s IS NULL on the primary and repeat"
+	const mend = "if that is no longer true, run COMMENT ON ROLE %s IS NULL on the primary and repeat"
 	switch {
 	case m.Version == 0:
 		return nil
 	case m.Key != call.Key:
-		return provider.Permanent(fmt.Errorf("role %q belongs to key %q", user, m.Key), fmt.Sprintf("give every key roles of its own; "+clear, quoteName(user)))
+		return provider.Permanent(fmt.Errorf("role %q belongs to key %q", user, m.Key), fmt.Sprintf("give every key roles of its own; "+mend, quoteName(user)))
 	case s.strategy == alternatingUsers && m.Version > version:
 		return provider.Permanent(fmt.Errorf("role %q holds %v, which is newer than %v", user, m.Version, version),
-			fmt.Sprintf("the server's database may have been restored from an older backup; "+clear, quoteName(user)))
+			fmt.Sprintf("the server's database may have been restored from an older backup; "+mend, quoteName(user)))
 	}
 	return nil
 }
