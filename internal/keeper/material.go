@@ -73,11 +73,11 @@ func marshal(secrets map[string]secret.Value) ([]byte, error) {
 	}
 	b := make([]byte, 0, size)
 	b = append(b, materialFormat1)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(secrets))) //nolint:gosec // bounded above
+	b = binary.BigEndian.AppendUint16(b, uint16(len(secrets)))
 	for _, name := range slices.Sorted(maps.Keys(secrets)) {
 		value := secrets[name].Reveal()
 		b = append(append(b, byte(len(name))), name...)
-		b = append(binary.BigEndian.AppendUint32(b, uint32(len(value))), value...) //nolint:gosec // bounded above
+		b = append(binary.BigEndian.AppendUint32(b, uint32(len(value))), value...)
 	}
 	return b, nil
 }

@@ -18,6 +18,7 @@ import (
 // Operations look at their context before they begin, and between rows.
 type conn struct {
 	sql        *sql.Conn
+	endless    context.Context // for preparing statements
 	statements map[string]*sql.Stmt
 }
 
@@ -26,7 +27,7 @@ func newConn(ctx context.Context, db *sql.DB) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{sql: c, statements: make(map[string]*sql.Stmt)}, nil
+	return &conn{sql: c, endless: context.WithoutCancel(ctx), statements: make(map[string]*sql.Stmt)}, nil
 }
 
 // stmt returns the prepared form of query, which must be a constant.
@@ -34,7 +35,7 @@ func (c *conn) stmt(query string) (*sql.Stmt, error) {
 	if s, ok := c.statements[query]; ok {
 		return s, nil
 	}
-	s, err := c.sql.PrepareContext(context.Background(), query)
+	s, err := c.sql.PrepareContext(c.endless, query)
 	if err != nil {
 		return nil, err
 	}

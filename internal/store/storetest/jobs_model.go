@@ -107,7 +107,7 @@ func testJobsModel(t *testing.T, s store.Store) {
 		m := &modelQueue{fence: lastFence}
 		defer func() { lastFence = m.fence }()
 		now := epoch
-		small := func(rt *rapid.T, what string, max int) int { return rapid.IntRange(0, max).Draw(rt, what) }
+		small := func(rt *rapid.T, what string, most int) int { return rapid.IntRange(0, most).Draw(rt, what) }
 		anyJob := func(rt *rapid.T) (string, uint64) {
 			id, fence := fmt.Sprint("job ", small(rt, "id", 11)), uint64(0)
 			for _, j := range m.jobs {

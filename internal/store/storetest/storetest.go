@@ -276,7 +276,7 @@ func testContext(t *testing.T, s store.Store) {
 	// One that ends while it waits for its turn takes no turn away.
 	waiting, cancel := context.WithCancel(t.Context())
 	inside, result := make(chan struct{}), make(chan error, 1)
-	update(t, s, func(tx store.Tx) error {
+	update(t, s, func(store.Tx) error {
 		go func() {
 			close(inside)
 			result <- s.Update(waiting, func(store.Tx) error { return nil })
