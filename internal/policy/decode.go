@@ -124,7 +124,7 @@ func (d *decoder) text(n *node, path, want string, set func(string) error) bool 
 			}
 		case nodeNull:
 			hint = "give it a value, or leave the field out"
-		default:
+		case nodeVague, nodeText, nodeList, nodeMap:
 		}
 		d.wrongType(n, path, want, hint)
 		return false

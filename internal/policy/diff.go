@@ -147,7 +147,7 @@ func flatten(r Resource) (values map[string]string, paths []string) {
 			if names != nil || len(n.values) == 0 {
 				add(path, "["+strings.Join(names, ", ")+"]") // the order matters
 			}
-		default:
+		case nodeNull, nodeBool, nodeNumber, nodeVague, nodeText:
 			add(path, scalar(n.kind, n.text))
 		}
 	}

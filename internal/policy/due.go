@@ -167,7 +167,8 @@ func (r Rotate) target(f Facts) time.Time {
 		if after.Before(r.StartAt) {
 			return r.StartAt
 		}
-		return r.StartAt.Add((after.Sub(r.StartAt)/every + 1) * every)
+		since := after.Sub(r.StartAt)
+		return after.Add(every - since%every)
 	}
 	target := f.Created.Add(every)
 	if target.After(f.Scheduled) {

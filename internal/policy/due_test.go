@@ -145,6 +145,7 @@ func TestClockThatJumpsIsHarmless(t *testing.T) {
 	expect(t, c.Due(at(t, "2026-11-19 01:00 UTC"), f), true, policy.ReasonDue)
 	expect(t, c.Due(at(t, "2026-11-01 00:00 UTC"), f), false, policy.ReasonNotYet)
 	expect(t, c.Due(at(t, "1999-01-01 00:00 UTC"), f), false, policy.ReasonClock)
+	expect(t, c.Due(at(t, "1999-01-01 00:00 UTC"), policy.Facts{Key: "a", Created: f.Created}), false, policy.ReasonClock)
 	f.LastStarted = at(t, "2026-12-24 00:00 UTC")
 	expect(t, c.Due(at(t, "2026-11-19 01:00 UTC"), f), false, policy.ReasonClock)
 }
@@ -169,6 +170,17 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
+// A long freeze over many openings is jumped over.
+func TestLongFreezeOverFrequentWindows(t *testing.T) {
+	c := compile(t, `rotate: {every: 30d, jitter: 0s, windows: [{cron: "*/5 * * * *", duration: 4m}]}
+freeze: [{from: 2026-11-01T00:00:00Z, to: 2027-11-01T00:01:00Z}]`)
+	d := c.Due(at(t, "2026-11-02 00:00 UTC"), policy.Facts{Key: "a", Created: at(t, "2026-10-02 00:00 UTC")})
+	expect(t, d, false, policy.ReasonFrozen)
+	if want := at(t, "2027-11-01 00:01 UTC"); !d.At.Equal(want) {
+		t.Errorf("the next start is %v, want %v", d.At, want)
+	}
+}
+
 // Pain of cert-manager#6754: renewals all land at once.
 func TestStartsAreSpreadOverTheWindow(t *testing.T) {
 	c := compile(t, night)
@@ -177,6 +189,9 @@ func TestStartsAreSpreadOverTheWindow(t *testing.T) {
 		d := c.Due(at(t, "2026-11-01 00:00 UTC"), policy.Facts{Key: key.Name(fmt.Sprint("k", i)), Created: at(t, "2026-10-24 00:00 UTC")})
 		if d.At.Before(at(t, "2026-11-23 02:00 UTC")) || !d.At.Before(at(t, "2026-11-23 04:00 UTC")) {
 			t.Fatalf("key %d starts at %v", i, d.At)
+		}
+		if !d.At.Equal(d.At.Truncate(time.Millisecond)) {
+			t.Fatalf("a store that keeps microseconds would not keep %v", d.At)
 		}
 		hours[int(d.At.Sub(at(t, "2026-11-23 02:00 UTC"))/(40*time.Minute))]++
 	}

@@ -102,7 +102,7 @@ func (d Duration) String() string {
 		if d == 0 {
 			return "0s"
 		}
-		return "-" + Duration(-max(d, -MaxDuration)).String()
+		return "-" + (-max(d, -MaxDuration)).String()
 	}
 	var b strings.Builder
 	for _, u := range durationUnits() {

@@ -99,8 +99,8 @@ func (ps Problems) Err() error {
 // problem places a finding in the resource's file.
 func (r Resource) problem(f finding) Problem {
 	at := r.Source.Locate(f.path)
-	if place := r.Source.places[f.path]; f.line == 1 && place.inline {
-		at.Col += place.inset + f.col - 1
+	if text := r.Source.places[f.path]; f.line == 1 && text.inline {
+		at.Col += text.inset + f.col - 1
 	}
 	return Problem{
 		File: r.Source.File, Line: at.Line, Col: at.Col, Resource: r.String(), Path: f.path,

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"strings"
@@ -41,10 +42,9 @@ func compileWindow(w Window, r reporter) (window, bool) {
 		r.err("cron", "cron", fmt.Sprintf("it has %d fields, but must have 5", len(fields)), cronHint)
 		ok = false
 	default:
-		parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(w.Cron)
-		schedule, is := parsed.(*cron.SpecSchedule)
-		if err != nil || !is {
-			r.err("cron", "cron", "not a cron expression: "+errorText(err), cronHint)
+		schedule, err := parseCron(w.Cron)
+		if err != nil {
+			r.err("cron", "cron", "not a cron expression: "+err.Error(), cronHint)
 			ok = false
 			break
 		}
@@ -58,11 +58,20 @@ func compileWindow(w Window, r reporter) (window, bool) {
 	return out, out.check(w, r)
 }
 
-func errorText(err error) string {
-	if err == nil {
-		return "it names no times"
+func parseCron(spec string) (*cron.SpecSchedule, error) {
+	parser, err := cron.TryNewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow)
+	if err != nil {
+		return nil, err
 	}
-	return err.Error()
+	parsed, err := parser.Parse(spec)
+	if err != nil {
+		return nil, err
+	}
+	schedule, ok := parsed.(*cron.SpecSchedule)
+	if !ok {
+		return nil, errors.New("it names no times")
+	}
+	return schedule, nil
 }
 
 // loadLocation refuses names that depend on the machine.
