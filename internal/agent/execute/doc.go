@@ -100,7 +100,8 @@ type Options struct {
 	OnChange              OnChange
 	// Signal is sent when OnChange is Signal.
 	Signal syscall.Signal
-	// KillAfter is how long a program may take to end after SIGTERM.
+	// KillAfter is how long a program may take to end after SIGTERM. Here and
+	// below, zero means the default.
 	KillAfter time.Duration
 	// Settle is how long a program must run with a new version to count as well.
 	Settle time.Duration

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/agent/render"
 	"github.com/keyturn/keyturn/internal/agent/run"
@@ -113,6 +114,14 @@ func newPlan(o Options) (*plan, error) {
 		return nil, fmt.Errorf("%w: --env goes stale with --on-change signal: the environment of a running program cannot change; use --file", ErrOptions)
 	case o.KillAfter < 0 || o.Settle < 0 || o.Wait < 0:
 		return nil, fmt.Errorf("%w: a duration is negative", ErrOptions)
+	}
+	for _, d := range []struct {
+		value    *time.Duration
+		fallback time.Duration
+	}{{&o.KillAfter, DefaultKillAfter}, {&o.Settle, DefaultSettle}, {&o.Wait, DefaultWait}} {
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
 	}
 	p := &plan{Options: o}
 	used := make(map[string]bool)
