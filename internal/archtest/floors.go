@@ -38,7 +38,8 @@ func floors() []Place {
 		// 3: where the decisions take effect. The engine knows interfaces only; the hub
 		// and the data-plane services meet it in the store.
 		{Path: "internal/engine", Floor: 3, Only: interfaces()},
-		{Path: "internal/hub", Floor: 3, Only: interfaces()},
+		{Path: "internal/hub", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
+		{Path: "internal/identity", Floor: 3, Only: interfaces()},
 		{Path: "internal/transit", Floor: 3, Only: interfaces()},
 		{Path: "internal/pki", Floor: 3, Only: interfaces()},
 		{Path: "internal/token", Floor: 3, Only: interfaces()},
@@ -88,14 +89,14 @@ func interfaces() []string {
 func transports() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
-		"internal/engine", "internal/hub", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
+		"internal/engine", "internal/hub", "internal/identity", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
 	}
 }
 
 // inner is what the outer side must never reach, not even through others.
 func inner() []string {
 	return []string{
-		"internal/engine", "internal/hub", "internal/store", "internal/keeper", "internal/provider",
+		"internal/engine", "internal/hub", "internal/identity", "internal/store", "internal/keeper", "internal/provider",
 		"internal/rpc", "internal/server", "internal/gateway",
 	}
 }

@@ -17,8 +17,9 @@ import (
 type principalKey struct{}
 
 // Authenticate wraps a handler so that it runs for authenticated callers only.
-// refused is told of every refused token and may delay or refuse the caller.
-func (s *Service) Authenticate(next http.Handler, refused func(*http.Request)) http.Handler {
+// refused is told of every refused token; admit says whether a token, by its ID,
+// may make another call now.
+func (s *Service) Authenticate(next http.Handler, refused func(*http.Request), admit func(token string) bool) http.Handler {
 	writer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -31,6 +32,11 @@ func (s *Service) Authenticate(next http.Handler, refused func(*http.Request)) h
 		if err != nil {
 			refused(r)
 			_ = writer.Write(w, r, wire(err)) // the caller is gone if this fails
+			return
+		}
+		if !admit(principal.ID) {
+			err := connect.NewError(connect.CodeResourceExhausted, errors.New("too many calls with this token; wait a second"))
+			_ = writer.Write(w, r, err) // the caller is gone if this fails
 			return
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), principalKey{}, principal)))

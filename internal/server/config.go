@@ -1,0 +1,170 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Config is the configuration of a server, as in the file that
+// keyturn server --config names.
+type Config struct {
+	// Listen is the address of the API. Default: 127.0.0.1:7447.
+	Listen string `yaml:"listen"`
+	// DataDir holds the database and, unless said otherwise, keys. Required.
+	DataDir string `yaml:"dataDir"`
+	// TLS is the server's certificate; without it the server makes a CA of its own
+	// in the data folder.
+	TLS TLSConfig `yaml:"tls"`
+	// Keeper says where the key-encryption key is. Default: kek.json in the data folder.
+	Keeper KeeperConfig `yaml:"keeper"`
+	Log    LogConfig    `yaml:"log"`
+	// Telemetry says where traces and pages go.
+	Telemetry TelemetryConfig `yaml:"telemetry"`
+	Limits    LimitsConfig    `yaml:"limits"`
+	// LogName is the name of the audit log, in its checkpoints. Default: keyturn.
+	LogName string `yaml:"logName"`
+}
+
+// TLSConfig names PEM files. Names are what the certificate that the server
+// makes itself is valid for, beside loopback and the host's name.
+type TLSConfig struct {
+	Cert  string   `yaml:"cert"`
+	Key   string   `yaml:"key"`
+	Names []string `yaml:"names"`
+}
+
+// KeeperConfig says where the key-encryption key is.
+type KeeperConfig struct {
+	File string `yaml:"file"`
+}
+
+// LogConfig says how to log.
+type LogConfig struct {
+	// Level is debug, info, warn or error. Default: info.
+	Level string `yaml:"level"`
+	// Format is text or json. Default: json.
+	Format string `yaml:"format"`
+}
+
+// TelemetryConfig says where traces and pages go.
+type TelemetryConfig struct {
+	// Traces is an OTLP/HTTP address, for example https://collector:4318; empty: none.
+	Traces string `yaml:"traces"`
+	// Pages are webhooks that hear of holds; Alertmanagers those that take alerts.
+	Pages         []string `yaml:"pages"`
+	Alertmanagers []string `yaml:"alertmanagers"`
+	// MetricsListen serves /metrics without a token on an address of its own, for
+	// example 127.0.0.1:7448; empty: only on the API's address, with a token.
+	MetricsListen string `yaml:"metricsListen"`
+}
+
+// LimitsConfig bounds what clients can ask for.
+type LimitsConfig struct {
+	// Body is the largest request, in bytes. Default: 4 MiB.
+	Body int64 `yaml:"body"`
+	// Parties is how many may be connected. Default: 20,000.
+	Parties int `yaml:"parties"`
+	// PerSecond is how many calls one address may make per second, Burst at once.
+	// Defaults: 200 and 2,000.
+	PerSecond float64 `yaml:"perSecond"`
+	Burst     int     `yaml:"burst"`
+	// ForgetClients is after how long a client that stays away is forgotten.
+	// Default: 2m.
+	ForgetClients time.Duration `yaml:"forgetClients"`
+}
+
+// ErrConfig is wrapped by every error about a configuration.
+var ErrConfig = errors.New("invalid server configuration")
+
+// maxConfig is the largest configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// LoadConfig reads a configuration file. Errors name the file, the line and
+// what would be right.
+func LoadConfig(path string) (Config, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %w; see docs/reference/server.md for an example", ErrConfig, err)
+	}
+	if info.Size() > maxConfig {
+		return Config{}, fmt.Errorf("%w: %s has %d bytes, at most %d are allowed", ErrConfig, path, info.Size(), maxConfig)
+	}
+	source, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return ParseConfig(path, source)
+}
+
+// ParseConfig reads a configuration; the file name is used for messages.
+func ParseConfig(file string, source []byte) (Config, error) {
+	var config Config
+	if err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict()); err != nil {
+		return Config{}, fmt.Errorf("%w: %s: %s", ErrConfig, file, yaml.FormatError(err, false, true))
+	}
+	if err := config.complete(); err != nil {
+		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, file, err)
+	}
+	return config, nil
+}
+
+// complete checks the configuration and fills in defaults.
+func (c *Config) complete() error {
+	var problems []error
+	wrong := func(field, format string, args ...any) {
+		problems = append(problems, fmt.Errorf(field+": "+format, args...))
+	}
+	if c.DataDir == "" {
+		wrong("dataDir", "it is missing; write for example dataDir: /var/lib/keyturn")
+	}
+	fill(&c.Listen, "127.0.0.1:7447")
+	fill(&c.LogName, "keyturn")
+	fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
+	fill(&c.Log.Level, "info")
+	fill(&c.Log.Format, "json")
+	fill(&c.Limits.Body, 4<<20)
+	fill(&c.Limits.Parties, 20_000)
+	fill(&c.Limits.PerSecond, 200)
+	fill(&c.Limits.Burst, 2000)
+	fill(&c.Limits.ForgetClients, 2*time.Minute)
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		wrong("listen", "%v; write for example 127.0.0.1:7447", err)
+	}
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		wrong("tls", "cert and key belong together; give both, or neither")
+	}
+	if _, err := parseLevel(c.Log.Level); err != nil {
+		wrong("log.level", "%v", err)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		wrong("log.format", "%q is unknown; use text or json", c.Log.Format)
+	}
+	if strings.ContainsAny(c.LogName, " +\n") {
+		wrong("logName", "%q contains a space or a plus sign; use for example keyturn.example.com/log", c.LogName)
+	}
+	for _, address := range append(append([]string{c.Telemetry.Traces}, c.Telemetry.Pages...), c.Telemetry.Alertmanagers...) {
+		if u, err := url.Parse(address); address != "" && (err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
+			wrong("telemetry", "%q is not an address; write for example https://collector:4318", address)
+		}
+	}
+	if c.Limits.Body < 1024 || c.Limits.Parties < 1 || c.Limits.PerSecond <= 0 || c.Limits.Burst < 1 || c.Limits.ForgetClients < time.Second {
+		wrong("limits", "a limit is too small: body has 1,024 bytes at least, forgetClients 1s, the others are positive")
+	}
+	return errors.Join(problems...)
+}
+
+// fill sets *v to a default if it is zero.
+func fill[T comparable](v *T, otherwise T) {
+	var zero T
+	if *v == zero {
+		*v = otherwise
+	}
+}

@@ -1,0 +1,259 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/hub"
+	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/keeper/file"
+	"github.com/keyturn/keyturn/internal/provider/postgres"
+	"github.com/keyturn/keyturn/internal/rpc"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/store/sqlite"
+	"github.com/keyturn/keyturn/provider"
+)
+
+// Drivers are the providers this server knows, by the name that keys use.
+func Drivers() map[string]provider.Driver {
+	return map[string]provider.Driver{
+		"postgres": postgres.New(),
+	}
+}
+
+// Options are what a server needs beside its configuration.
+type Options struct {
+	// Drivers are the providers. Default: those of Drivers.
+	Drivers map[string]provider.Driver
+	// LogTo takes the log. Default: standard error.
+	LogTo io.Writer
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
+}
+
+// Server is a running server. Its methods may be called concurrently.
+type Server struct {
+	config    Config
+	log       *slog.Logger
+	store     *sqlite.Store
+	engine    *engine.Engine
+	hub       *hub.Hub
+	identity  *identity.Registry
+	telemetry *telemetry
+	signer    *audit.Signer
+
+	servers   []*http.Server
+	address   string
+	caFile    string
+	tokenFile string
+	failed    chan error
+
+	stopOnce sync.Once
+	stopErr  error
+}
+
+// Start starts a server. When it returns nil the server is ready; Stop must be
+// called. ctx bounds the start only.
+func Start(ctx context.Context, config Config, options Options) (_ *Server, err error) {
+	if err := config.complete(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	if options.Now == nil {
+		options.Now = time.Now
+	}
+	if options.LogTo == nil {
+		options.LogTo = os.Stderr
+	}
+	if options.Drivers == nil {
+		options.Drivers = Drivers()
+	}
+	if err := os.MkdirAll(config.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	s := &Server{config: config, log: newLogger(&config, options.LogTo), failed: make(chan error, 2)}
+	database := filepath.Join(config.DataDir, "keyturn.db")
+	_, missing := os.Stat(database)
+	if s.store, err = sqlite.Open(ctx, sqlite.Config{Path: database}); err != nil {
+		return nil, err
+	}
+	if err := s.assemble(ctx, options, missing != nil); err != nil {
+		return nil, errors.Join(err, s.store.Stop())
+	}
+	s.engine.Start(ctx)
+	s.hub.Start(ctx)
+	if err := s.serve(ctx, options); err != nil {
+		return nil, errors.Join(err, s.Stop(ctx))
+	}
+	s.log.InfoContext(ctx, "ready", "address", s.Address(), "ca", s.caFile)
+	return s, nil
+}
+
+// assemble makes the parts and connects them; it starts nothing.
+func (s *Server) assemble(ctx context.Context, options Options, first bool) error {
+	keys, err := file.Open(file.Config{Path: s.config.Keeper.File, MustExist: !first})
+	if err != nil {
+		return fmt.Errorf("key-encryption key: %w", err)
+	}
+	if s.signer, err = logSigner(s.config.DataDir, s.config.LogName); err != nil {
+		return err
+	}
+	s.hub = hub.New(hub.Config{
+		Logger: s.log, Now: options.Now, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
+	})
+	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now); err != nil {
+		return err
+	}
+	s.engine, err = engine.New(engine.Config{
+		Store: s.store, Keeper: keys, Drivers: options.Drivers, Signer: s.signer, Fleet: s.hub, Observer: s.telemetry.observer(),
+		Logger: s.log, Now: options.Now, Random: rand.Reader,
+	})
+	if err != nil {
+		return err
+	}
+	s.hub.Use(s.engine)
+	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
+	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
+	return err
+}
+
+// serve begins to answer calls.
+func (s *Server) serve(ctx context.Context, options Options) error {
+	tlsConfig, caFile, err := serverTLS(&s.config, options.Now)
+	if err != nil {
+		return err
+	}
+	s.caFile = caFile
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w; set another address as listen in the configuration", err)
+	}
+	s.address = "https://" + listener.Addr().String()
+	api := s.newHTTP(s.routes(options))
+	api.TLSConfig = tlsConfig
+	s.servers = append(s.servers, api)
+	go s.watch(func() error { return api.ServeTLS(listener, "", "") })
+	if s.config.Telemetry.MetricsListen == "" {
+		return nil
+	}
+	metrics, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Telemetry.MetricsListen)
+	if err != nil {
+		return fmt.Errorf("listen for metrics: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", s.telemetry.handler())
+	plain := s.newHTTP(mux)
+	s.servers = append(s.servers, plain)
+	go s.watch(func() error { return plain.Serve(metrics) })
+	return nil
+}
+
+func (s *Server) newHTTP(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+}
+
+// watch tells of a server that ends by itself.
+func (s *Server) watch(serve func() error) {
+	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+		s.failed <- err
+	}
+}
+
+// routes is everything that the API's address answers.
+func (s *Server) routes(options Options) http.Handler {
+	service := rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}})
+	limit := connect.WithReadMaxBytes(int(s.config.Limits.Body))
+	gate := &gate{
+		refused: newLimiters(refusedPerSecond, refusedBurst),
+		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
+		maxBody: s.config.Limits.Body, now: options.Now,
+		streams: []string{"/Watch", "/WatchRotation", "/ExportLog"},
+	}
+	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate.refuse, gate.admit) }
+	api := http.NewServeMux()
+	deliveryPath, delivery := keyturnv1connect.NewDeliveryServiceHandler(rpc.Delivery{Service: service}, limit)
+	controlPath, control := keyturnv1connect.NewControlServiceHandler(rpc.Control{Service: service}, limit)
+	api.Handle(deliveryPath, authenticated(delivery))
+	api.Handle(keyturnv1connect.DeliveryServiceJoinProcedure, delivery)
+	api.Handle(controlPath, authenticated(control))
+	api.Handle("GET /metrics", authenticated(s.telemetry.handler()))
+	mux := http.NewServeMux()
+	mux.Handle("/", gate.wrap(api))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r.Context())) })
+	return mux
+}
+
+func answer(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = fmt.Fprintln(w, err) // the caller is gone if this fails
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
+}
+
+// checkReady reports whether the store answers.
+func (s *Server) checkReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return s.store.View(ctx, func(tx store.Tx) error {
+		_, err := tx.Index.List(ctx, "ready", "", "", 1)
+		return err
+	})
+}
+
+// Address is where the API answers, for example https://127.0.0.1:7447.
+func (s *Server) Address() string { return s.address }
+
+// CAFile is the PEM file of the CA that clients should trust; empty if the
+// certificate is the operator's own.
+func (s *Server) CAFile() string { return s.caFile }
+
+// TokenFile holds the first admin token; empty if there were tokens already.
+func (s *Server) TokenFile() string { return s.tokenFile }
+
+// VerifierKey is the public key of the audit log.
+func (s *Server) VerifierKey() string { return s.signer.VerifierKey() }
+
+// Failed receives when the server ended by itself.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// Stop ends the server: streams are told to come back, calls under way may end
+// until ctx does, effects under way are left to the next start. Calling it again
+// returns the same result.
+func (s *Server) Stop(ctx context.Context) error {
+	s.stopOnce.Do(func() {
+		s.hub.Stop()
+		var problems []error
+		for _, server := range s.servers {
+			if err := server.Shutdown(ctx); err != nil {
+				problems = append(problems, err, server.Close())
+			}
+		}
+		s.engine.Stop()
+		problems = append(problems, s.telemetry.stop(ctx), s.store.Stop())
+		s.stopErr = errors.Join(problems...)
+		s.log.InfoContext(ctx, "stopped")
+	})
+	return s.stopErr
+}

@@ -1,0 +1,176 @@
+package server
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// How long the certificates that the server makes itself are valid.
+const (
+	caLifetime   = 10 * 365 * 24 * time.Hour
+	leafLifetime = 90 * 24 * time.Hour
+)
+
+// serverTLS returns the TLS configuration of the server and the PEM file of the
+// CA that clients should trust; empty if the certificate is the operator's own.
+func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error) {
+	base := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	if config.TLS.Cert != "" {
+		if _, err := tls.LoadX509KeyPair(config.TLS.Cert, config.TLS.Key); err != nil {
+			return nil, "", fmt.Errorf("tls: %w", err)
+		}
+		// Read for every handshake, so that a renewed certificate needs no restart.
+		base.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(config.TLS.Cert, config.TLS.Key)
+			return &cert, err
+		}
+		return base, "", nil
+	}
+	caPath := filepath.Join(config.DataDir, "ca.pem")
+	ca, err := ownCA(config.DataDir, caPath, now())
+	if err != nil {
+		return nil, "", fmt.Errorf("make a CA: %w", err)
+	}
+	leaves := &leaves{ca: ca, config: config, now: now}
+	if _, err := leaves.get(nil); err != nil {
+		return nil, "", fmt.Errorf("make the server's certificate: %w", err)
+	}
+	base.GetCertificate = leaves.get
+	return base, caPath, nil
+}
+
+// leaves hands out the server's certificate and renews it in time.
+type leaves struct {
+	ca     tls.Certificate
+	config *Config
+	now    func() time.Time
+
+	mu     sync.Mutex
+	leaf   *tls.Certificate
+	issued time.Time
+}
+
+func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if l.leaf != nil && now.Sub(l.issued).Abs() < leafLifetime/3 {
+		return l.leaf, nil
+	}
+	leaf, err := issueLeaf(l.ca, l.config, now)
+	if err != nil {
+		return nil, err
+	}
+	l.leaf, l.issued = &leaf, now
+	return l.leaf, nil
+}
+
+// ownCA reads the server's own CA, creating it on the first start.
+func ownCA(dir, certPath string, now time.Time) (tls.Certificate, error) {
+	keyPath := filepath.Join(dir, "ca.key")
+	keyPEM, err := readPrivate(keyPath)
+	if err == nil {
+		certPEM, err := os.ReadFile(certPath)
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		return tls.X509KeyPair(certPEM, keyPEM)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, err
+	}
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template, err := certificate("Keyturn CA", now, caLifetime)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template.IsCA, template.BasicConstraintsValid, template.MaxPathLenZero = true, true, true
+	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(signer)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+	defer clear(keyPEM)
+	defer clear(keyDER)
+	// The certificate first: a key without one would not be read again.
+	if err := os.Remove(certPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return tls.Certificate{}, err
+	}
+	if err := errors.Join(writeNew(certPath, certPEM, 0o644), writeNew(keyPath, keyPEM, 0o600)); err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(certPEM, keyPEM)
+}
+
+// issueLeaf makes a certificate; it is kept in memory only.
+func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certificate, error) {
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template, err := certificate("Keyturn server", now, leafLifetime)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	template.DNSNames = []string{"localhost"}
+	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	names := config.TLS.Names
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	if host, _, err := net.SplitHostPort(config.Listen); err == nil && host != "" {
+		names = append(names, host)
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	parent, err := x509.ParseCertificate(ca.Certificate[0])
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, signer.Public(), ca.PrivateKey)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: signer}, nil
+}
+
+func certificate(name string, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	return &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
+		NotBefore: now.Add(-5 * time.Minute), NotAfter: now.Add(lifetime),
+	}, nil
+}
