@@ -313,3 +313,15 @@ func lintOptions() policy.LintOptions {
 		},
 	}
 }
+
+func TestLimitsOfJSON(t *testing.T) {
+	const head = `{"apiVersion": "keyturn/v1", "kind": "Key", "metadata": {"name": "a"}, "spec": {"provider": "p", "config": {"a": `
+	for want, value := range map[string]string{
+		"values and keys": "[" + strings.Repeat("1,", policy.MaxNodes) + "1]",
+		"nested more":     strings.Repeat("[", 40) + strings.Repeat("]", 40),
+	} {
+		if _, err := policy.Parse("a.json", []byte(head+value+"}}}")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v", want, err)
+		}
+	}
+}
