@@ -64,7 +64,14 @@ func (m *machine) retry() {
 	for i := range m.Verifiers {
 		w := &m.Verifiers[i]
 		for _, slot := range w.Slots {
-			if slot.Failed && !slot.RetryAt.IsZero() && !m.Now.Before(slot.RetryAt) {
+			if !slot.Failed {
+				continue
+			}
+			if _, owned := m.owner(slot.Version); slot.RetryAt.IsZero() && !owned {
+				// The rotation that a human could have resumed is over.
+				m.updateSlot(w, slot.Version, func(slot *Slot) { slot.RetryAt = m.Now.Add(retryFailed) })
+			}
+			if !slot.RetryAt.IsZero() && !m.Now.Before(slot.RetryAt) {
 				m.ask(w, slot.Version, slot.Acceptance)
 			}
 		}
@@ -81,11 +88,33 @@ func (m *machine) converge() bool {
 			if ok && (slot.Acceptance.accepting() || m.compromised(v)) {
 				continue
 			}
+			if m.Gap && !m.settled(w, v) {
+				continue
+			}
 			m.ask(w, v, AcceptPending)
 			asked = true
 		}
 	}
 	return asked
+}
+
+// settled reports whether no effect is under way that could undo at w, where one
+// version excludes the others, what accepting v does. A pending acceptance of
+// another version is turned into a refusal, whose proof is then waited for.
+func (m *machine) settled(w *Verifier, v key.Version) bool {
+	for _, other := range w.Slots {
+		if other.Version == v {
+			continue
+		}
+		if other.Acceptance == AcceptPending {
+			m.ask(w, other.Version, RefusePending)
+			return false
+		}
+		if other.Acceptance == RefusePending {
+			return false
+		}
+	}
+	return true
 }
 
 // wanted returns the versions that every verifier should accept.
@@ -103,7 +132,7 @@ func (m *machine) wanted() []key.Version {
 		switch {
 		case forward:
 			add(cut.To)
-		case !open || cut.Phase == RollingBack:
+		case !open || cut.Phase != Accepting:
 			add(m.Labelled(key.Current))
 		}
 		return wanted
@@ -117,7 +146,19 @@ func (m *machine) wanted() []key.Version {
 			add(r.From)
 		}
 	}
+	for i := range m.Presenters {
+		for _, v := range m.Presenters[i].Maybe {
+			if !slices.Contains(wanted, v) && m.inService(v) {
+				add(v)
+			}
+		}
+	}
 	return wanted
+}
+
+// inService reports whether verifiers were asked to accept v and none to refuse it.
+func (m *machine) inService(v key.Version) bool {
+	return m.maybeAccepted(v) && !m.refusing(v)
 }
 
 // refusing reports whether any verifier was asked to refuse v.
@@ -130,7 +171,8 @@ func (m *machine) refusing(v key.Version) bool {
 	return false
 }
 
-// admit lets presenters reach verifiers that accept all that is wanted.
+// admit lets presenters reach verifiers that accept all that is wanted and
+// refuse all that is not.
 func (m *machine) admit() {
 	wanted := m.wanted()
 	for i := range m.Verifiers {
@@ -138,7 +180,8 @@ func (m *machine) admit() {
 		if w.Admitted {
 			continue
 		}
-		w.Admitted = !slices.ContainsFunc(wanted, func(v key.Version) bool { return !accepts(w, v) })
+		w.Admitted = !slices.ContainsFunc(wanted, func(v key.Version) bool { return !accepts(w, v) }) &&
+			!slices.ContainsFunc(w.Slots, func(s Slot) bool { return s.Acceptance != Refused && !slices.Contains(wanted, s.Version) })
 	}
 }
 
@@ -186,7 +229,8 @@ func (m *machine) tell() {
 	for i := range m.Presenters {
 		p := &m.Presenters[i]
 		v, ready := base, baseReady
-		if open && cut.Phase == Presenting && stageOf(p, cut) <= cut.Stage {
+		// Who may be using the new version already is not sent back and forth.
+		if open && cut.Phase == Presenting && (stageOf(p, cut) <= cut.Stage || p.MayUse(cut.To)) {
 			v, ready = cut.To, toReady
 		}
 		if v == p.Told || !ready {
@@ -243,24 +287,22 @@ func (m *machine) destroy() {
 // room reports whether the system can take a further version. Where it cannot,
 // quarantines are ended if the rotation may do so.
 func (m *machine) room(r *Rotation) bool {
-	if m.Gap || m.Capacity == 0 || len(m.Live()) < m.Capacity {
-		return true
-	}
-	if !r.Plan.EndQuarantineEarly && r.Plan.Strategy == 0 {
-		return false
-	}
+	fits := func() bool { return m.Gap || m.Capacity == 0 || len(m.Live()) < m.Capacity }
 	for i := range m.Rotations {
-		if q := &m.Rotations[i]; q.Phase == Quarantine {
+		if fits() || !r.Plan.EndQuarantineEarly && r.Plan.Strategy == 0 {
+			break
+		}
+		if q := &m.Rotations[i]; q.Phase == Quarantine && (!q.Hold.Human || r.Plan.Strategy != 0) {
 			m.forget(q)
-			return true
 		}
 	}
-	return false
+	return fits()
 }
 
 // measure keeps measurements of v going and reports whether its use has been
-// zero for long enough, by an answer that has just come.
-func (m *machine) measure(r *Rotation, v key.Version, earliest time.Time) bool {
+// zero for long enough, by an answer that has just come. unused says that nothing
+// else is waited for.
+func (m *machine) measure(r *Rotation, v key.Version, earliest time.Time, unused bool) bool {
 	quietAt := r.QuietSince.Add(r.Plan.DrainQuiet)
 	if earliest.After(quietAt) {
 		quietAt = earliest
@@ -269,8 +311,12 @@ func (m *machine) measure(r *Rotation, v key.Version, earliest time.Time) bool {
 	if quiet && m.fresh == r.ID {
 		return true
 	}
-	if !r.QuietSince.IsZero() && quietAt.Before(r.MeasureAt) {
+	switch {
+	case r.QuietSince.IsZero():
+	case !quiet && quietAt.Before(r.MeasureAt):
 		r.MeasureAt = quietAt
+	case quiet && unused:
+		r.MeasureAt = m.Now
 	}
 	if !r.Task.Waiting && !m.Now.Before(r.MeasureAt) {
 		m.start(r, Measure, v)

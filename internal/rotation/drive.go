@@ -22,6 +22,9 @@ func (m *machine) drive(r *Rotation) bool {
 	case Planned:
 		return m.drivePlanned(r)
 	case Minting:
+		if !r.Task.Waiting {
+			m.mint(r)
+		}
 		return false
 	case Accepting:
 		return m.driveAccepting(r)
@@ -58,7 +61,7 @@ func (m *machine) drivePlanned(r *Rotation) bool {
 		return false
 	}
 	if len(m.Verifiers) == 0 {
-		r.hold(Hold{Reason: HoldNoVerifier, Message: "the key has no verifier that could accept a new version", Since: m.Now})
+		r.hold(noVerifier(m.Now))
 		return false
 	}
 	r.clear(HoldNoVerifier)
@@ -77,10 +80,19 @@ func (m *machine) drivePlanned(r *Rotation) bool {
 	// What was current may have changed since the rotation was planned.
 	r.From = m.Labelled(key.Current)
 	m.enter(r, Minting)
+	m.mint(r)
+	return false
+}
+
+func noVerifier(now time.Time) Hold {
+	return Hold{Reason: HoldNoVerifier, Message: "the key has no verifier that could accept a new version", Since: now}
+}
+
+// mint asks for a version under a number that was never used.
+func (m *machine) mint(r *Rotation) {
 	r.To = m.Next
 	m.Next++
 	m.start(r, Mint, r.To)
-	return false
 }
 
 func (m *machine) driveAccepting(r *Rotation) bool {
@@ -90,6 +102,11 @@ func (m *machine) driveAccepting(r *Rotation) bool {
 		m.enterStage(r, 0)
 		return true
 	}
+	if len(m.Verifiers) == 0 {
+		r.hold(noVerifier(m.Now))
+		return false
+	}
+	r.clear(HoldNoVerifier)
 	for i := range m.Verifiers {
 		if slot, ok := m.Verifiers[i].Slot(r.To); ok && slot.Trouble != "" {
 			r.hold(Hold{Reason: HoldTrouble, Message: fmt.Sprintf("%s does not accept %v yet: %s", m.Verifiers[i].ID, r.To, slot.Trouble), Since: m.Now})
@@ -135,6 +152,10 @@ func (m *machine) drivePresenting(r *Rotation) bool {
 	if missing > 0 {
 		if stage.AckTimeout > 0 && !m.Now.Before(r.StageSince.Add(stage.AckTimeout)) {
 			r.hold(Hold{Reason: HoldStageLate, Message: fmt.Sprintf("%d presenters have not acknowledged %v in stage %s", missing, r.To, stage.Name), Since: m.Now})
+		}
+		if r.Task.Kind == Judge {
+			// The stage is complete no more, and will have to be judged anew.
+			r.Task.Done = false
 		}
 		return false
 	}
@@ -211,8 +232,8 @@ func (m *machine) drained(r *Rotation) bool {
 	if r.Plan.Strategy != 0 {
 		min = r.PhaseSince
 	}
-	quiet := m.measure(r, r.From, min)
 	unused := m.unused(r.From)
+	quiet := m.measure(r, r.From, min, unused)
 	if quiet && unused {
 		return true
 	}
@@ -265,7 +286,7 @@ func (m *machine) driveRollingBack(r *Rotation) bool {
 		r.RecoveredAt = m.Now
 	}
 	watched := r.Presented && !abandoned && !m.compromised(r.To) && !m.Gap
-	if watched && !m.refusing(r.To) && !m.measure(r, r.To, time.Time{}) {
+	if watched && !m.refusing(r.To) && !m.measure(r, r.To, time.Time{}, true) {
 		return false
 	}
 	m.refuse(r.To)

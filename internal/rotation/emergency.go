@@ -30,6 +30,11 @@ func (m *machine) declare(id key.RotationID, body Declare) error {
 		v.State = key.Compromised
 		v.Contained = v.Contained || body.Plan.Strategy == ContainFirst
 	}
+	if cut, open := m.CutOver(); open && m.contained(cut.From) && m.compromised(cut.To) {
+		// Neither may be presented any more, and there is no third to wait for.
+		to, _ := m.Version(cut.To)
+		to.Contained = true
+	}
 	emergency := Rotation{ID: id, Kind: Emergency, Plan: body.Plan, Reason: body.Reason, Actor: body.Actor}
 	taken := m.divertCutOvers(emergency)
 	if !taken && m.compromised(m.Labelled(key.Current)) {
@@ -83,11 +88,15 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 				taken = true
 			}
 		case RollingBack:
-			if !fromBad {
-				exit := r.Exit
-				m.takeOver(r, emergency)
-				r.Exit = exit
-				taken = true
+			if fromBad && toBad {
+				continue
+			}
+			m.takeOver(r, emergency)
+			taken = true
+			if fromBad {
+				// The version that was being given up is the only good one.
+				r.Hold, r.Exit, r.RecoveredAt = Hold{}, 0, time.Time{}
+				m.enter(r, Accepting)
 			}
 		case Draining, Revoking, Quarantine, Destroying, Done, RolledBack, Failed, Cancelled, Superseded:
 		}
@@ -108,8 +117,10 @@ func (m *machine) hastenRetirements(emergency Rotation, taken bool) {
 			m.takeOver(r, emergency)
 			taken = true
 		}
+		if r.Plan.Strategy == 0 || emergency.Plan.Grace < r.Plan.Grace {
+			r.Plan.Grace = emergency.Plan.Grace
+		}
 		r.Plan.Strategy = max(r.Plan.Strategy, emergency.Plan.Strategy)
-		r.Plan.Grace = emergency.Plan.Grace
 		r.MeasureAt = m.Now
 		if r.Phase == Quarantine {
 			// What is compromised is not restorable.
@@ -134,6 +145,7 @@ func (m *machine) takeOver(r *Rotation, emergency Rotation) {
 	if r.Hold.Reason != HoldEffect && r.Hold.Reason != HoldContradict {
 		r.Hold = Hold{}
 	}
+	r.Stage = min(r.Stage, len(r.Plan.Stages)-1)
 	if r.Phase == Presenting {
 		m.enterStage(r, 0)
 	}

@@ -68,6 +68,8 @@ type StageOf struct {
 // an open cut-over to a version that is not compromised, ends any other, and
 // begins a new one where the current version is compromised. Plan.Strategy is
 // required. Declared again for an open emergency, it may only make it stricter.
+// A version that was to replace a contained one is contained with it when it
+// turns out to be compromised as well.
 type Declare struct {
 	Compromised []key.Version `json:"compromised"`
 	Plan        Plan          `json:"plan"`
@@ -102,7 +104,9 @@ type Resume struct {
 }
 
 // Cancel gives the rotation up: at once before any effect outside, by rolling
-// back during the rest of the cut-over. Afterwards it fails with ErrPhase.
+// back during the rest of the cut-over. Afterwards it fails with ErrPhase. An
+// emergency that replaces a compromised version cannot be given up: it fails with
+// ErrCompromised.
 type Cancel struct {
 	Actor  string `json:"actor,omitempty"`
 	Reason string `json:"reason,omitempty"`

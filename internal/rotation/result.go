@@ -85,8 +85,8 @@ func (m *machine) ask(w *Verifier, v key.Version, a Acceptance) {
 		w.Slots = append(slices.Clone(w.Slots), Slot{Version: v})
 	}
 	m.updateSlot(w, v, func(slot *Slot) {
-		slot.Acceptance = a
-		slot.Try++
+		m.Tries++
+		slot.Acceptance, slot.Try = a, m.Tries
 		slot.Failed, slot.RetryAt, slot.Trouble = false, time.Time{}, ""
 		ref := EffectRef{Kind: a.asks(), Version: v, Verifier: w.ID, Try: slot.Try}
 		if r, ok := m.owner(v); ok {
@@ -248,7 +248,12 @@ func (m *machine) minted(r *Rotation, body Result) error {
 		m.enter(r, Accepting)
 		return nil
 	case Broken:
-		r.Task.Trouble = body.Detail
+		if r.Kind == Emergency {
+			// Nobody else would replace the compromised version.
+			r.Task.Waiting, r.Task.Failed, r.Task.Trouble = false, true, body.Detail
+			r.hold(Hold{Reason: HoldEffect, Message: "minting: " + body.Detail, Human: true, Since: m.Now})
+			return nil
+		}
 		r.Reason = "minting failed: " + body.Detail
 		m.end(r, Failed)
 		return nil
@@ -264,7 +269,9 @@ func (m *machine) judged(r *Rotation, body Result) error {
 		r.Task.Done = true
 		r.clear(HoldNoData)
 	case Contradicted:
-		m.stageFailed(r, body.Detail)
+		if !r.Hold.Human {
+			m.stageFailed(r, body.Detail)
+		}
 	case NoData, Broken:
 		r.JudgeAt = m.Now.Add(r.Plan.JudgeEvery)
 		r.hold(Hold{Reason: HoldNoData, Message: "no data to judge stage " + r.Plan.Stages[r.Stage].Name + ": " + body.Detail, Since: m.Now})

@@ -20,6 +20,8 @@ type State struct {
 	Next key.Version `json:"next"`
 	// Epoch is the largest epoch under which any presenter was told.
 	Epoch uint64 `json:"epoch,omitempty"`
+	// Tries numbers the effects at verifiers.
+	Tries uint32 `json:"tries,omitempty"`
 	// Capacity is how many versions the system can hold, 0 for any number.
 	Capacity int `json:"capacity,omitempty"`
 	// Gap: accepting a version makes the system refuse the one before it.
@@ -98,7 +100,7 @@ type Verifier struct {
 type Slot struct {
 	Version    key.Version `json:"version"`
 	Acceptance Acceptance  `json:"acceptance"`
-	// Try numbers the effects of this slot.
+	// Try is the number of the effect that was asked for last.
 	Try uint32 `json:"try"`
 	// Contradictions counts probes in a row that gave the lie to the verifier.
 	Contradictions int `json:"contradictions,omitempty"`

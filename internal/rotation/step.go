@@ -91,8 +91,28 @@ func (m *machine) configure(body Configured) error {
 		verifiers = append(verifiers, w)
 	}
 	slices.SortFunc(verifiers, func(a, b Verifier) int { return cmp.Compare(a.ID, b.ID) })
+	before := m.Verifiers
 	m.Verifiers, m.Capacity, m.Gap = verifiers, body.Capacity, body.Gap
+	m.tryNew(before)
 	return nil
+}
+
+// tryNew tries every version that is not wanted at the verifiers that were not
+// there before: one that comes back may accept what was revoked meanwhile.
+func (m *machine) tryNew(before []Verifier) {
+	wanted := m.wanted()
+	for i := range m.Verifiers {
+		w := &m.Verifiers[i]
+		if slices.ContainsFunc(before, func(old Verifier) bool { return old.ID == w.ID }) {
+			continue
+		}
+		for j := range m.Versions {
+			v := &m.Versions[j]
+			if v.State != key.PreActivation && !v.Destroy.Waiting && !slices.Contains(wanted, v.Number) {
+				m.ask(w, v.Number, RefuseProbing)
+			}
+		}
+	}
 }
 
 func (m *machine) join(body Joined) error {
@@ -214,7 +234,12 @@ func (m *machine) revertRetired(id key.RotationID, of *Rotation, body Revert) er
 		return err
 	}
 	for i := range m.Rotations {
-		if r := &m.Rotations[i]; !r.Phase.Retiring() {
+		switch r := &m.Rotations[i]; {
+		case r.Phase.Retiring():
+		case r.Phase == Planned && r.Kind != Emergency:
+			// It has changed nothing yet, and would have replaced what is given up.
+			m.end(r, Superseded)
+		default:
 			return fmt.Errorf("%w: rotation %v is %v; roll that one back first", ErrBusy, r.ID, r.Phase)
 		}
 	}
@@ -299,6 +324,9 @@ func (m *machine) cancel(id key.RotationID, body Cancel) error {
 	}
 	switch r.Phase {
 	case Planned, Minting:
+		if r.Kind == Emergency && m.compromised(r.From) {
+			return fmt.Errorf("%w: nothing else would replace %v; pause rotation %v if it must wait", ErrCompromised, r.From, id)
+		}
 		r.Reason = cmp.Or(body.Reason, r.Reason)
 		m.end(r, Cancelled)
 		return nil
@@ -327,18 +355,20 @@ func (m *machine) acked(body Acked) error {
 		if !ok || ack.Epoch != p.Epoch || p.Told == 0 {
 			continue
 		}
+		failed, detail := !ack.OK, ack.Detail
 		if ack.OK && ack.Using != p.Told {
-			return fmt.Errorf("%w: presenter %q acknowledges %v but uses %v", ErrInvalid, ack.ID, p.Told, ack.Using)
+			failed, detail = true, fmt.Sprintf("it acknowledges %v but uses %v", p.Told, ack.Using)
 		}
-		if p.Acked && p.Failed == !ack.OK && len(p.Maybe) == 1 && p.Maybe[0] == ack.Using {
+		// One that could not follow may try again at any time and succeed.
+		maybe := []key.Version{p.Told}
+		if ack.Using != p.Told && ack.Using != 0 {
+			maybe = append(maybe, ack.Using)
+		}
+		if p.Acked && p.Failed == failed && slices.Equal(p.Maybe, maybe) {
 			continue
 		}
 		news = true
-		p.Acked, p.Failed, p.Detail = true, !ack.OK, ack.Detail
-		p.Maybe = nil
-		if ack.Using != 0 {
-			p.Maybe = []key.Version{ack.Using}
-		}
+		p.Acked, p.Failed, p.Detail, p.Maybe = true, failed, detail, maybe
 	}
 	if !news {
 		return fmt.Errorf("%w: no acknowledgement that anybody waits for", ErrStale)
