@@ -41,7 +41,8 @@ func ExampleHandle_OnApply() {
 		}
 		return nil // or try to call it
 	})
-	defer stop()
+	defer stop() // when the application ends
+	fmt.Println("serving with", api.Current().Version)
 }
 
 // A program that places credentials itself watches and answers with outcomes.

@@ -95,7 +95,7 @@ func (k *Keys) Close() {
 		for _, h := range k.handles {
 			h.close()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), flushTimeout) //nolint:forbidigo // Close takes none
 		defer cancel()
 		if k.client.Party().Kind == KindClient && k.Status().Mode != 0 {
 			if err := k.client.Leave(ctx); err != nil {
@@ -128,7 +128,7 @@ func (k *Keys) take(ctx context.Context, batch []Assignment) []Outcome {
 	for _, o := range outcomes {
 		if o.Code == Failed {
 			// The server gets the reason, cleaned of secrets.
-			k.client.cfg.Logger.Warn("a new version was not accepted; the old one stays",
+			k.client.cfg.Logger.WarnContext(ctx, "a new version was not accepted; the old one stays",
 				"key", o.Key.String(), "version", uint64(o.Version), "using", uint64(o.Using))
 		}
 	}
@@ -151,6 +151,9 @@ func (k *Keys) waitForAll(ctx context.Context) error {
 		case <-changed:
 		case <-news:
 		case <-ctx.Done():
+			if missing, _ = k.missing(); len(missing) == 0 {
+				return nil
+			}
 			return fmt.Errorf("open keys: nothing came for %s: %w", strings.Join(missing, ", "), errors.Join(ctx.Err(), status.Err))
 		}
 	}
@@ -183,8 +186,8 @@ func (k *Keys) report(ctx context.Context) {
 			k.reportOnce(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-			defer cancel()
 			k.reportOnce(last)
+			cancel()
 			return
 		}
 	}
@@ -197,10 +200,10 @@ func (k *Keys) reportOnce(ctx context.Context) {
 		switch {
 		case err == nil:
 		case errors.Is(err, ErrRequest):
-			k.client.cfg.Logger.Warn("the server does not take samples; they are dropped", "error", err)
+			k.client.cfg.Logger.WarnContext(ctx, "the server does not take samples; they are dropped", "error", err)
 		default:
 			k.samples.putBack(chunk)
-			k.client.cfg.Logger.Debug("samples wait for the next report", "error", err)
+			k.client.cfg.Logger.DebugContext(ctx, "samples wait for the next report", "error", err)
 		}
 	}
 }

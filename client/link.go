@@ -247,7 +247,7 @@ func (l *link) refreshDue() <-chan struct{} {
 // believe that it missed something.
 func (l *link) refreshNow(ctx context.Context) {
 	if _, err := l.pollOnce(ctx, 0); err != nil {
-		l.cfg.Logger.Debug("refresh failed; the connection goes on", "error", err)
+		l.cfg.Logger.DebugContext(ctx, "refresh failed; the connection goes on", "error", err)
 	}
 }
 

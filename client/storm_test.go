@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -198,8 +200,17 @@ func FuzzDetail(f *testing.F) {
 	f.Fuzz(func(t *testing.T, detail, plain string) {
 		secrets := map[string]secret.Value{"password": secret.NewString(plain)}
 		out := truncate(scrub(detail, secrets))
-		if n := len([]rune(out)); n > maxDetail {
-			t.Errorf("%d characters", n)
+		if n := len([]rune(out)); n > maxDetail || !utf8.ValidString(out) {
+			t.Errorf("%d characters: %q", n, out)
 		}
 	})
+}
+
+func TestDetailsHoldNoSecretInAnyForm(t *testing.T) {
+	secrets := map[string]secret.Value{"old": secret.NewString("p@ss"), "new": secret.NewString(`p@ss"/word`)}
+	for _, detail := range []string{`p@ss"/word`, `dial "postgres://a:p%40ss%22%2Fword@db"`, `"p@ss\"/word"`, `p@ss`} {
+		if out := scrub(detail, secrets); strings.Contains(out, "ss") || !strings.Contains(out, secret.Redacted) {
+			t.Errorf("%q became %q", detail, out)
+		}
+	}
 }

@@ -103,7 +103,7 @@ func (w *watcher) run(ctx context.Context) {
 			w.box.done(o)
 		}
 		if _, err := w.client.acks.add(outcomes, nil); err != nil {
-			w.client.cfg.Logger.Error("outcomes are not acknowledged", "error", err)
+			w.client.cfg.Logger.ErrorContext(ctx, "outcomes are not acknowledged", "error", err)
 		}
 	}
 }
@@ -182,7 +182,7 @@ func (c *Client) acknowledge(ctx context.Context) {
 		}
 		attempt++
 		wait := c.retryIn(err, attempt)
-		c.cfg.Logger.Warn("outcomes are not acknowledged yet", "attempt", attempt, "retry_in", wait, "error", err)
+		c.cfg.Logger.WarnContext(ctx, "outcomes are not acknowledged yet", "attempt", attempt, "retry_in", wait, "error", err)
 		if c.waitOrNew(ctx, wait) {
 			attempt = min(attempt, 1)
 		}
@@ -213,6 +213,6 @@ func (c *Client) flushAtEnd(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
 	if err := c.acks.flush(ctx); err != nil && !errors.Is(err, context.Canceled) {
-		c.cfg.Logger.Warn("the watch ended before all outcomes were acknowledged", "error", err)
+		c.cfg.Logger.WarnContext(ctx, "the watch ended before all outcomes were acknowledged", "error", err)
 	}
 }

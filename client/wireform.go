@@ -2,6 +2,9 @@ package client
 
 import (
 	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -102,14 +105,25 @@ func truncate(detail string) string {
 	return string([]rune(detail)[:maxDetail-1]) + "…"
 }
 
-// scrub removes the values of secrets from a detail. Appliers get errors from
-// databases and commands, and some of those quote what they were given.
+// scrub removes the values of secrets from a detail, also where they are quoted
+// or escaped for a URL. Appliers get errors from databases and commands, and
+// some of those repeat what they were given.
 func scrub(detail string, secrets map[string]secret.Value) string {
+	var forms []string
 	for _, value := range secrets {
-		// A value of one or two bytes would turn half of the text into noise.
-		if plain := value.RevealString(); len(plain) > 2 {
-			detail = strings.ReplaceAll(detail, plain, secret.Redacted)
+		plain := value.RevealString()
+		quoted := strconv.Quote(plain)
+		for _, form := range []string{plain, quoted[1 : len(quoted)-1], url.QueryEscape(plain), url.PathEscape(plain)} {
+			// One or two bytes would turn half of the text into noise.
+			if len(form) > 2 {
+				forms = append(forms, form)
+			}
 		}
+	}
+	// The longest first: one secret may be a part of another.
+	slices.SortFunc(forms, func(a, b string) int { return len(b) - len(a) })
+	for _, form := range forms {
+		detail = strings.ReplaceAll(detail, form, secret.Redacted)
 	}
 	return detail
 }

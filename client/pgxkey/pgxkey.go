@@ -105,7 +105,7 @@ func Probe(cfg *pgx.ConnConfig) client.Applier {
 		if err != nil {
 			return fmt.Errorf("log in with key %s %s: %w", next.Key, next.Version, err)
 		}
-		defer conn.Close(ctx)
+		defer func() { _ = conn.Close(ctx) }()
 		return conn.Ping(ctx)
 	}
 }

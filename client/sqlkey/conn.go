@@ -172,8 +172,13 @@ func (c *conn) status() (key.Version, bool) {
 	return c.cred.Version, c.state != retired && c.state != ended
 }
 
+// noContext is for calls to which database/sql gives no context.
+func noContext() context.Context {
+	return context.Background() //nolint:forbidigo // see above
+}
+
 func (c *conn) unwrap() driver.Conn {
-	inner, err := c.begin(context.Background())
+	inner, err := c.begin(noContext())
 	if err != nil {
 		return nil
 	}
@@ -195,7 +200,7 @@ func (c *conn) Ping(ctx context.Context) error {
 
 // Prepare implements driver.Conn.
 func (c *conn) Prepare(query string) (driver.Stmt, error) {
-	return c.PrepareContext(context.Background(), query)
+	return c.PrepareContext(noContext(), query)
 }
 
 // PrepareContext implements driver.ConnPrepareContext.
@@ -217,7 +222,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 
 // Begin implements driver.Conn.
 func (c *conn) Begin() (driver.Tx, error) {
-	return c.BeginTx(context.Background(), driver.TxOptions{})
+	return c.BeginTx(noContext(), driver.TxOptions{})
 }
 
 // BeginTx implements driver.ConnBeginTx. For a driver without it, it does what
@@ -247,7 +252,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 // CheckNamedValue implements driver.NamedValueChecker. ErrSkip makes
 // database/sql go on as if the driver had none.
 func (c *conn) CheckNamedValue(value *driver.NamedValue) error {
-	inner, err := c.begin(context.Background())
+	inner, err := c.begin(noContext())
 	if err != nil {
 		return err
 	}

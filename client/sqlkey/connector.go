@@ -200,7 +200,7 @@ func (c *Connector) probe(ctx context.Context, next client.Credential) error {
 	if err != nil {
 		return err
 	}
-	defer inner.Close()
+	defer func() { _ = inner.Close() }()
 	if pinger, ok := inner.(driver.Pinger); ok {
 		if err := pinger.Ping(ctx); err != nil {
 			return fmt.Errorf("ping with key %s %s: %w", next.Key, next.Version, err)

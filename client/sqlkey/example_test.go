@@ -27,4 +27,8 @@ func ExampleNew() {
 	}, sqlkey.Config{})
 	db := sql.OpenDB(connector)
 	defer db.Close()
+	// Use db as ever.
+	if err := db.Ping(); err != nil {
+		log.Print(err)
+	}
 }

@@ -109,7 +109,7 @@ type stmt struct {
 // columnStmt is a stmt whose driver converts arguments per column.
 type columnStmt struct {
 	*stmt
-	driver.ColumnConverter //nolint:staticcheck // old drivers have nothing else
+	driver.ColumnConverter
 }
 
 func (c *conn) wrap(s driver.Stmt, err error) (driver.Stmt, error) {
