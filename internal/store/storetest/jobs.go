@@ -189,8 +189,19 @@ func testBulkheads(t *testing.T, s store.Store) {
 	wantIDs(t, "after one was settled", idsOf(claimJobs(t, s, c)), "x3")
 	c.PerTarget = 3
 	wantIDs(t, "with a larger limit", idsOf(claimJobs(t, s, c)), "hanging 02")
-	c.Now = epoch.Add(time.Hour)
-	wantIDs(t, "leases that ran out do not count", idsOf(claimJobs(t, s, c)), "hanging 00", "hanging 01", "hanging 02", "y1", "x2", "x3")
+	urgent := job("z1", "z1", "z") // as urgent as the backlog, and younger
+	urgent.Priority = 9
+	enqueue(t, s, urgent)
+	c.Limit = 1
+	wantIDs(t, "behind targets at their limit", idsOf(claimJobs(t, s, c)), "z1")
+	c.Limit, c.Now = 10, epoch.Add(time.Hour)
+	wantIDs(t, "leases that ran out do not count", idsOf(claimJobs(t, s, c)), "hanging 00", "hanging 01", "hanging 02", "z1", "y1", "x2", "x3")
+
+	// Of one target, only what is due.
+	soon, later := job("soon", "soon", "w"), job("later", "later", "w")
+	later.RunAt = epoch.Add(2 * time.Hour)
+	enqueue(t, s, later, soon)
+	wantIDs(t, "one of two is due", idsOf(claimJobs(t, s, c)), "soon")
 }
 
 func testFences(t *testing.T, s store.Store) {

@@ -131,8 +131,8 @@ func testJobsModel(t *testing.T, s store.Store) {
 			"enqueue": func(rt *rapid.T) {
 				j := store.Job{
 					ID:   fmt.Sprint("job ", small(rt, "id", 11)),
-					Lane: fmt.Sprint("lane ", small(rt, "lane", 5)), Target: fmt.Sprint("target ", small(rt, "target", 2)),
-					Key: "prod/db", Priority: small(rt, "priority", 2), RunAt: now.Add(time.Duration(small(rt, "delay", 4)-2) * time.Second),
+					Lane: fmt.Sprint("lane ", small(rt, "lane", 5)), Target: fmt.Sprint("target ", small(rt, "target", 1)),
+					Key: "prod/db", Priority: small(rt, "priority", 1), RunAt: now.Add(time.Duration(small(rt, "delay", 4)-2) * time.Second),
 				}
 				_ = do(rt, func(tx store.Tx) error { return tx.Queue.Enqueue(t.Context(), j) })
 				m.enqueue(j)
