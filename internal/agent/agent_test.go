@@ -278,6 +278,19 @@ func TestSeveralKeysInOneFile(t *testing.T) {
 	wantFile(t, target.Path, "secret-db-2 secret-mail-5")
 }
 
+// TestKeysOfOneFileChangeTogether: when the file fails with one of two new
+// versions, neither is taken.
+func TestKeysOfOneFileChangeTogether(t *testing.T) {
+	target := dbTarget(t.TempDir())
+	target.Template = `{{ (key "db").password }} {{ (key "mail").password }}`
+	target.Health = healthyUnless(target.Path, "mail-2")
+	f := newFleet(t, target)
+	f.start()
+	f.wantApplied(version("db", 1, 1), version("mail", 1, 1))
+	f.wantFailed(1, "unhealthy", version("db", 2, 2), version("mail", 2, 2))
+	wantFile(t, target.Path, "secret-db-1 secret-mail-1")
+}
+
 // TestMissingField: a template that does not fit the version fails before
 // anything is touched.
 func TestMissingField(t *testing.T) {
@@ -461,6 +474,18 @@ func TestCrashBetweenFileAndReload(t *testing.T) {
 		t.Errorf("the application read %q", got)
 	}
 	f.halt()
+	// And what a crash leaves behind while the application is told.
+	if state, err = lkg.Open(f.cfg.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(state.MarkSwitching([]string{"app"}), state.Close()); err != nil {
+		t.Fatal(err)
+	}
+	f.start()
+	if got := next(t, reads); got != content(2) {
+		t.Errorf("the application read %q", got)
+	}
+	f.halt()
 	f.start()
 	f.wantApplied(version("db", 2, 2))
 	f.wantApplied(version("db", 3, 3))
@@ -475,22 +500,36 @@ func TestStopInTheMiddle(t *testing.T) {
 	dir := t.TempDir()
 	target := dbTarget(dir)
 	begun := filepath.Join(dir, "begun")
+	pidFile, reads := startApp(t, target.Path)
+	next(t, reads)
+	target.Reload = hup(pidFile)
 	target.Health = healthyUnless(target.Path, "x")
 	target.Health.Command = []string{"/bin/sh", "-c", "grep user-1 " + target.Path + " || { touch " + begun + "; sleep 600; }"}
 	f := newFleet(t, target)
 	f.start()
 	f.wantApplied(version("db", 1, 1))
+	next(t, reads)
+	note := filepath.Join(f.cfg.StateDir, "switching.json")
+	if _, err := os.Stat(note); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a note of a switch outside of one: %v", err)
+	}
 	answer := make(chan []client.Outcome, 1)
 	f.calls <- call{[]client.Assignment{version("db", 2, 2)}, answer}
 	eventually(t, "the health check runs", func() bool {
 		_, err := os.Stat(begun)
 		return err == nil
 	})
+	if _, err := os.Stat(note); err != nil {
+		t.Errorf("a crash now would go unnoticed: %v", err)
+	}
 	f.halt()
 	if out := <-answer; len(out) != 0 {
 		t.Errorf("outcomes: %+v", out)
 	}
 	wantFile(t, target.Path, content(1))
+	if a, b := next(t, reads), next(t, reads); a != content(2) || b != content(1) {
+		t.Errorf("the application read %q, then %q", a, b)
+	}
 }
 
 // TestSamples: the server hears, version by version, how the application fares.

@@ -226,7 +226,7 @@ func TestSignalsAreForwarded(t *testing.T) {
 func TestMemoryFile(t *testing.T) {
 	p := script(t, `
 		cat "$CONF" "$CONF"; echo
-		(chmod 600 "$CONF"; echo x > "$CONF") 2>/dev/null && echo writable || echo sealed
+		(chmod 600 "$CONF"; printf x 1<>"$CONF") 2>/dev/null && echo writable || echo sealed
 		echo "$CONF"; echo "${DB_USERNAME}"; exec sleep 600`)
 	file, err := execute.ParseFile(`CONF={{ with key "prod/db" }}{{ .username }}:{{ .password }};{{ end }}`)
 	if err != nil {
@@ -298,6 +298,46 @@ func TestNoneOnChange(t *testing.T) {
 		if ack.Version != 1 {
 			t.Errorf("acknowledged %+v", ack)
 		}
+	}
+}
+
+// TestSameValuesDisturbNobody: a version with the same fields is no reason to restart.
+func TestSameValuesDisturbNobody(t *testing.T) {
+	p := script(t, `echo "$DB_USERNAME $$"; exec sleep 600`)
+	p.start()
+	if _, err := p.lines.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	p.wantAck(1, client.Applied, 1)
+	p.server.Set(clienttest.Login("prod/db", "user-1", "secret-1"))
+	p.wantAck(2, client.Applied, 2)
+	p.opts.Stdout.Close()
+	p.stop()
+	p.wait()
+	if rest, err := io.ReadAll(p.lines); err != nil || len(rest) != 0 {
+		t.Errorf("the program was started again: %q, %v", rest, err)
+	}
+}
+
+// TestFailedVersionIsNotTakenAlong: what failed is not tried again with the next
+// change of another key.
+func TestFailedVersionIsNotTakenAlong(t *testing.T) {
+	p := script(t, `echo "$DB_USERNAME $MAIL_USERNAME"; test "$DB_USERNAME" = user-2 && exit 3; exec sleep 600`)
+	p.server.Set(clienttest.Login("prod/mail", "mail-1", "secret-m"))
+	p.opts.Keys = []key.Name{"prod/db", "prod/mail"}
+	p.start()
+	p.wantLine("user-1 mail-1")
+	p.wantAck(1, client.Applied, 1)
+	p.rotate(2)
+	p.wantLine("user-2 mail-1")
+	p.wantLine("user-1 mail-1")
+	p.wantAck(2, client.Failed, 1)
+	p.server.Set(clienttest.Login("prod/mail", "mail-2", "secret-m"))
+	p.wantLine("user-1 mail-2")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if ack := p.server.WaitAck(ctx, "prod/mail", 2); ack.Code != client.Applied {
+		t.Errorf("got %+v", ack)
 	}
 }
 
