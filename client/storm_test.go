@@ -214,3 +214,47 @@ func TestDetailsHoldNoSecretInAnyForm(t *testing.T) {
 		}
 	}
 }
+
+// mute answers once on each stream and then no more, as a dead connection does.
+type mute struct {
+	flaky
+	renewed int
+}
+
+func (m *mute) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, error) {
+	return &muteStream{ctx: ctx}, nil
+}
+
+func (m *mute) renew() { m.renewed++ } // by the link's goroutine only
+
+type muteStream struct {
+	ctx context.Context
+	n   int
+}
+
+func (s *muteStream) next() (*keyturnv1.WatchResponse, error) {
+	if s.n++; s.n == 1 {
+		return &keyturnv1.WatchResponse{}, nil
+	}
+	<-s.ctx.Done()
+	return nil, s.ctx.Err()
+}
+
+func (s *muteStream) close() {}
+
+// After silence the next stream must not use the same dead connection.
+func TestSilentConnectionIsNotUsedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg, err := Config{Address: "https://x", Token: StaticToken(secret.NewString("t"))}.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &mute{flaky: flaky{up: make(chan struct{})}}
+		ctx, cancel := context.WithTimeout(t.Context(), heartbeatDefault+5*time.Second)
+		defer cancel()
+		_ = newClient(cfg, server).Watch(ctx, []Known{{Key: "a"}}, nil)
+		if server.renewed != 1 {
+			t.Errorf("renewed %d times after one silence", server.renewed)
+		}
+	})
+}

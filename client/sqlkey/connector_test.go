@@ -439,3 +439,24 @@ func TestWrapperHasExactlyTheDriversInterfaces(t *testing.T) {
 		})
 	}
 }
+
+// A connection whose version was replaced during its log-in is retired as well.
+func TestVersionChangesDuringTheLogin(t *testing.T) {
+	inBubble(t, sqlkey.Config{SkipProbe: true}, func(t *testing.T, r *rig) {
+		r.base.latency = 5 * time.Second
+		go func() {
+			time.Sleep(time.Second)
+			r.base.set("pw-2", true)
+			r.srv.Set(clienttest.Login(orders, "a", "pw-2"))
+		}()
+		conn, err := r.connector.Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		time.Sleep(time.Second)
+		if n := r.base.opened("pw-1"); n != 0 {
+			t.Errorf("%d connections of the old version are left", n)
+		}
+	})
+}
