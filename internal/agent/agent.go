@@ -93,7 +93,7 @@ func run1(ctx context.Context, cfg Config, deps Deps, targets []*target, state s
 		failures: make(map[key.Name]failure),
 	}
 	known := w.start(ctx)
-	w.log.Info("the agent watches", "keys", len(known), "targets", len(targets), "server", cfg.Server)
+	w.log.InfoContext(ctx, "the agent watches", "keys", len(known), "targets", len(targets), "server", cfg.Server)
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -111,7 +111,7 @@ func run1(ctx context.Context, cfg Config, deps Deps, targets []*target, state s
 	background.Wait()
 	w.acks.Wait()
 	if ended {
-		w.log.Info("the agent has ended; the files stay as they are")
+		w.log.InfoContext(ctx, "the agent has ended; the files stay as they are")
 		return nil
 	}
 	return fmt.Errorf("watch %s: %w", cfg.Server, err)

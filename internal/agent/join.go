@@ -92,7 +92,7 @@ func join(ctx context.Context, cfg Config, deps Deps) (party string, err error) 
 			return "", fmt.Errorf("%w: %w; a join token works once: if it was used before, create a new one", ErrJoin, err)
 		}
 		wait := deps.pacing.unchanged.after(failures)
-		deps.Logger.Warn("joining is tried again", "server", cfg.Server, "retry_in", wait, "error", err)
+		deps.Logger.WarnContext(ctx, "joining is tried again", "server", cfg.Server, "retry_in", wait, "error", err)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -108,10 +108,10 @@ func join(ctx context.Context, cfg Config, deps Deps) (party string, err error) 
 	if err := writePrivate(cfg.TokenFile, token); err != nil {
 		return "", fmt.Errorf("%w: store the token: %w", ErrJoin, err)
 	}
-	deps.Logger.Info("the agent has joined", "party", party, "server", cfg.Server)
+	deps.Logger.InfoContext(ctx, "the agent has joined", "party", party, "server", cfg.Server)
 	if file != "" {
 		if err := os.Remove(file); err != nil {
-			deps.Logger.Warn("the used join token's file stays", "error", err)
+			deps.Logger.WarnContext(ctx, "the used join token's file stays", "error", err)
 		}
 	}
 	return party, nil

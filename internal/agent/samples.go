@@ -111,7 +111,7 @@ func (s *samples) send(ctx context.Context, delivery Delivery, log *slog.Logger)
 		}
 		if err := delivery.Report(ctx, batch); err != nil && ctx.Err() == nil {
 			s.back(batch)
-			log.Debug("samples are sent with the next ones", "error", err)
+			log.DebugContext(ctx, "samples are sent with the next ones", "error", err)
 		}
 	}
 }

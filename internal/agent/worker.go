@@ -165,7 +165,7 @@ func (w *worker) changeOne(ctx context.Context, comp component) []client.Outcome
 	begin := w.now()
 	how, err := w.perform(ctx, comp, data)
 	if errors.Is(err, errNotDelivered) {
-		w.log.Warn("a change waits for another key", "keys", names(comp.keys), "error", err)
+		w.log.WarnContext(ctx, "a change waits for another key", "keys", names(comp.keys), "error", err)
 		return nil
 	}
 	var out []client.Outcome
@@ -177,11 +177,11 @@ func (w *worker) changeOne(ctx context.Context, comp component) []client.Outcome
 			w.applied[k] = a
 			w.unsaved = true
 			delete(w.failures, k)
-			log.Info("the version is in use", "took", w.now().Sub(begin))
+			log.InfoContext(ctx, "the version is in use", "took", w.now().Sub(begin))
 			out = append(out, client.Outcome{Key: k, Version: a.Version, Epoch: a.Epoch, Code: client.Applied, Using: a.Version})
 		case stageUnchanged, stageRestored, stageLeft:
 			if ctx.Err() != nil {
-				log.Info("the change was interrupted by the agent's end; the next start takes it up", "error", err)
+				log.InfoContext(ctx, "the change was interrupted by the agent's end; the next start takes it up", "error", err)
 				continue
 			}
 			using := w.applied[k].Version
@@ -189,7 +189,7 @@ func (w *worker) changeOne(ctx context.Context, comp component) []client.Outcome
 				using = a.Version
 			}
 			again := w.failed(k, how)
-			log.Error("the version could not be taken into use", "using", uint64(using), "retry_in", again, "error", err)
+			log.ErrorContext(ctx, "the version could not be taken into use", "using", uint64(using), "retry_in", again, "error", err)
 			out = append(out, client.Outcome{Key: k, Version: a.Version, Epoch: a.Epoch, Code: client.Failed, Using: using, Detail: err.Error()})
 		}
 	}
@@ -240,7 +240,7 @@ func (w *worker) acknowledge(ctx context.Context, outcomes []client.Outcome) {
 	}
 	w.acks.Go(func() {
 		if err := w.delivery.Ack(ctx, outcomes); err != nil && ctx.Err() == nil {
-			w.log.Error("outcomes are not acknowledged", "error", err)
+			w.log.ErrorContext(ctx, "outcomes are not acknowledged", "error", err)
 		}
 	})
 }
@@ -257,14 +257,14 @@ func (w *worker) retry(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
-		if wait, any := w.retryDue(ctx); any {
+		if wait, more := w.retryDue(ctx); more {
 			timer.Reset(wait)
 		}
 	}
 }
 
 // retryDue tries what is due and returns the time until the next is.
-func (w *worker) retryDue(ctx context.Context) (wait time.Duration, any bool) {
+func (w *worker) retryDue(ctx context.Context) (wait time.Duration, more bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.now()
@@ -309,17 +309,17 @@ func (w *worker) start(ctx context.Context) []client.Known {
 	for _, t := range w.targets {
 		t.unsettled = slices.Contains(interrupted, t.cfg.Name)
 		if t.unsettled {
-			w.log.Warn("the last run ended in the middle of a switch; the application will be told again", "target", t.cfg.Name)
+			w.log.WarnContext(ctx, "the last run ended in the middle of a switch; the application will be told again", "target", t.cfg.Name)
 		}
 		if err := place.Clean(t.place()); err != nil {
-			w.log.Error("the place of a target is not right yet", "target", t.cfg.Name, "error", err)
+			w.log.ErrorContext(ctx, "the place of a target is not right yet", "target", t.cfg.Name, "error", err)
 		}
 	}
 	saved, err := w.store.Load(w.binding)
 	switch {
 	case errors.Is(err, lkg.ErrNone):
 	case err != nil:
-		w.log.Warn("the last known good versions are ignored; everything is asked of the server anew", "error", err)
+		w.log.WarnContext(ctx, "the last known good versions are ignored; everything is asked of the server anew", "error", err)
 	}
 	changing := make(map[key.Name]bool)
 	for _, a := range saved {

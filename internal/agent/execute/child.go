@@ -40,6 +40,11 @@ func (p *plan) spawn(c credentials, dir *sharedDir) (*child, error) {
 	if p.Stderr != nil {
 		cmd.Stderr = p.Stderr
 	}
+	defer func() {
+		for _, m := range cmd.ExtraFiles {
+			_ = m.Close() // the program has its own descriptor
+		}
+	}()
 	for i, f := range p.Files {
 		if dir != nil {
 			if err := dir.put(f.Name, contents[i]); err != nil {
@@ -52,7 +57,6 @@ func (p *plan) spawn(c credentials, dir *sharedDir) (*child, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrStart, err)
 		}
-		defer m.Close()
 		env = setenv(env, f.Name, fmt.Sprintf("/proc/self/fd/%d", firstFD+len(cmd.ExtraFiles)))
 		cmd.ExtraFiles = append(cmd.ExtraFiles, m)
 	}

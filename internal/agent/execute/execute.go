@@ -41,8 +41,13 @@ func Run(ctx context.Context, o Options) (exitCode int, err error) {
 	// The watch outlives ctx until the program has ended, so that its last
 	// outcome is still sent.
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
-	watched := make(chan error, 1)
-	go func() { watched <- p.Delivery.Watch(watching, s.known(), s.handle) }()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		if err := p.Delivery.Watch(watching, s.known(), s.handle); err != nil && watching.Err() == nil {
+			p.Logger.ErrorContext(watching, "no further credentials will arrive", "error", err)
+		}
+	}()
 	defer func() {
 		close(s.ended)
 		stop()
@@ -130,7 +135,7 @@ func (s *supervisor) run(ctx context.Context) (int, error) {
 		s.acknowledge(ctx, s.outcomes(early, nil))
 	} else {
 		// There is no version to go back to, and it may have failed for any reason.
-		s.Logger.Warn("the program did not settle with its first credentials", "error", err)
+		s.Logger.WarnContext(ctx, "the program did not settle with its first credentials", "error", err)
 		close(first.reply)
 	}
 	for {
@@ -170,7 +175,7 @@ func (s *supervisor) acknowledge(ctx context.Context, outcomes []client.Outcome)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ackTimeout)
 		defer cancel()
 		if err := s.Delivery.Ack(ctx, outcomes); err != nil {
-			s.Logger.Error("outcomes are not acknowledged", "error", err)
+			s.Logger.ErrorContext(ctx, "outcomes are not acknowledged", "error", err)
 		}
 	})
 }
@@ -262,7 +267,6 @@ func (s *supervisor) settle(ctx context.Context) error {
 			return err
 		case <-s.child.done:
 			cancel()
-			<-healthy
 			return fmt.Errorf("%w with exit code %d", errEnded, s.child.code())
 		case sig := <-s.Signals:
 			s.forward(sig)
@@ -304,7 +308,7 @@ func (s *supervisor) take(ctx context.Context, c change) error {
 	}
 	next := maps.Clone(s.desired)
 	for _, a := range c.batch {
-		s.Logger.Info("a credential changes", "key", a.Key.String(), "version", uint64(a.Version), "rotation_id", a.Rotation.String())
+		s.Logger.InfoContext(ctx, "a credential changes", "key", a.Key.String(), "version", uint64(a.Version), "rotation_id", a.Rotation.String())
 	}
 	switch {
 	case s.alike(old, next):
@@ -325,9 +329,9 @@ func (s *supervisor) take(ctx context.Context, c change) error {
 	}
 	if s.stopping || ctx.Err() != nil {
 		close(c.reply)
-		return nil // the program is ending; run sees to the rest
+		return nil //nolint:nilerr // the program is ending; run sees to the rest
 	}
-	s.Logger.Error("the program goes back to its old credentials", "error", err)
+	s.Logger.ErrorContext(ctx, "the program goes back to its old credentials", "error", err)
 	s.desired = maps.Clone(old)
 	back := s.switchBack(ctx, old)
 	if back != nil {

@@ -187,7 +187,7 @@ func (s *Store) Save(binding string, assignments []client.Assignment) error {
 		return fmt.Errorf("encode the last-known-good state: %w", err)
 	}
 	defer clear(plain)
-	sealed := s.aead.Seal([]byte(magic), nil, plain, aad(binding))
+	sealed := s.aead.Seal([]byte(magic), nil, plain, aad(binding)) //nolint:gosec // the AEAD draws the nonce itself
 	if err := write(filepath.Join(s.dir, sealedFile), sealed); err != nil {
 		return fmt.Errorf("save the last-known-good state: %w", err)
 	}
