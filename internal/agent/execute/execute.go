@@ -390,7 +390,7 @@ func (s *supervisor) switchBack(ctx context.Context, old credentials) error {
 	}
 	s.child.group(syscall.SIGKILL)
 	if s.stopping || ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the program is ending; run sees to the rest
 	}
 	if err := s.launch(old); err != nil {
 		return err
