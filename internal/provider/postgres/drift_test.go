@@ -1,6 +1,7 @@
 package postgres_test
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
@@ -96,10 +97,7 @@ func TestPreflightFindsWhatWouldFail(t *testing.T) {
 	}
 	// The standby and the primary the wrong way round.
 	swapped := *s.target
-	swapped.config = provider.Config{}
-	for field, value := range s.config {
-		swapped.config[field] = value
-	}
+	swapped.config = maps.Clone(s.config)
 	swapped.config["admin"] = strings.Replace(s.config["admin"].(string), s.proxies[primaryEndpoint].Addr(), s.replica.Addr(), 1)
 	swapped.config["replicas"] = []any{s.primary.Addr()}
 	if _, err := swapped.open().preflight(); err == nil || !strings.Contains(err.Error(), "it is a standby") || !strings.Contains(err.Error(), "not a standby") {

@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -33,13 +34,23 @@ func TestOnlyARefusalIsRefused(t *testing.T) {
 		if err == nil {
 			t.Errorf("%s: got %v, want an error", test.name, verdict)
 		}
+		// Nor has a version arrived at a replica where nobody could log in with it.
+		impatient := *s.target
+		impatient.config = maps.Clone(s.config)
+		impatient.config["replicaWait"] = "200ms"
+		replica := s.endpoints()[1]
+		pgtest.Eventually(t, "the change is on the standby", func() bool {
+			_, err := s.Probe(t.Context(), s.call(), replica, v)
+			return err != nil
+		})
+		if err := impatient.open().Accept(t.Context(), s.call(), replica, v); err == nil {
+			t.Errorf("%s: Accept at the replica succeeded", test.name)
+		}
 		pgtest.Exec(t, s.primary, database, test.undo)
 	}
 	elsewhere := *s.target
-	elsewhere.config = provider.Config{"database": "no_such_database"}
-	for field, value := range s.config {
-		elsewhere.config[field] = value
-	}
+	elsewhere.config = maps.Clone(s.config)
+	elsewhere.config["database"] = "no_such_database"
 	if verdict, err := elsewhere.open().Probe(t.Context(), s.call(), primaryEndpoint, v); err == nil {
 		t.Errorf("an absent database: got %v, want an error", verdict)
 	}
@@ -152,6 +163,9 @@ func TestOverwritingIsRefused(t *testing.T) {
 	// Without its marker the role is still refused: the password itself decides.
 	pgtest.Exec(t, s.primary, database, "COMMENT ON ROLE "+quote(s.users[0])+" IS NULL")
 	s.refuse(v)
+	s.wantVerdict(v, primaryEndpoint, provider.Refused)
+	// Who gives LOGIN back by hand does not revive the password.
+	pgtest.Exec(t, s.primary, database, "ALTER ROLE "+quote(s.users[0])+" LOGIN")
 	s.wantVerdict(v, primaryEndpoint, provider.Refused)
 
 	unlisted := v
