@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/charmbracelet/x/term"
+
+	"github.com/keyturn/keyturn/internal/agent"
+)
+
+func (a *app) serverCommand() *cobra.Command {
+	if a.config.Server == nil {
+		return nil
+	}
+	var config string
+	c := a.action("server", "Run a server", func(cmd *cobra.Command, _ []string) error {
+		if config == "" {
+			return usage("write for example keyturn server --config /etc/keyturn/server.yaml; keyturn dev needs none", "--config is missing")
+		}
+		return a.config.Server(cmd.Context(), ServerOptions{ConfigFile: config, Version: a.config.Version, Stderr: a.config.Stderr})
+	})
+	c.Long = "Runs the server until a signal ends it; calls under way may end. The log goes to\nstandard error."
+	c.Flags().StringVar(&config, "config", "", "the configuration `FILE`")
+	return c
+}
+
+func (a *app) devCommand() *cobra.Command {
+	if a.config.Dev == nil {
+		return nil
+	}
+	o := DevOptions{Version: a.config.Version, Stderr: a.config.Stderr}
+	c := a.action("dev", "Run a throw-away server on this machine, to try things out", func(cmd *cobra.Command, _ []string) error {
+		o.Ready = a.devReady
+		return a.config.Dev(cmd.Context(), o)
+	})
+	c.Long = `Starts a server on loopback with a CA of its own, and prints its address and a
+token with the role admin as lines for a shell. When it ends, its data is gone
+unless --dir names a folder.`
+	c.Example = "  keyturn dev\n  keyturn dev --dir /tmp/keyturn"
+	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:0", "a loopback `ADDRESS`; port 0 takes a free one")
+	c.Flags().StringVar(&o.Dir, "dir", "", "keep the data in this folder")
+	return c
+}
+
+// devReady prints how to reach a throw-away server.
+func (a *app) devReady(s DevServer) error {
+	return a.result(struct {
+		Address string `json:"address"`
+		Token   string `json:"token"`
+		CACert  string `json:"caCert"`
+		Dir     string `json:"dir"`
+	}{s.Address, s.Token.RevealString(), s.CACert, s.Dir}, func(w io.Writer) {
+		fmt.Fprintf(w, "# Keyturn answers at %s; end it with Ctrl-C. In another terminal:\n", s.Address)
+		fmt.Fprintf(w, "export %s=%s\n", envAddress, quoteShell(s.Address))
+		fmt.Fprintf(w, "export %s=%s\n", envToken, quoteShell(s.Token.RevealString()))
+		fmt.Fprintf(w, "export %s=%s\n", envCACert, quoteShell(s.CACert))
+		fmt.Fprintln(w, "# Then for example: keyturn key list")
+	})
+}
+
+// quoteShell quotes s for a POSIX shell if need be.
+func quoteShell(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@[]+=") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+func (a *app) demoCommand() *cobra.Command {
+	if a.config.Demo == nil {
+		return nil
+	}
+	c := a.action("demo", "Watch real keys rotate under load, within 90 seconds", func(cmd *cobra.Command, _ []string) error {
+		o := DemoOptions{JSON: a.wantsJSON(), Version: a.config.Version, Stdout: a.config.Stdout, Stderr: a.config.Stderr}
+		if f, ok := a.config.Stdout.(interface{ Fd() uintptr }); ok && term.IsTerminal(f.Fd()) {
+			o.Live = a.env["TERM"] != "dumb"
+			o.Width, _, _ = term.GetSize(f.Fd())
+		}
+		return a.config.Demo(cmd.Context(), o)
+	})
+	c.Long = `Starts a server and a fleet of clients under load on this machine, and rotates:
+once by schedule, once with a canary that fails and is rolled back, and once in
+an emergency. It uses a private PostgreSQL where its programs are installed, else
+API keys that a real HTTP server checks. The exit code is 0 only if no request
+failed.`
+	return c
+}
+
+func (a *app) agentCommand() *cobra.Command {
+	var config, format string
+	c := a.action("agent", "Bring keys into files, and tell applications", func(cmd *cobra.Command, _ []string) error {
+		if config == "" {
+			return usage("write for example keyturn agent --config /etc/keyturn/agent.yaml", "--config is missing")
+		}
+		logger, err := a.logger(format)
+		if err != nil {
+			return err
+		}
+		loaded, err := agent.LoadConfig(config)
+		if err != nil {
+			return err
+		}
+		return agent.Run(cmd.Context(), loaded, agent.Deps{Logger: logger, Now: a.config.Now, Getenv: func(name string) string { return a.env[name] }})
+	})
+	c.Long = `Runs until a signal ends it. The configuration says how to reach the server, which
+files to write, and how to tell applications; see docs/reference/agent.md. A token
+for the first start comes from keyturn token join.`
+	c.Flags().StringVar(&config, "config", "", "the configuration `FILE`")
+	c.Flags().StringVar(&format, "log-format", outputText, "what the log on standard error looks like: text or json")
+	a.choices(c, "log-format", outputText, outputJSON)
+	return c
+}
+
+// logger returns one that writes to standard error.
+func (a *app) logger(format string) (*slog.Logger, error) {
+	if format == outputJSON {
+		return slog.New(slog.NewJSONHandler(a.config.Stderr, nil)), nil
+	}
+	return slog.New(slog.NewTextHandler(a.config.Stderr, nil)), oneOf("log-format", format, outputText, outputJSON)
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return a.action("version", "Print the version", func(*cobra.Command, []string) error {
+		v := struct {
+			Version  string `json:"version"`
+			Go       string `json:"go"`
+			Platform string `json:"platform"`
+		}{a.config.Version, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+		return a.result(v, func(w io.Writer) { fmt.Fprintf(w, "keyturn %s (%s, %s)\n", v.Version, v.Go, v.Platform) })
+	})
+}

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/policy"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// Config is what the command line takes from its process. Args, Stdout and
+// Stderr are required.
+type Config struct {
+	// Args are the arguments without the program's name.
+	Args []string
+	// Stdin is empty when nil. Stdin, Stdout and Stderr are handed to programs
+	// that "exec" runs if they are files.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// Environ is the environment, as NAME=value.
+	Environ []string
+	// Version is that of the program; empty means "unknown".
+	Version string
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+
+	// Server, Dev and Demo run what the command line may not import. Each returns
+	// nil when ctx ends it. A command whose function is nil does not exist.
+	Server func(ctx context.Context, o ServerOptions) error
+	Dev    func(ctx context.Context, o DevOptions) error
+	Demo   func(ctx context.Context, o DemoOptions) error
+
+	// CheckConfig and Providers are what "policy lint" knows of providers; see
+	// policy.LintOptions.
+	CheckConfig func(provider string, config map[string]any) (policy.Topology, []policy.ConfigProblem)
+	Providers   []string
+}
+
+// ServerOptions say how to run a server.
+type ServerOptions struct {
+	// ConfigFile is the path of the configuration.
+	ConfigFile string
+	Version    string
+	// Stderr takes the log.
+	Stderr io.Writer
+}
+
+// DevOptions say how to run a throw-away server.
+type DevOptions struct {
+	// Listen is a loopback address with a port; port 0 takes a free one.
+	Listen string
+	// Dir keeps the data; empty means a temporary folder that is removed at the end.
+	Dir     string
+	Version string
+	// Stderr takes the log.
+	Stderr io.Writer
+	// Ready must be called once, when the server answers. Its error ends the server.
+	Ready func(DevServer) error
+}
+
+// DevServer is how to reach a throw-away server.
+type DevServer struct {
+	// Address is its base URL.
+	Address string
+	// CACert is the PEM file of the authority that it made.
+	CACert string
+	// Token has the role admin for every key.
+	Token secret.Value
+	// Dir is where its data is.
+	Dir string
+}
+
+// DemoOptions say how to show the demonstration.
+type DemoOptions struct {
+	// JSON asks for one JSON object on Stdout, and nothing else there.
+	JSON bool
+	// Live says that Stdout is a terminal on which lines may be redrawn.
+	Live bool
+	// Width of the terminal in columns; 0 when it is none.
+	Width          int
+	Version        string
+	Stdout, Stderr io.Writer
+}
+
+// ErrFailed is returned by a hook that has told the user already what failed:
+// the exit code says so, and nothing more is printed.
+var ErrFailed = errors.New("failed")
+
+// Main runs one command and returns the exit code. It returns when ctx ends;
+// what waits is then left to go on without it.
+func Main(ctx context.Context, config Config) Exit {
+	a := newApp(config)
+	root := a.root()
+	root.SetArgs(a.config.Args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	var ended programEnded
+	if errors.As(err, &ended) {
+		return Exit(ended)
+	}
+	f := a.explain(ctx, err)
+	if ran := new(failureOf); !errors.As(err, &ran) && f.err == err {
+		f = usage("see keyturn --help", "%w", err) // cobra's own: no command ran
+	}
+	if !errors.Is(err, ErrFailed) {
+		a.printFailure(f)
+	}
+	return f.exit
+}
+
+// app is one run of the command line.
+type app struct {
+	config Config
+	env    map[string]string
+	flags  globalFlags
+}
+
+func newApp(config Config) *app {
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Stdin == nil {
+		config.Stdin = strings.NewReader("")
+	}
+	if config.Version == "" {
+		config.Version = "unknown"
+	}
+	a := &app{config: config, env: map[string]string{}}
+	for _, entry := range config.Environ {
+		if name, value, ok := strings.Cut(entry, "="); ok {
+			a.env[name] = value
+		}
+	}
+	return a
+}
