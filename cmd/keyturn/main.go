@@ -7,22 +7,33 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	_ "time/tzdata" // windows name time zones, whatever the machine knows
 
 	"github.com/keyturn/keyturn/internal/cli"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/harden"
+	"github.com/keyturn/keyturn/internal/server"
 )
 
 // version is set by the linker.
-var version = "unknown"
+var version = "dev"
 
-func main() { os.Exit(int(run())) }
+func main() { os.Exit(run()) }
 
-func run() cli.Exit {
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	// The second signal ends the program at once.
-	context.AfterFunc(ctx, stop)
-	return cli.Main(ctx, cli.Config{
-		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Environ: os.Environ(), Version: version,
-	})
+	drivers := server.Drivers()
+	names := make([]string, 0, len(drivers))
+	for name := range drivers {
+		names = append(names, name)
+	}
+	return int(cli.Main(ctx, cli.Config{
+		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Version: version,
+		Server: runServer, Dev: runDev, Demo: runDemo,
+		CheckConfig: engine.CheckConfig(drivers), Providers: names,
+	}))
 }
+
+// protect keeps secrets out of core dumps.
+func protect() error { return harden.Process() }
