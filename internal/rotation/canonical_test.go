@@ -10,7 +10,7 @@ import (
 
 // far is the number of minutes beyond which the past is all one; every duration
 // of an explored plan is shorter.
-const far = 20
+const far = 6
 
 // encoder writes states so that two that behave alike are written alike: times
 // relative to Now and clamped, epochs by rank within a presenter, tries by
@@ -119,12 +119,7 @@ func (e *encoder) order(id key.RotationID) uint8 {
 func (e *encoder) rotation(r *Rotation) {
 	e.u8(252, uint8(r.Kind), uint8(r.Phase), uint8(r.From), uint8(r.To), uint8(r.Stage), uint8(r.Exit), uint8(len(r.Approvals)))
 	e.u8(uint8(r.Plan.Strategy), uint8(r.Plan.Grace/time.Minute), uint8(len(r.Plan.Stages)), uint8(r.Plan.DrainMin/time.Minute))
-	e.at(r.PhaseSince)
-	e.at(r.StageSince)
-	e.at(r.BakeSince)
-	e.at(r.QuietSince)
-	e.due(r.JudgeAt)
-	e.due(r.MeasureAt)
+	e.times(r)
 	e.task(&r.Task)
 	e.flags(r.Presented, r.Hold.Human, !r.RecoveredAt.IsZero(), e.n.w.judged == r.ID && e.n.w.judgedStage == r.Stage)
 	e.u8(uint8(len(r.Hold.Reason)))
@@ -132,6 +127,24 @@ func (e *encoder) rotation(r *Rotation) {
 		e.u8(r.Hold.Reason[0], r.Hold.Reason[len(r.Hold.Reason)-1])
 	}
 	e.lane(EffectRef{Kind: Measure, Rotation: r.ID})
+}
+
+// times writes the times that matter in r's phase.
+func (e *encoder) times(r *Rotation) {
+	if r.Phase == Draining || r.Phase == Quarantine {
+		e.at(r.PhaseSince)
+	}
+	if r.Phase == Presenting || r.Phase == RollingBack {
+		e.at(r.StageSince)
+	}
+	if r.Phase == Presenting {
+		e.at(r.BakeSince)
+		e.due(r.JudgeAt)
+	}
+	if r.Phase == Draining || r.Phase == RollingBack {
+		e.at(r.QuietSince)
+		e.due(r.MeasureAt)
+	}
 }
 
 // lane writes what is under way in the lane of ref.

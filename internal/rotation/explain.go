@@ -97,20 +97,19 @@ func (s *State) explainVerifiers(v key.Version, accept bool, add func(Waiting)) 
 	var order []string
 	for i := range s.Verifiers {
 		w := &s.Verifiers[i]
-		for _, slot := range w.Slots {
-			if slot.Version != v || slot.Acceptance == want {
-				continue
-			}
-			waiting, ok := regions[w.Region]
-			if !ok {
-				waiting = &Waiting{Reason: "verifier", Region: w.Region, Message: fmt.Sprintf("verifiers to %s %v", verb, v)}
-				regions[w.Region] = waiting
-				order = append(order, w.Region)
-			}
-			waiting.Names = append(waiting.Names, w.ID)
-			if slot.Trouble != "" {
-				waiting.Message += "; " + w.ID + ": " + slot.Trouble
-			}
+		slot, asked := w.Slot(v)
+		if slot.Acceptance == want || !asked && !accept {
+			continue
+		}
+		waiting, ok := regions[w.Region]
+		if !ok {
+			waiting = &Waiting{Reason: "verifier", Region: w.Region, Message: fmt.Sprintf("verifiers to %s %v", verb, v)}
+			regions[w.Region] = waiting
+			order = append(order, w.Region)
+		}
+		waiting.Names = append(waiting.Names, w.ID)
+		if slot.Trouble != "" {
+			waiting.Message += "; " + w.ID + ": " + slot.Trouble
 		}
 	}
 	for _, region := range order {

@@ -262,7 +262,7 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 		case Resume, Cancel, Revert, Declare:
 		default:
 			// That a version was minted is a fact; nothing follows from it yet.
-			if !(old.Phase == Minting && now.Phase <= Accepting) && now.Phase != Cancelled && now.Phase != Failed && !emergencyNeedsRoom(after, old) {
+			if !(old.Phase == Minting && now.Phase <= Accepting) && now.Phase != Cancelled && now.Phase != Failed && !(old.Phase == Quarantine && needsRoom(after)) {
 				return violated("held", "rotation %d went from %v to %v by %T although it waits for a human", old.ID[15], old.Phase, now.Phase, e.Body)
 			}
 		}
@@ -280,12 +280,12 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 	case Draining:
 		return drainPassed(w, after, old, e, emergency)
 	case Revoking:
-		if v, ok := after.Version(old.From); now.Phase == Destroying && (!ok || v.State != key.Compromised) && old.Plan.Quarantine > 0 {
+		if v, ok := after.Version(old.From); now.Phase == Destroying && (!ok || v.State != key.Compromised) && old.Plan.Quarantine > 0 && !needsRoom(after) {
 			return violated("quarantine", "rotation %d skips it", old.ID[15])
 		}
 	case Quarantine:
 		v, ok := after.Version(old.From)
-		early := ok && v.State == key.Compromised || after.Capacity > 0
+		early := ok && v.State == key.Compromised || needsRoom(after)
 		if now.Phase == Destroying && !early && after.Now.Before(old.PhaseSince.Add(old.Plan.Quarantine)) {
 			return violated("quarantine", "rotation %d ended it early", old.ID[15])
 		}
@@ -293,11 +293,11 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 	return nil
 }
 
-// emergencyNeedsRoom reports whether an emergency may have ended a quarantine
-// that somebody paused, to make room.
-func emergencyNeedsRoom(after *State, old *Rotation) bool {
-	return old.Phase == Quarantine && after.Capacity > 0 && slices.ContainsFunc(after.Rotations, func(r Rotation) bool {
-		return r.Plan.Strategy != 0 && (r.Phase == Planned || r.Phase == Minting)
+// needsRoom reports whether a rotation is about to begin that may end a
+// quarantine to make room.
+func needsRoom(s *State) bool {
+	return s.Capacity > 0 && slices.ContainsFunc(s.Rotations, func(r Rotation) bool {
+		return (r.Plan.Strategy != 0 || r.Plan.EndQuarantineEarly) && (r.Phase == Planned || r.Phase == Minting)
 	})
 }
 

@@ -423,12 +423,14 @@ func (m *machine) enter(r *Rotation, p Phase) {
 
 // end moves r to a final phase. advance removes it from the open ones.
 func (m *machine) end(r *Rotation, p Phase) {
+	unfinished := r.Phase.CutOver()
 	m.enter(r, p)
 	r.Hold = Hold{}
-	if r.To == 0 {
+	if !unfinished {
+		// What it brought in was current once, and may be on its way back.
 		return
 	}
-	// A version that never became current is of no further use.
+	// A version that did not become current is of no further use.
 	if v, ok := m.Version(r.To); ok && v.Label == key.Pending {
 		v.Label = 0
 		if v.State == key.PreActivation || v.State == key.Active {
