@@ -22,6 +22,7 @@ func exceptions(r Rules) Rules {
 	}
 	r.Clock = []Exception{
 		{"cmd", "the outermost shell"},
+		{"client", "silence and the age of connections are measured on the monotonic clock, as net does"},
 		{"internal/cli", "progress display"},
 		{"internal/demo", "progress display"},
 		{"internal/pgserver", "it waits for a real process in real time"},

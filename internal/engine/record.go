@@ -24,6 +24,9 @@ const (
 	kindRequest    = "request"
 )
 
+// Material is what a version consists of, for callers that know no providers.
+type Material = provider.Material
+
 // KeyRecord is a key as it was applied.
 type KeyRecord struct {
 	// Resource is the policy.Key in its canonical JSON form.

@@ -14,7 +14,6 @@ import (
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/key"
-	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
 )
 
@@ -27,7 +26,7 @@ type Engine interface {
 
 	Key(ctx context.Context, name key.Name) (engine.KeyView, error)
 	Keys(ctx context.Context, prefix, after string, limit int) ([]engine.KeyView, error)
-	Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error)
+	Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, engine.Material, error)
 	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
 	Rotations(ctx context.Context, name key.Name, after key.RotationID, limit int) ([]engine.RotationView, error)
 	WatchRotation(ctx context.Context, id key.RotationID, visit func(engine.RotationView) error) error

@@ -1,4 +1,4 @@
-package engine_test
+package hub_test
 
 import (
 	"context"
