@@ -219,7 +219,10 @@ func oneUse(ctx context.Context, db *sql.DB, prepared *sql.Stmt, kind int) error
 		if err != nil {
 			return err
 		}
-		time.Sleep(17 * time.Millisecond)
+		select { // the transaction takes a while
+		case <-ctx.Done():
+		case <-time.After(17 * time.Millisecond):
+		}
 		if _, err := tx.ExecContext(ctx, "update"); err != nil {
 			return err
 		}

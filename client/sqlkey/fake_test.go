@@ -76,7 +76,10 @@ type fakeConnector struct {
 func (c fakeConnector) Driver() driver.Driver { return nil }
 
 func (c fakeConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	time.Sleep(c.db.latency)
+	select {
+	case <-ctx.Done():
+	case <-time.After(c.db.latency):
+	}
 	c.db.mu.Lock()
 	defer c.db.mu.Unlock()
 	c.db.logins[c.password]++
