@@ -54,7 +54,7 @@ func TestParse(t *testing.T) {
 		t.Errorf("got %q, want %q", names, want)
 	}
 	top := s.topology()
-	if top.Capacity != 2 || top.Gap || len(top.Endpoints) != 4 || top.Endpoints[2].Region != "us" {
+	if top.Capacity != 2 || top.Gap || len(top.Endpoints) != 4 || top.Endpoints[2].Region != "us" || top.Endpoints[2].Host != "postgres [::1]:6000" {
 		t.Errorf("topology: %+v", top)
 	}
 	single, err := parse(with(map[string]any{"strategy": "single-user", "users": nil, "user": "orders"}))

@@ -3,7 +3,9 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
+	"strconv"
 
 	"github.com/keyturn/keyturn/provider"
 )
@@ -60,7 +62,9 @@ var (
 func (s settings) topology() provider.Topology {
 	t := provider.Topology{Endpoints: make([]provider.Endpoint, 0, 1+len(s.replicas))}
 	for _, n := range s.nodes() {
-		t.Endpoints = append(t.Endpoints, provider.Endpoint{Name: n.name, Region: n.region})
+		t.Endpoints = append(t.Endpoints, provider.Endpoint{
+			Name: n.name, Region: n.region, Host: "postgres " + net.JoinHostPort(n.host, strconv.Itoa(int(n.port))),
+		})
 	}
 	switch s.strategy {
 	case alternatingUsers:
