@@ -1,0 +1,270 @@
+package signals
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/key"
+)
+
+// Limits of a sweep.
+const (
+	pageSize = 500
+	// spacing keeps sweeps from taking more than one part in so many of a processor.
+	spacing = 20
+	// soonest is how long after news the gauges are read anew.
+	soonest = time.Second
+)
+
+// view is what one sweep over all keys found.
+type view struct {
+	began time.Time
+	open  map[key.RotationID]bool
+	busy  map[key.Name]int
+	holds []hold
+	// minted is when the current version of a key was minted, in the keys' order.
+	minted []mintedAt
+	// unkeyed are the keys without a current version.
+	unkeyed    int
+	phases     map[rotation.Phase]int
+	oldest     map[rotation.Phase]time.Time
+	held       map[heldBy]int
+	presenters map[presenterGroup]int
+	regions    map[string]string
+	verifiers  map[verifier]string
+	uses       []oldUse
+	retiring   map[string]int // presenters by grace
+	unrefused  int            // compromised versions that some verifier may accept
+}
+
+type mintedAt struct {
+	key key.Name
+	at  time.Time
+}
+
+type heldBy struct {
+	reason rotation.HoldReason
+	human  bool
+}
+
+type presenterGroup struct{ region, state string }
+
+// oldUse is the measured use of a version that is being retired.
+type oldUse struct {
+	key   key.Name
+	grace string
+	uses  int
+}
+
+func newView(began time.Time) *view {
+	return &view{
+		began: began, open: map[key.RotationID]bool{}, busy: map[key.Name]int{},
+		phases: map[rotation.Phase]int{}, oldest: map[rotation.Phase]time.Time{}, held: map[heldBy]int{},
+		presenters: map[presenterGroup]int{}, regions: map[string]string{}, verifiers: map[verifier]string{}, retiring: map[string]int{},
+	}
+}
+
+// sweepSoon asks for a sweep without waiting for its time.
+func (s *Signals) sweepSoon() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// sweepAll reads the gauges from the engine until Stop: after news and at every
+// interval, but never so often that it becomes a load.
+func (s *Signals) sweepAll(ctx context.Context, source Source) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		defer cancel()
+		select {
+		case <-s.stop:
+		case <-ctx.Done():
+		}
+	}()
+	failing := false
+	for {
+		began := s.config.Now()
+		v, err := s.sweep(ctx, source)
+		took := s.config.Now().Sub(began)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			s.metrics.sweeps.WithLabelValues("failed").Inc()
+			if !failing {
+				s.log.LogAttrs(ctx, slog.LevelWarn, "the gauges could not be read from the engine; trying again", slog.Any("error", err))
+			}
+		default:
+			s.metrics.sweeps.WithLabelValues("ok").Inc()
+			observe(s.metrics.sweep, took, key.RotationID{})
+			s.view.Store(v)
+			select {
+			case s.found <- v:
+			case <-ctx.Done():
+				return
+			}
+		}
+		failing = err != nil
+		if !s.pause(ctx, max(soonest, spacing*took)) {
+			return
+		}
+	}
+}
+
+// pause waits for the shortest pause, and then for news or the interval's end.
+func (s *Signals) pause(ctx context.Context, shortest time.Duration) bool {
+	rest := time.NewTimer(shortest)
+	defer rest.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-rest.C:
+	}
+	rest.Reset(max(0, s.config.Every-shortest))
+	select {
+	case <-ctx.Done():
+		return false
+	case <-s.news:
+	case <-rest.C:
+	}
+	return true
+}
+
+// sweep looks at every key.
+func (s *Signals) sweep(ctx context.Context, source Source) (*view, error) {
+	v := newView(s.config.Now())
+	after := ""
+	for {
+		keys, err := source.Keys(ctx, "", after, pageSize)
+		if err != nil {
+			return nil, err
+		}
+		for i := range keys {
+			name := keys[i].Resource.Metadata.Name
+			v.takeKey(name, &keys[i].State)
+			for j := range keys[i].State.Rotations {
+				if err := v.takeRotation(ctx, source, name, &keys[i].State, &keys[i].State.Rotations[j]); err != nil {
+					return nil, err
+				}
+			}
+			after = string(name)
+		}
+		if len(keys) < pageSize {
+			return v, nil
+		}
+	}
+}
+
+func (v *view) takeKey(name key.Name, state *rotation.State) {
+	current, ok := state.Version(state.Labelled(key.Current))
+	if ok {
+		v.minted = append(v.minted, mintedAt{key: name, at: current.MintedAt})
+	} else {
+		v.unkeyed++
+	}
+	for i := range state.Presenters {
+		p := &state.Presenters[i]
+		status := "behind"
+		switch {
+		case p.Failed:
+			status = "failed"
+		case p.Uses(p.Told):
+			status = "acknowledged"
+		}
+		v.presenters[presenterGroup{region: p.Region, state: status}]++
+		if len(v.regions) < maxWaiting {
+			v.regions[p.ID] = p.Region
+		}
+	}
+	for i := range state.Verifiers {
+		if len(v.verifiers) < maxWaiting {
+			v.verifiers[verifier{name, state.Verifiers[i].ID}] = state.Verifiers[i].Region
+		}
+	}
+	for i := range state.Versions {
+		if state.Versions[i].State == key.Compromised && accepted(state, state.Versions[i].Number) {
+			v.unrefused++
+		}
+	}
+}
+
+func accepted(state *rotation.State, v key.Version) bool {
+	for i := range state.Verifiers {
+		if slot, ok := state.Verifiers[i].Slot(v); ok && slot.Acceptance != rotation.Refused {
+			return true
+		}
+	}
+	return false
+}
+
+func (v *view) takeRotation(ctx context.Context, source Source, name key.Name, state *rotation.State, r *rotation.Rotation) error {
+	v.open[r.ID] = true
+	v.phases[r.Phase]++
+	if oldest, known := v.oldest[r.Phase]; !known || r.PhaseSince.Before(oldest) {
+		v.oldest[r.Phase] = r.PhaseSince
+	}
+	if moving(r.Phase.String()) {
+		v.busy[name]++
+	}
+	if r.Hold.Reason != "" {
+		v.held[heldBy{reason: r.Hold.Reason, human: r.Hold.Human}]++
+		v.holds = append(v.holds, hold{
+			key: name, rotation: r.ID, kind: r.Kind.String(), reason: r.Hold.Reason, message: r.Hold.Message,
+			human: r.Hold.Human, since: r.Hold.Since, parties: parties(state.Explain(r)),
+		})
+	}
+	if r.Phase != rotation.Draining && r.Phase != rotation.Revoking {
+		return nil
+	}
+	grace := "within"
+	if over(r, v.began) {
+		grace = "over"
+	}
+	for i := range state.Presenters {
+		if state.Presenters[i].MayUse(r.From) {
+			v.retiring[grace]++
+		}
+	}
+	record, err := source.Rotation(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	if !record.MeasuredAt.IsZero() {
+		v.uses = append(v.uses, oldUse{key: name, grace: grace, uses: record.Uses})
+	}
+	return nil
+}
+
+// over reports whether the grace of the old version is over.
+func over(r *rotation.Rotation, now time.Time) bool {
+	if r.Phase == rotation.Revoking {
+		return true
+	}
+	grace := r.Plan.DrainMin
+	if r.Plan.Strategy != 0 {
+		grace = r.Plan.Grace
+	}
+	return now.After(r.PhaseSince.Add(grace))
+}
+
+// parties are the names that a rotation waits for, at most 20.
+func parties(waiting []rotation.Waiting) []string {
+	var names []string
+	for _, w := range waiting {
+		for _, name := range w.Names {
+			if len(names) == 20 {
+				return names
+			}
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+var _ Source = (*engine.Engine)(nil)
