@@ -144,7 +144,7 @@ func (m *machine) drivePresenting(r *Rotation) bool {
 			missing++
 		}
 	}
-	if members == 0 && later > 0 && !stage.SkipEmpty {
+	if members == 0 && later > 0 && !stage.SkipEmpty && r.Plan.Strategy == 0 {
 		r.hold(Hold{Reason: HoldStageEmpty, Message: fmt.Sprintf("no presenter belongs to stage %s", stage.Name), Since: m.Now})
 		return false
 	}

@@ -127,6 +127,13 @@ func shape(n *node) *violation {
 			return violated("labels", "%d versions are %v", labels[label], label)
 		}
 	}
+	for i := range s.Verifiers {
+		for _, slot := range s.Verifiers[i].Slots {
+			if v, ok := s.Version(slot.Version); ok && v.Contained && slot.Acceptance.accepting() {
+				return violated("contained", "verifier %s may still accept contained %v", s.Verifiers[i].ID, v.Number)
+			}
+		}
+	}
 	if wake := s.Wake(); !wake.IsZero() && !wake.After(s.Now) {
 		return violated("wake", "Wake %v is not after Now", wake)
 	}
@@ -310,7 +317,7 @@ func stagePassed(w *world, before, after *State, old, now *Rotation) *violation 
 	members := 0
 	for i := range after.Presenters {
 		p := &after.Presenters[i]
-		if stageOf(p, old) > old.Stage {
+		if stageOf(p, old) > old.Stage && now.Phase == Presenting {
 			continue
 		}
 		if truth := &w.parties[partyIndex(p.ID)]; truth.using != old.To {
@@ -426,7 +433,7 @@ func tellAllowed(before, after *State, effect Effect) *violation {
 	cut, open := after.CutOver()
 	if v.State == key.Compromised {
 		for _, other := range p.Maybe {
-			if o, ok := after.Version(other); ok && o.Number != v.Number && o.State == key.Active && open && cut.To == o.Number && cut.Phase == Presenting {
+			if o, ok := after.Version(other); ok && o.Number != v.Number && o.State == key.Active && open && cut.To == o.Number && (cut.Phase == Presenting || cut.Phase == RollingBack) {
 				return violated("exposure", "presenter %s is told compromised %v instead of %v", p.ID, v.Number, other)
 			}
 		}

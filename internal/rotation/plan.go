@@ -52,7 +52,7 @@ type Stage struct {
 	// AckTimeout is after how long a missing acknowledgement pages (0: never).
 	AckTimeout time.Duration `json:"ackTimeout,omitempty"`
 	// SkipEmpty passes the stage when no presenter belongs to it, although the key
-	// has presenters; otherwise the rotation holds.
+	// has presenters; otherwise the rotation holds. An emergency always passes it.
 	SkipEmpty bool `json:"skipEmpty,omitempty"`
 }
 

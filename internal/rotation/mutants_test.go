@@ -1,0 +1,335 @@
+package rotation
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// mutant is one deliberate mistake in the machine.
+type mutant struct {
+	name string
+	// file holds old exactly once; the mutant has new in its place.
+	file, old, new string
+	// config is the exploration that must fail, invariant what it must find.
+	config, invariant string
+}
+
+// mutantConfigs are explorations that are as small as the mistakes allow.
+func mutantConfigs() []*config {
+	approved := stagedPlan()
+	approved.Approvals = 2
+	graceful := stagedPlan()
+	graceful.DrainMin, graceful.DrainQuiet = 2*time.Minute, 0
+	return []*config{
+		{name: "begin", plan: stagedPlan(), commands: 1, kinds: []moveKind{moveBegin}},
+		{name: "begin, grace", plan: graceful, commands: 1, kinds: []moveKind{moveBegin}},
+		{name: "begin, lie", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveLie}},
+		{name: "begin, no data", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveNoData}},
+		{name: "begin, broken", plan: stagedPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveBroken}},
+		{name: "begin, cannot", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveCannot}},
+		{name: "begin, approvals", plan: approved, commands: 1, kinds: []moveKind{moveBegin}},
+		{name: "begin, cancel", plan: quickPlan(), commands: 2, kinds: []moveKind{moveBegin, moveCancel}},
+		{name: "begin, cancel, late telling", plan: quickPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveCancel, moveDelayTell}},
+		{name: "begin, pause", plan: quickPlan(), commands: 2, kinds: []moveKind{moveBegin, movePause}},
+		{name: "begin, revert", plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveRevert}},
+		{name: "begin, cancel, declare", limit: 30000, plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveCancel, moveDeclare}},
+		{name: "declare, revert", plan: quickPlan(), commands: 2, kinds: []moveKind{moveRevert, moveDeclare}},
+		{name: "declare, join", plan: quickPlan(), commands: 1, churn: 2, kinds: []moveKind{moveDeclare, moveLeave, moveJoinWith}},
+		{name: "two places", plan: quickPlan(), commands: 2, capacity: 2, kinds: []moveKind{moveBegin}},
+		{name: "begin, verifiers", plan: stagedPlan(), commands: 1, churn: 2, kinds: []moveKind{moveBegin, moveAdd, moveRemove}},
+		{name: "begin, verifiers, twice", plan: quickPlan(), commands: 1, churn: 2, faults: 1, kinds: []moveKind{moveBegin, moveAdd, moveRemove, moveTwice}},
+	}
+}
+
+func mutants() []mutant {
+	return []mutant{
+		{
+			"the barrier before presenting is dropped: asked to accept counts as accepted",
+			"advance.go", "return ok && slot.Acceptance == Accepted", "return ok && slot.Acceptance.accepting()",
+			"begin", "no lockout",
+		},
+		{
+			"the new version is not tried before it is presented",
+			"result.go", "\tcase AcceptPending:\n\t\tm.ask(w, v, AcceptProbing)", "\tcase AcceptPending:\n\t\tsettle(Accepted)",
+			"begin, lie", "no lockout",
+		},
+		{
+			"the refusal of the old version is not tried",
+			"result.go", "\tcase RefusePending:\n\t\tm.ask(w, v, RefuseProbing)", "\tcase RefusePending:\n\t\tsettle(Refused)",
+			"begin, lie", "revoked",
+		},
+		{
+			"a contradicted probe counts as good",
+			"result.go", "\tcase Contradicted:\n\t\treturn m.contradicted(w, slot)", "\tcase Contradicted:\n\t\tm.answered(w, slot)\n\t\treturn nil",
+			"begin, lie", "no lockout",
+		},
+		{
+			"a measurement without data counts as zero use",
+			"result.go", "case body.Outcome == OK && body.Uses == 0:", "case body.Outcome == NoData || body.Outcome == OK && body.Uses == 0:",
+			"begin, no data", "no data",
+		},
+		{
+			"a judgement without data passes the stage",
+			"result.go", "r.JudgeAt = m.Now.Add(r.Plan.JudgeEvery)", "r.Task.Done = true",
+			"begin, no data", "judged",
+		},
+		{
+			"a stage is not judged",
+			"drive.go", "if !r.Plan.Judged || r.Task.Kind == Judge && r.Task.Done {", "if !r.Plan.Judged || r.Plan.JudgeEvery > 0 {",
+			"begin", "judged",
+		},
+		{
+			"a stage does not bake",
+			"drive.go", "if m.Now.Before(r.BakeSince.Add(stage.Bake)) {", "if m.Now.Before(r.BakeSince) {",
+			"begin", "baked",
+		},
+		{
+			"the order of stages is ignored",
+			"advance.go", "(stageOf(p, cut) <= cut.Stage ||", "(stageOf(p, cut) <= cut.Stage+1 ||",
+			"begin", "staged",
+		},
+		{
+			"the order is swapped: the labels move after the first stage",
+			"drive.go", "last := r.Stage == len(r.Plan.Stages)-1", "last := r.Stage < len(r.Plan.Stages)",
+			"begin", "staged",
+		},
+		{
+			"a stage passes while an answer is missing",
+			"drive.go", "if !p.Uses(r.To) {", "if p.Told != r.To {",
+			"begin", "staged",
+		},
+		{
+			"the minimum grace is ignored",
+			"advance.go", "if earliest.After(quietAt) {", "if earliest.IsZero() {",
+			"begin, grace", "drained",
+		},
+		{
+			"the quiet period is ignored",
+			"advance.go", "quiet := !r.QuietSince.IsZero() && !m.Now.Before(quietAt)", "quiet := !r.QuietSince.IsZero()",
+			"begin", "drained",
+		},
+		{
+			"an emergency refuses the old version while a presenter uses it",
+			"drive.go", "emergency waits for registered presenters only.\n\t\tif unused {", "emergency waits for registered presenters only.\n\t\tif !unused || unused {",
+			"declare, join", "drained",
+		},
+		{
+			"quarantine is skipped",
+			"drive.go", "v.State = key.Suspended\n\tm.enter(r, Quarantine)", "m.forget(r)",
+			"begin", "quarantine",
+		},
+		{
+			"quarantine ends at once",
+			"drive.go", "if m.Now.Before(r.PhaseSince.Add(r.Plan.Quarantine)) {", "if m.Now.Before(r.PhaseSince) {",
+			"begin", "quarantine",
+		},
+		{
+			"retention is ignored",
+			"advance.go", "due := !v.DestroyAt.IsZero() && !m.Now.Before(v.DestroyAt)", "due := !v.DestroyAt.IsZero()",
+			"begin", "retention",
+		},
+		{
+			"a version is destroyed although a verifier may accept it",
+			"advance.go", " || v.Label == key.Current || !m.nowhere(v.Number) {", " || v.Label == key.Current {",
+			"begin, verifiers", "no loss",
+		},
+		{
+			"a roll-back does not wait for presenters",
+			"drive.go", "if !abandoned && !m.unused(r.To) {", "if abandoned && !m.unused(r.To) {",
+			"begin, cancel, late telling", "no lockout",
+		},
+		{
+			"a telling that may have arrived is forgotten",
+			"advance.go", "if !p.MayUse(v) {", "if p.Epoch == 0 {",
+			"begin, cancel, late telling", "no lockout",
+		},
+		{
+			"a presenter that could not follow counts as never following",
+			"step.go", "maybe := []key.Version{p.Told}", "maybe := append([]key.Version{}, map[bool][]key.Version{true: {p.Told}}[!failed]...)",
+			"begin, cannot", "no lockout",
+		},
+		{
+			"the epoch of an answer is not compared",
+			"step.go", "if !ok || ack.Epoch != p.Epoch || p.Told == 0 {", "if !ok || p.Told == 0 {",
+			"begin, cancel, late telling", "no lockout",
+		},
+		{
+			"a stale result is taken",
+			"result.go", "slot.Failed || slot.Try != ref.Try || slot", "slot.Failed || slot",
+			"begin, verifiers, twice", "stale",
+		},
+		{
+			"tries are numbered anew for a verifier that comes back",
+			"result.go", "slot.Acceptance, slot.Try = a, m.Tries", "slot.Acceptance, slot.Try = a, slot.Try+1",
+			"begin, verifiers, twice", "stale",
+		},
+		{
+			"a verifier is admitted before it accepts what is in use",
+			"advance.go", "if w.Admitted {\n\t\t\tcontinue\n\t\t}", "if w.Admitted = true; w.Admitted {\n\t\t\tcontinue\n\t\t}",
+			"begin, verifiers", "no lockout",
+		},
+		{
+			"a verifier that comes back is trusted to have forgotten what was revoked",
+			"step.go", "m.ask(w, v.Number, RefuseProbing)", "_ = v",
+			"begin, verifiers", "revoked",
+		},
+		{
+			"a human's hold is ignored",
+			"drive.go", "if r.Hold.Human {", "if r.Hold.Human && r.Phase == Planned {",
+			"begin, pause", "held",
+		},
+		{
+			"a second rotation may begin at any time",
+			"step.go", "if r := &m.Rotations[i]; !r.Phase.Retiring() {", "if r := &m.Rotations[i]; r.Phase.Ended() {",
+			"begin, cancel", "one cut-over",
+		},
+		{
+			"an emergency does not wait for the open cut-over",
+			"drive.go", "if _, open := m.CutOver(); open {", "if _, open := m.CutOver(); open && r.Kind != Emergency {",
+			"begin, cancel, declare", "one cut-over",
+		},
+		{
+			"approvals are ignored",
+			"drive.go", "len(r.Approvals) < r.Plan.Approvals {", "len(r.Approvals) > r.Plan.Approvals {",
+			"begin, approvals", "planned",
+		},
+		{
+			"a version number is used twice",
+			"drive.go", "\tm.Next++\n", "",
+			"begin, broken", "shape",
+		},
+		{
+			"the capacity of the system is ignored",
+			"advance.go", "len(m.Live()) < m.Capacity }", "len(m.Live()) <= m.Capacity }",
+			"two places", "capacity",
+		},
+		{
+			"containment forgets a verifier",
+			"advance.go", "if slot, ok := w.Slot(v); ok && slot.Acceptance.accepting() {", "if slot, ok := w.Slot(v); ok && slot.Acceptance.accepting() && i == 0 {",
+			"declare, revert", "contained",
+		},
+		{
+			"a compromised version is brought back",
+			"step.go", "if from.State == key.Compromised {", "if from.State == key.Destroyed {",
+			"declare, revert", "exposure",
+		},
+		{
+			"a roll-back to a version that is found compromised goes on",
+			"emergency.go", "\t\t\tif fromBad {\n\t\t\t\t// The version", "\t\t\tif fromBad && toBad {\n\t\t\t\t// The version",
+			"begin, cancel, declare", "no lockout",
+		},
+		{
+			"what ends in peace gives up a version that is on its way back",
+			"step.go", "\tif !unfinished {", "\tif !unfinished && r.To == 0 {",
+			"begin, revert", "revoked",
+		},
+	}
+}
+
+// TestMutants builds every mutant of the machine, runs one small exploration on
+// it in a child process, and fails when that finds nothing, or something else.
+// The machine itself knows nothing of this: the mutant's file is laid over it.
+func TestMutants(t *testing.T) {
+	if os.Getenv("KEYTURN_EXPLORE_CONFIG") != "" {
+		return
+	}
+	all := mutants()
+	caught := 0
+	var mutex sync.Mutex
+	var group sync.WaitGroup
+	work := make(chan *mutant)
+	for range 2 {
+		group.Go(func() {
+			for m := range work {
+				problem := m.run(t)
+				mutex.Lock()
+				if problem == "" {
+					caught++
+				} else {
+					t.Errorf("%s: %s", m.name, problem)
+				}
+				mutex.Unlock()
+			}
+		})
+	}
+	for i := range all {
+		work <- &all[i]
+	}
+	close(work)
+	group.Wait()
+	t.Logf("mutants caught: %d/%d", caught, len(all))
+}
+
+// run returns what is wrong with the tests, empty when they catch the mutant.
+func (m *mutant) run(t *testing.T) string {
+	source, err := os.ReadFile(m.file)
+	if err != nil {
+		return err.Error()
+	}
+	if n := bytes.Count(source, []byte(m.old)); n != 1 {
+		return m.file + " does not hold the text to change exactly once; adapt the mutant to the machine"
+	}
+	dir := t.TempDir()
+	path, err := filepath.Abs(m.file)
+	if err != nil {
+		return err.Error()
+	}
+	changed := filepath.Join(dir, "mutant.go")
+	overlay := filepath.Join(dir, "overlay.json")
+	binary := filepath.Join(dir, "mutant.test")
+	mapping, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	if err != nil {
+		return err.Error()
+	}
+	if err := os.WriteFile(changed, bytes.Replace(source, []byte(m.old), []byte(m.new), 1), 0o600); err != nil {
+		return err.Error()
+	}
+	if err := os.WriteFile(overlay, mapping, 0o600); err != nil {
+		return err.Error()
+	}
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-ldflags", "-s -w", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "it does not compile: " + string(out)
+	}
+	child := exec.CommandContext(t.Context(), binary, "-test.run", "^TestMutantConfig$", "-test.v", "-test.timeout", "2m")
+	child.Env = append(os.Environ(), "KEYTURN_EXPLORE_CONFIG="+m.config)
+	out, err := child.CombinedOutput()
+	switch {
+	case err == nil:
+		return "it survives"
+	case !strings.Contains(string(out), "violated: "+m.invariant+": "):
+		return "it should violate " + m.invariant + ", but: " + string(out)
+	}
+	return ""
+}
+
+// TestMutantConfig explores the configurations that are made for mutants: all of
+// them on the machine as it is, one of them when it runs in a mutant.
+func TestMutantConfig(t *testing.T) {
+	only := os.Getenv("KEYTURN_EXPLORE_CONFIG")
+	total := 0
+	for _, c := range mutantConfigs() {
+		if only != "" && only != c.name {
+			continue
+		}
+		c.fill()
+		x := newExplorer(c)
+		start := time.Now()
+		if f := x.explore(); f != nil {
+			t.Fatal(f.tell(c))
+		}
+		total += len(x.parents)
+		t.Logf("%s: %d states in %v", c.name, len(x.parents), time.Since(start))
+	}
+	if total == 0 {
+		t.Fatalf("there is no configuration %q", only)
+	}
+}
