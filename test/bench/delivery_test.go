@@ -1,0 +1,253 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/secret"
+)
+
+const (
+	agentCount     = 1000
+	agentProcesses = 2
+	publications   = 5
+	deliveryLimit  = 1000 // ms
+)
+
+const deliveryPolicy = `
+apiVersion: keyturn/v1
+kind: Policy
+metadata: {name: fleet}
+spec:
+  stages: [{name: all, bake: 0s, ackTimeout: 30s, onEmpty: skip}]
+  drain: {min: 0s, quiet: 0s, max: 1m, every: 100ms}
+  quarantine: 0s
+---
+apiVersion: keyturn/v1
+kind: Key
+metadata: {name: ` + keyName + `}
+spec: {provider: instant, policy: fleet}
+`
+
+// instant is a system that does at once what it is asked for.
+type instant struct {
+	mu       sync.Mutex
+	accepted map[string]bool
+}
+
+func (s *instant) Check(provider.Config) (provider.Topology, error) {
+	return provider.Topology{Endpoints: []provider.Endpoint{{Name: "primary"}}, Capacity: 2}, nil
+}
+
+func (s *instant) Open(context.Context, provider.Config, provider.Env) (provider.System, error) {
+	return s, nil
+}
+
+func (s *instant) Mint(_ context.Context, _ provider.Call, request provider.MintRequest) (provider.Material, error) {
+	return provider.Material{
+		Attributes: map[string]string{"username": fmt.Sprintf("orders_%d", request.Number%2)},
+		Secrets:    map[string]secret.Value{"password": secret.NewString(fmt.Sprintf("password-number-%027d", request.Number))},
+	}, nil
+}
+
+func (s *instant) set(v provider.Version, accepted bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepted[v.Material.Secrets["password"].RevealString()] = accepted
+	return nil
+}
+
+func (s *instant) Accept(_ context.Context, _ provider.Call, _ string, v provider.Version) error {
+	return s.set(v, true)
+}
+
+func (s *instant) Refuse(_ context.Context, _ provider.Call, _ string, v provider.Version) error {
+	return s.set(v, false)
+}
+
+func (s *instant) Probe(_ context.Context, _ provider.Call, _ string, v provider.Version) (provider.Verdict, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.accepted[v.Material.Secrets["password"].RevealString()] {
+		return provider.Accepted, nil
+	}
+	return provider.Refused, nil
+}
+
+func (s *instant) Usage(context.Context, provider.Call, provider.Version) (provider.Usage, error) {
+	return provider.Usage{}, nil
+}
+
+// delivered is what one side of the benchmark measured.
+type delivered struct {
+	joined time.Duration
+	// p99 and durable of each publication: after how long 99 % of the agents held
+	// the version, and all acknowledgements were on disk.
+	p99, durable []time.Duration
+	used         time.Duration
+}
+
+// BenchmarkDelivery publishes versions to 1,000 connected agents, each with a TLS
+// connection of its own, and waits for their acknowledgements.
+func BenchmarkDelivery(b *testing.B) {
+	ours, floor := deliverKeyturn(b), deliverBare(b)
+	scoreboard.add(b, result{Name: "delivery_p99", Unit: "ms", Ours: milliseconds(median(ours.p99)), Floor: milliseconds(median(floor.p99)), limit: deliveryLimit})
+	scoreboard.add(b, result{Name: "delivery_acks_durable", Unit: "ms", Ours: milliseconds(median(ours.durable)), Floor: milliseconds(median(floor.durable)), limit: deliveryLimit})
+	scoreboard.add(b, result{Name: "delivery_cpu", Unit: "ms", Ours: milliseconds(ours.used) / publications, Floor: milliseconds(floor.used) / publications})
+	scoreboard.add(b, result{Name: "join_1000_agents", Unit: "ms", Ours: milliseconds(ours.joined), Floor: milliseconds(floor.joined)})
+}
+
+func deliverKeyturn(b *testing.B) (d delivered) {
+	b.Helper()
+	w := newWorld(b, map[string]provider.Driver{"instant": &instant{accepted: map[string]bool{}}}, deliveryPolicy)
+	fleet, joined := startAgents(b, roleKeyturn, orders{Address: w.address, CAFile: w.caFile, Token: w.token, Count: agentCount}, agentProcesses)
+	d.joined = joined
+	for n := range publications + 1 {
+		before := cpu(b)
+		seen := w.rotate(b)
+		published, took := fleet.hold(b, seen.rotation.GetTo(), agentCount)
+		if n == 0 {
+			continue // it warmed the caches
+		}
+		d.used += cpu(b) - before
+		d.p99 = append(d.p99, quantile(took, 0.99))
+		d.durable = append(d.durable, seen.cutOver.Sub(published))
+	}
+	return d
+}
+
+// bare serves fixed messages over HTTP/2 and keeps acknowledgements in a log.
+type bare struct {
+	mu      sync.Mutex
+	streams []chan []byte
+	log     *floorLog
+	acks    chan chan error
+	acked   chan int
+}
+
+func deliverBare(b *testing.B) (d delivered) {
+	b.Helper()
+	s := &bare{log: newFloorLog(b), acks: make(chan chan error, agentCount), acked: make(chan int, agentCount)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/stream", s.stream)
+	mux.HandleFunc("/ack", s.ack)
+	srv := httptest.NewUnstartedServer(mux)
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	b.Cleanup(srv.Close)
+	b.Cleanup(srv.CloseClientConnections)
+	ctx, cancel := context.WithCancel(context.Background())
+	b.Cleanup(cancel)
+	go s.keep(ctx)
+	caFile := filepath.Join(b.TempDir(), "ca.pem")
+	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	fleet, joined := startAgents(b, roleBare, orders{Address: srv.URL, CAFile: caFile, Count: agentCount}, agentProcesses)
+	d.joined = joined
+	for n := range publications + 1 {
+		before := cpu(b)
+		published := time.Now()
+		s.publish(published, uint64(n+1))
+		for acked := 0; acked < agentCount; {
+			select {
+			case batch := <-s.acked:
+				acked += batch
+			case <-time.After(time.Minute):
+				b.Fatalf("%d acknowledgements after a minute", acked)
+			}
+		}
+		durable := time.Since(published)
+		_, took := fleet.hold(b, uint64(n+1), agentCount)
+		if n == 0 {
+			continue // it warmed the caches
+		}
+		d.used += cpu(b) - before
+		d.p99 = append(d.p99, quantile(took, 0.99))
+		d.durable = append(d.durable, durable)
+	}
+	return d
+}
+
+func (s *bare) publish(at time.Time, version uint64) {
+	message := make([]byte, messageSize)
+	binary.BigEndian.PutUint64(message, uint64(at.UnixNano()))
+	binary.BigEndian.PutUint64(message[8:], version)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, stream := range s.streams {
+		stream <- message
+	}
+}
+
+func (s *bare) stream(w http.ResponseWriter, r *http.Request) {
+	messages := make(chan []byte, 1)
+	s.mu.Lock()
+	s.streams = append(s.streams, messages)
+	s.mu.Unlock()
+	flush := http.NewResponseController(w)
+	_ = flush.Flush() // the client is gone if this fails
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case message := <-messages:
+			if _, err := w.Write(message); err != nil {
+				return
+			}
+			_ = flush.Flush() // the client is gone if this fails
+		}
+	}
+}
+
+func (s *bare) ack(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, r.Body) // it is empty
+	done := make(chan error, 1)
+	s.acks <- done
+	if err := <-done; err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+// keep writes acknowledgements that wait together in one transaction.
+func (s *bare) keep(ctx context.Context) {
+	for {
+		var waiting []chan error
+		select {
+		case <-ctx.Done():
+			return
+		case first := <-s.acks:
+			waiting = append(waiting, first)
+		}
+		for more := true; more; {
+			select {
+			case next := <-s.acks:
+				waiting = append(waiting, next)
+			default:
+				more = false
+			}
+		}
+		records := make([][]byte, len(waiting))
+		for i := range records {
+			records[i] = make([]byte, 60)
+		}
+		err := s.log.append(records)
+		for _, done := range waiting {
+			done <- err
+		}
+		if err == nil {
+			s.acked <- len(waiting)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package bench
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/provider"
+)
+
+const keyName = "prod/orders/db"
+
+// world is a server in this process, and an operator's way to it over TLS.
+type world struct {
+	address string
+	caFile  string
+	token   string
+	roots   *x509.CertPool
+	control keyturnv1connect.ControlServiceClient
+}
+
+func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string) *world {
+	b.Helper()
+	config := server.Config{
+		Listen: "127.0.0.1:0", DataDir: filepath.Join(b.TempDir(), "data"), Log: server.LogConfig{Level: "warn"},
+		// All agents of a benchmark share one token.
+		Limits: server.LimitsConfig{PerSecond: 100_000, Burst: 100_000},
+	}
+	srv, err := server.Start(b.Context(), config, server.Options{Drivers: drivers, LogTo: io.Discard})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := srv.Stop(ctx); err != nil {
+			b.Errorf("stop the server: %v", err)
+		}
+	})
+	token, err := os.ReadFile(srv.TokenFile())
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := &world{address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
+	b.Cleanup(transport.CloseIdleConnections)
+	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.address)
+	response, err := w.control.Apply(b.Context(), &keyturnv1.ApplyRequest{Documents: []*keyturnv1.Document{{Name: "bench.yaml", Content: []byte(documents)}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, problem := range response.GetProblems() {
+		if problem.GetSeverity() == "error" {
+			b.Fatal(problem)
+		}
+	}
+	return w
+}
+
+func rootsOf(b *testing.B, path string) *x509.CertPool {
+	b.Helper()
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		b.Fatalf("%s holds no certificate", path)
+	}
+	return roots
+}
+
+// bearer adds a token to every call.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (t bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+t.token)
+	return t.next.RoundTrip(r)
+}
+
+// rotated is a rotation as an operator saw it.
+type rotated struct {
+	rotation *keyturnv1.Rotation
+	// took is the time from the command to the news of the end.
+	took time.Duration
+	// cutOver is when the news came that every presenter had acknowledged.
+	cutOver time.Time
+}
+
+// rotate rotates the key and waits for the end.
+func (w *world) rotate(b *testing.B) rotated {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	began := time.Now()
+	response, err := w.control.Rotate(ctx, &keyturnv1.RotateRequest{Name: keyName, Reason: "benchmark"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	stream, err := w.control.WatchRotation(ctx, &keyturnv1.WatchRotationRequest{Id: response.GetRotationId()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stream.Close() //nolint:errcheck // it has ended
+	var seen rotated
+	for stream.Receive() {
+		seen.rotation = stream.Msg().GetRotation()
+		if seen.cutOver.IsZero() && seen.rotation.GetCutOverAt() != nil {
+			seen.cutOver = time.Now()
+		}
+		if seen.rotation.GetEnded() {
+			seen.took = time.Since(began)
+			if seen.rotation.GetPhase() != "done" {
+				b.Fatalf("the rotation ended as %v", seen.rotation)
+			}
+			return seen
+		}
+	}
+	b.Fatalf("the rotation was lost: %v; it was %v", stream.Err(), seen.rotation)
+	return rotated{}
+}
