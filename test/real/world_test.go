@@ -20,6 +20,7 @@ import (
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/test/pgtest"
 )
 
@@ -33,12 +34,16 @@ const (
 type world struct {
 	dir              string
 	config           server.Config
+	options          server.Options
 	primary, standby *pgserver.Server
-	server           *server.Server
-	control          keyturnv1connect.ControlServiceClient
-	logs             *logBuffer
-	roots            *x509.CertPool
-	token            string
+	// tap is the server's PostgreSQL driver; see there.
+	tap     *tap
+	server  *server.Server
+	control keyturnv1connect.ControlServiceClient
+	client  *http.Client
+	logs    *logBuffer
+	roots   *x509.CertPool
+	token   string
 }
 
 // logBuffer keeps what a server logged.
@@ -53,13 +58,20 @@ func (l *logBuffer) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
+// tail returns the last n bytes.
+func (l *logBuffer) tail(n int) string {
+	s := l.String()
+	return s[max(0, len(s)-n):]
+}
+
 func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
 }
 
-// policySpec is what the tests vary of the policy.
+// quickPolicy waits for nothing but what has to happen. Tests vary it by
+// replacing words.
 const quickPolicy = `
 apiVersion: keyturn/v1
 kind: Policy
@@ -75,9 +87,33 @@ spec:
   emergency: {strategy: replace-first, grace: 5s}
 `
 
+// vary replaces words of quickPolicy, given as pairs of old and new.
+func vary(t *testing.T, pairs ...string) string {
+	t.Helper()
+	policy := quickPolicy
+	for i := 0; i < len(pairs); i += 2 {
+		if !strings.Contains(policy, pairs[i]) {
+			t.Fatalf("quickPolicy does not say %q", pairs[i])
+		}
+		policy = strings.ReplaceAll(policy, pairs[i], pairs[i+1])
+	}
+	return policy
+}
+
+// newWorld starts everything and applies the policy and a key.
 func newWorld(t *testing.T, policy string) *world {
 	t.Helper()
-	w := &world{dir: t.TempDir(), logs: &logBuffer{}}
+	w := newSystems(t)
+	w.start(t)
+	t.Cleanup(func() { w.stop(t) })
+	w.apply(t, policy+"---\n"+w.keyDocument(w.primary.Addr()))
+	return w
+}
+
+// newSystems starts PostgreSQL and configures a server that is not started.
+func newSystems(t *testing.T) *world {
+	t.Helper()
+	w := &world{dir: t.TempDir(), logs: &logBuffer{}, tap: newTap()}
 	w.primary, w.standby = pgtest.StartPair(t, pgserver.Config{LogStatements: true, Region: "eu"}, "us")
 	pgtest.Exec(
 		t, w.primary, "postgres",
@@ -85,21 +121,26 @@ func newWorld(t *testing.T, policy string) *world {
 		"GRANT pg_signal_backend TO rotator", "GRANT pg_read_all_stats TO rotator",
 		"CREATE DATABASE "+database,
 	)
-	password := filepath.Join(w.dir, "rotator.password")
-	if err := os.WriteFile(password, []byte("rotator-password-of-the-test\n"), 0o600); err != nil {
+	if err := os.WriteFile(w.passwordFile(), []byte("rotator-password-of-the-test\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	w.config = server.Config{
 		Listen: "127.0.0.1:0", DataDir: filepath.Join(w.dir, "data"), Log: server.LogConfig{Format: "text", Level: "debug"},
 		Limits: server.LimitsConfig{PerSecond: 5000, Burst: 20_000},
 	}
-	w.start(t)
-	t.Cleanup(func() { w.stop(t) })
-	w.apply(t, policy+"---\n"+w.keyDocument(password))
+	w.options = server.Options{LogTo: w.logs, Drivers: map[string]provider.Driver{"postgres": w.tap}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the server's log:\n%s", w.logs.tail(6000))
+		}
+	})
 	return w
 }
 
-func (w *world) keyDocument(passwordFile string) string {
+func (w *world) passwordFile() string { return filepath.Join(w.dir, "rotator.password") }
+
+// keyDocument is the key, whose primary is administered at the given address.
+func (w *world) keyDocument(admin string) string {
 	return fmt.Sprintf(`
 apiVersion: keyturn/v1
 kind: Key
@@ -113,25 +154,31 @@ spec:
     strategy: alternating-users
     users: [orders_a, orders_b]
     region: eu
+    replicaWait: 3s
     replicas: [{host: "%s", region: us}]
-`, keyName, w.primary.Addr(), database, passwordFile, w.standby.Addr())
+`, keyName, admin, database, w.passwordFile(), w.standby.Addr())
 }
 
+// start starts the server, at the address it had before if there is one.
 func (w *world) start(t *testing.T) {
 	t.Helper()
 	var err error
-	if w.server, err = server.Start(t.Context(), w.config, server.Options{LogTo: w.logs}); err != nil {
+	if w.server, err = server.Start(t.Context(), w.config, w.options); err != nil {
 		t.Fatal(err)
 	}
-	w.config.Listen = strings.TrimPrefix(w.server.Address(), "https://")
-	if w.server.TokenFile() != "" {
-		token, err := os.ReadFile(w.server.TokenFile())
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.token = strings.TrimSpace(string(token))
+	w.reach(t, w.server.Address())
+}
+
+// reach makes the clients of a server that is ready.
+func (w *world) reach(t *testing.T, address string) {
+	t.Helper()
+	w.config.Listen = strings.TrimPrefix(address, "https://")
+	token, err := os.ReadFile(filepath.Join(w.config.DataDir, "root.token"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	pem, err := os.ReadFile(w.server.CAFile())
+	w.token = strings.TrimSpace(string(token))
+	pem, err := os.ReadFile(w.caFile())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,8 +186,11 @@ func (w *world) start(t *testing.T) {
 	w.roots.AppendCertsFromPEM(pem)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
-	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.server.Address())
+	w.client = &http.Client{Transport: bearer{w.token, transport}}
+	w.control = keyturnv1connect.NewControlServiceClient(w.client, w.address())
 }
+
+func (w *world) address() string { return "https://" + w.config.Listen }
 
 func (w *world) stop(t *testing.T) {
 	t.Helper()
@@ -188,11 +238,13 @@ func (w *world) rotate(t *testing.T, request *keyturnv1.RotateRequest) string {
 	return response.GetRotationId()
 }
 
+// patience is how long anything may take on a busy machine.
+const patience = 2 * time.Minute
 
 // wait waits until the rotation satisfies until, or has ended.
 func (w *world) wait(t *testing.T, id string, until func(*keyturnv1.Rotation) bool) *keyturnv1.Rotation {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var last *keyturnv1.Rotation
 	for ctx.Err() == nil {
@@ -214,3 +266,100 @@ func (w *world) wait(t *testing.T, id string, until func(*keyturnv1.Rotation) bo
 	t.Fatalf("rotation %s did not get there: %v", id, last)
 	return nil
 }
+
+// finish waits for the rotation's end and fails the test unless it ended in phase.
+func (w *world) finish(t *testing.T, id, phase string) *keyturnv1.Rotation {
+	t.Helper()
+	r := w.wait(t, id, nil)
+	if r.GetPhase() != phase {
+		t.Fatalf("the rotation ended as %s (%s), want %s\n%s", r.GetPhase(), r.GetReason(), phase, w.timeline(t, id))
+	}
+	return r
+}
+
+// first brings in the key's first version.
+func (w *world) first(t *testing.T) {
+	t.Helper()
+	w.finish(t, w.rotate(t, &keyturnv1.RotateRequest{Reason: "first version"}), "done")
+}
+
+// held waits until the rotation is on hold for the given reason.
+func (w *world) held(t *testing.T, id, reason string) *keyturnv1.Rotation {
+	t.Helper()
+	r := w.wait(t, id, func(r *keyturnv1.Rotation) bool { return r.GetHold().GetReason() == reason })
+	if r.GetEnded() {
+		t.Fatalf("the rotation ended as %s (%s) and was not held for %s\n%s", r.GetPhase(), r.GetReason(), reason, w.timeline(t, id))
+	}
+	return r
+}
+
+// reached waits until the rotation is in the given phase.
+func (w *world) reached(t *testing.T, id, phase string) *keyturnv1.Rotation {
+	t.Helper()
+	r := w.wait(t, id, func(r *keyturnv1.Rotation) bool { return r.GetPhase() == phase })
+	if r.GetPhase() != phase {
+		t.Fatalf("the rotation ended as %s (%s) and never was %s\n%s", r.GetPhase(), r.GetReason(), phase, w.timeline(t, id))
+	}
+	return r
+}
+
+// timeline is what happened in a rotation, a line for each change.
+func (w *world) timeline(t *testing.T, id string) string {
+	t.Helper()
+	response, err := w.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	for _, entry := range response.GetTimeline() {
+		fmt.Fprintf(&b, "%s %s %s\n", entry.GetAt().AsTime().Format("15:04:05.000"), entry.GetEvent(), entry.GetMessage())
+	}
+	return b.String()
+}
+
+// says fails the test unless text contains every one of the words.
+func says(t *testing.T, what, text string, words ...string) {
+	t.Helper()
+	for _, word := range words {
+		if !strings.Contains(text, word) {
+			t.Errorf("%s does not say %q:\n%s", what, word, text)
+		}
+	}
+}
+
+// waitsFor lists who a rotation waits for, by name.
+func waitsFor(r *keyturnv1.Rotation) (names []string, messages string) {
+	for _, waiting := range r.GetWaiting() {
+		names = append(names, waiting.GetNames()...)
+		messages += waiting.GetMessage() + "\n"
+	}
+	return names, messages
+}
+
+// current is the number of the key's current version.
+func (w *world) current(t *testing.T) uint64 { return w.key(t).GetCurrent() }
+
+func (w *world) key(t *testing.T) *keyturnv1.Key {
+	t.Helper()
+	response, err := w.control.GetKey(t.Context(), &keyturnv1.GetKeyRequest{Name: keyName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.GetKey()
+}
+
+// healthy fails the test unless the doctor finds the histories and the audit log whole.
+func (w *world) healthy(t *testing.T) {
+	t.Helper()
+	response, err := w.control.Doctor(t.Context(), &keyturnv1.DoctorRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range response.GetChecks() {
+		if check.GetStatus() == "failed" {
+			t.Errorf("doctor: %s: %s", check.GetName(), check.GetMessage())
+		}
+	}
+}
+
+func (w *world) caFile() string { return filepath.Join(w.config.DataDir, "ca.pem") }

@@ -1,0 +1,191 @@
+package real
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// serverVariable holds a childConfig as JSON.
+const serverVariable = "KEYTURN_TEST_SERVER"
+
+// childConfig says how to run a server as a process of its own.
+type childConfig struct {
+	Server server.Config
+	// Op, Endpoint, Version and After are the point at which the server stands
+	// still for ever, if Op is not empty.
+	Op, Endpoint string
+	Version      uint64
+	After        bool
+	// Later is how much the server's clock is ahead.
+	Later time.Duration
+}
+
+const (
+	sayReady   = "ready "
+	sayReached = "reached"
+	sayMinted  = "minted "
+)
+
+// childServer runs a server until its standard input ends. It prints sayReady
+// with the address, sayReached when it stands at its point, and sayMinted with
+// what it mints: its parent is the only reader.
+func childServer(encoded string) int {
+	var config childConfig
+	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	driver := newTap()
+	driver.stand(func(ctx context.Context, here point) error {
+		if here.op == "mint" && here.after {
+			for _, v := range driver.mintedAs(uint64(here.version)) {
+				line, err := json.Marshal(v)
+				if err != nil {
+					return err
+				}
+				fmt.Println(sayMinted + string(line))
+			}
+		}
+		if config.Op == "" || here.op != config.Op || here.endpoint != config.Endpoint || here.after != config.After ||
+			config.Version != 0 && uint64(here.version) != config.Version {
+			return nil
+		}
+		fmt.Println(sayReached)
+		select {} // until it is killed
+	})
+	s, err := server.Start(context.Background(), config.Server, server.Options{
+		Drivers: map[string]provider.Driver{"postgres": driver},
+		Now:     func() time.Time { return time.Now().Add(config.Later) },
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(sayReady + s.Address())
+	_, _ = io.Copy(io.Discard, os.Stdin) // ends when the test closes it
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.Stop(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// mintedVersion is a version as the child tells it to the test.
+type mintedVersion struct {
+	Number             uint64
+	Username, Password string
+}
+
+func (v mintedVersion) version() provider.Version {
+	return provider.Version{Number: key.Version(v.Number), Material: provider.Material{
+		Attributes: map[string]string{"username": v.Username},
+		Secrets:    map[string]secret.Value{"password": secret.NewString(v.Password)},
+	}}
+}
+
+func (d *tap) mintedAs(v uint64) []mintedVersion {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var list []mintedVersion
+	for _, minted := range d.minted {
+		if uint64(minted.Number) == v {
+			list = append(list, mintedVersion{v, minted.Material.Attributes["username"], minted.Material.Secrets["password"].RevealString()})
+		}
+	}
+	return list
+}
+
+// child is a server that runs as a process of its own.
+type child struct {
+	cmd     *exec.Cmd
+	stdin   io.WriteCloser
+	reached chan struct{}
+	// done is closed when its standard output has ended.
+	done chan struct{}
+}
+
+// startChild starts a server process and makes the world's clients of it. What
+// it mints is known to w.tap.
+func (w *world) startChild(t *testing.T, config childConfig) *child {
+	t.Helper()
+	config.Server = w.config
+	encoded, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &child{reached: make(chan struct{}), done: make(chan struct{})}
+	c.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
+	c.cmd.Env = append(os.Environ(), serverVariable+"="+string(encoded))
+	c.cmd.Stderr = w.logs
+	if c.stdin, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := c.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.kill(t) })
+	ready := make(chan string, 1)
+	go func() {
+		defer close(c.done)
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			switch line := lines.Text(); {
+			case strings.HasPrefix(line, sayReady):
+				ready <- line[len(sayReady):]
+			case strings.HasPrefix(line, sayMinted):
+				w.tap.learn(line[len(sayMinted):])
+			case line == sayReached:
+				close(c.reached)
+			}
+		}
+	}()
+	select {
+	case address := <-ready:
+		w.reach(t, address)
+	case <-c.done:
+		t.Fatalf("the server ended at its start:\n%s", w.logs.tail(2000))
+	}
+	return c
+}
+
+// kill ends the server as SIGKILL does; a killed server stays so.
+func (c *child) kill(t *testing.T) {
+	t.Helper()
+	if c.cmd.ProcessState != nil {
+		return
+	}
+	if err := c.cmd.Process.Kill(); err != nil {
+		t.Errorf("kill the server: %v", err)
+	}
+	<-c.done
+	_ = c.cmd.Wait() // it was killed
+}
+
+// learn takes over what another process minted.
+func (d *tap) learn(line string) {
+	var v mintedVersion
+	if err := json.Unmarshal([]byte(line), &v); err != nil {
+		return // the test misses the version, and says so
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.minted = append(d.minted, v.version())
+}
