@@ -32,9 +32,10 @@ func spanID(id key.RotationID, parts ...string) trace.SpanID {
 func rootID(id key.RotationID) trace.SpanID { return spanID(id, "rotation") }
 
 // phaseID is the ID of the span of a phase; it is the root's where the phase is
-// not known. A rotation can be in the same phase twice.
+// not known, or final: material is destroyed after some rotations have ended. A
+// rotation can be in the same phase twice.
 func phaseID(id key.RotationID, phase phaseAt) trace.SpanID {
-	if phase.name == "" {
+	if phase.name == "" || phaseOf(phase.name).Ended() {
 		return rootID(id)
 	}
 	return spanID(id, "phase", phase.name, strconv.FormatInt(phase.since.UnixMilli(), 10))
