@@ -50,6 +50,7 @@ func floors() []Place {
 		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
 		{Path: "internal/compat", Floor: 4, Only: transports(), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
+		{Path: "internal/signals", Floor: 4, Only: transports()},
 
 		// 5: the wiring, the only place that names implementations.
 		{Path: "internal/server", Floor: 5},
