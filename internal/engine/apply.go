@@ -69,7 +69,7 @@ func (e *Engine) Apply(ctx context.Context, actor audit.Actor, request ApplyRequ
 	}
 	if request.DryRun {
 		return result, e.store.View(ctx, func(tx store.Tx) error {
-			return apply(&change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.config.Now().UTC()})
+			return apply(&change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now()})
 		})
 	}
 	return result, e.update(ctx, actor, apply)

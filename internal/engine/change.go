@@ -37,7 +37,7 @@ type change struct {
 func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change) error) error {
 	var c *change
 	err := e.store.Update(ctx, func(tx store.Tx) error {
-		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.config.Now().UTC()}
+		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now()}
 		if err := fn(c); err != nil {
 			return err
 		}
@@ -57,6 +57,10 @@ func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change)
 	}
 	return nil
 }
+
+// now is the time as the store keeps it: events that are replayed must lead to
+// the very states that were stored.
+func (e *Engine) now() time.Time { return e.config.Now().UTC().Truncate(time.Microsecond) }
 
 // audit adds an entry to the change.
 func (c *change) audit(entry audit.Entry) {
