@@ -44,6 +44,9 @@ type Config struct {
 	// ForgetClients is after how long without a session a party of kind client is
 	// forgotten. Default: 2 minutes.
 	ForgetClients time.Duration
+	// Sampled hears of every report, with the party's label "cohort"; it must not
+	// block. May be nil.
+	Sampled func(name key.Name, cohort string, sample engine.Sample)
 	// AckPause is how long acknowledgements wait for company. Default: 5 ms.
 	AckPause time.Duration
 }

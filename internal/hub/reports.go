@@ -38,6 +38,9 @@ type versionReports struct {
 // acknowledgement, so that a stage fails at once and not only when it is judged.
 func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error {
 	sample.At = h.config.Now()
+	if h.config.Sampled != nil {
+		h.config.Sampled(name, h.cohort(sample.Presenter), sample)
+	}
 	if !h.reports.add(name, version, sample) {
 		return nil
 	}
@@ -46,6 +49,16 @@ func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sa
 		return nil
 	}
 	return h.Acknowledge(ctx, sample.Presenter, []Outcome{{Key: name, Epoch: epoch, OK: sample.Healthy, Using: version, Detail: sample.Detail}})
+}
+
+// cohort is the label of that name of a connected party.
+func (h *Hub) cohort(party string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if session := h.sessions[party]; session != nil {
+		return session.party.Labels["cohort"]
+	}
+	return ""
 }
 
 // toldEpoch is the epoch under which a connected party was told to use a version.

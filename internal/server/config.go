@@ -61,6 +61,8 @@ type TelemetryConfig struct {
 	// Pages are webhooks that hear of holds; Alertmanagers those that take alerts.
 	Pages         []string `yaml:"pages"`
 	Alertmanagers []string `yaml:"alertmanagers"`
+	// Insecure allows http:// in the addresses above.
+	Insecure bool `yaml:"insecure"`
 	// MetricsListen serves /metrics without a token on an address of its own, for
 	// example 127.0.0.1:7448; empty: only on the API's address, with a token.
 	MetricsListen string `yaml:"metricsListen"`

@@ -24,8 +24,10 @@ import (
 	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/internal/rpc"
+	"github.com/keyturn/keyturn/internal/signals"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
+	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
 
@@ -94,6 +96,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err := s.assemble(ctx, options, missing != nil); err != nil {
 		return nil, errors.Join(err, s.store.Stop())
 	}
+	s.telemetry.start(ctx, s.engine)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
 	if err := s.serve(ctx, options); err != nil {
@@ -114,12 +117,15 @@ func (s *Server) assemble(ctx context.Context, options Options, first bool) erro
 	}
 	s.hub = hub.New(hub.Config{
 		Logger: s.log, Now: options.Now, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
+		Sampled: func(name key.Name, cohort string, sample engine.Sample) {
+			s.telemetry.Sampled(signals.Sample{Key: name, Cohort: cohort, Attempts: sample.Attempts, AuthFailures: sample.AuthFailures})
+		},
 	})
-	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now); err != nil {
+	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now, s.hub.Connected); err != nil {
 		return err
 	}
 	s.engine, err = engine.New(engine.Config{
-		Store: s.store, Keeper: keys, Drivers: options.Drivers, Signer: s.signer, Fleet: s.hub, Observer: s.telemetry.observer(),
+		Store: s.store, Keeper: keys, Drivers: options.Drivers, Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
 		Logger: s.log, Now: options.Now, Random: rand.Reader,
 	})
 	if err != nil {

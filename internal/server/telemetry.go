@@ -2,34 +2,83 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/signals"
 )
+
+// examineEvery is how often the server compares its histories with its states
+// and with the audit log, for the metric of the log's completeness.
+const examineEvery = 15 * time.Minute
 
 // telemetry is what the server tells about itself.
 type telemetry struct {
-	registry *prometheus.Registry
+	*signals.Signals
+	log     *slog.Logger
+	cancel  context.CancelFunc
+	running sync.WaitGroup
 }
 
-func newTelemetry(_ *Config, _ *slog.Logger, _ func() time.Time) (*telemetry, error) {
-	return &telemetry{registry: prometheus.NewRegistry()}, nil
+func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connected func() int) (*telemetry, error) {
+	insecure := config.Telemetry.Insecure
+	var webhooks []signals.Webhook
+	for i, address := range config.Telemetry.Pages {
+		webhooks = append(webhooks, signals.Webhook{Name: fmt.Sprintf("page-%d", i+1), URL: address, Format: signals.Generic, Insecure: insecure})
+	}
+	for i, address := range config.Telemetry.Alertmanagers {
+		webhooks = append(webhooks, signals.Webhook{Name: fmt.Sprintf("alertmanager-%d", i+1), URL: address, Format: signals.Alertmanager, Insecure: insecure})
+	}
+	observed, err := signals.New(signals.Config{
+		Registry: prometheus.NewRegistry(), Logger: log, Now: now, Webhooks: webhooks, Connected: connected,
+		Traces: signals.Traces{Endpoint: config.Telemetry.Traces, Insecure: insecure},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("telemetry: %w", err)
+	}
+	return &telemetry{Signals: observed, log: log}, nil
 }
 
-func (t *telemetry) observer() engine.Observer { return discard{} }
-
-func (t *telemetry) handler() http.Handler {
-	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+// start begins to observe the engine.
+func (t *telemetry) start(ctx context.Context, e *engine.Engine) {
+	t.Start(ctx, e)
+	ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	t.running.Go(func() { t.examine(ctx, e) })
 }
 
-func (t *telemetry) stop(context.Context) error { return nil }
+// examine has the engine examined from time to time, until ctx ends.
+func (t *telemetry) examine(ctx context.Context, e *engine.Engine) {
+	ticker := time.NewTicker(examineEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		checks, err := e.Doctor(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				t.log.ErrorContext(ctx, "the histories could not be examined; trying again", "error", err)
+			}
+			continue
+		}
+		t.Examined(checks)
+	}
+}
 
-type discard struct{}
+func (t *telemetry) handler() http.Handler { return t.Handler() }
 
-func (discard) Moved(engine.Moved)         {}
-func (discard) Attempted(engine.Attempted) {}
+func (t *telemetry) stop(ctx context.Context) error {
+	if t.cancel != nil {
+		t.cancel()
+	}
+	t.running.Wait()
+	return t.Stop(ctx)
+}
