@@ -19,6 +19,8 @@ const far = 6
 type encoder struct {
 	buf    []byte
 	blocks [][]byte
+	raw    []byte
+	ends   []int
 	n      *node
 }
 
@@ -76,8 +78,8 @@ func (e *encoder) encode(n *node) []byte {
 		e.rotation(&s.Rotations[i])
 	}
 	e.u8(253)
-	e.sorted(maxVerifiers, e.place)
-	e.sorted(maxPresenters, e.party)
+	e.sorted(len(w.places), e.place)
+	e.sorted(len(w.parties), e.party)
 	if ref := w.twice.Effect; ref.Kind != 0 && ref.Verifier == "" {
 		e.twice(ref)
 	}
@@ -87,17 +89,17 @@ func (e *encoder) encode(n *node) []byte {
 // sorted writes the blocks of n parts in the order of their bytes.
 func (e *encoder) sorted(n int, part func(int)) {
 	start := len(e.buf)
-	ends := [max(maxVerifiers, maxPresenters)]int{}
+	e.ends = e.ends[:0]
 	for i := range n {
 		part(i)
-		ends[i] = len(e.buf)
+		e.ends = append(e.ends, len(e.buf))
 	}
 	e.blocks = e.blocks[:0]
-	raw := slices.Clone(e.buf[start:])
+	e.raw = append(e.raw[:0], e.buf[start:]...)
 	from := 0
 	for i := range n {
-		e.blocks = append(e.blocks, raw[from:ends[i]-start])
-		from = ends[i] - start
+		e.blocks = append(e.blocks, e.raw[from:e.ends[i]-start])
+		from = e.ends[i] - start
 	}
 	slices.SortFunc(e.blocks, bytes.Compare)
 	e.buf = e.buf[:start]

@@ -5,7 +5,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -51,30 +50,52 @@ func emergencyPlans() []Plan {
 	}
 }
 
-func configs() []*config {
-	all := slices.Concat(effectFaults(), partyFaults())
+// configs are the explorations of TestExplore. Each is exhaustive: it visits every
+// state that any order of the free moves and of the stated numbers of faults,
+// changes of the fleet and commands can lead to. With long they allow more of
+// them, and end after longLimit states where that is too much.
+func configs(long bool) []*config {
+	more := func(short, longer uint8) uint8 {
+		if long {
+			return longer
+		}
+		return short
+	}
 	begin := []moveKind{moveBegin}
+	all := slices.Concat(effectFaults(), partyFaults())
 	return []*config{
-		{name: "every two faults", plan: stagedPlan(), faults: 2, commands: 1, kinds: append(begin, all...)},
-		{name: "every two changes of the fleet", plan: stagedPlan(), churn: 2, commands: 1, kinds: append(begin, fleetChurn()...)},
-		{name: "every three commands", plan: quickPlan(), commands: 3, kinds: operatorCommands()},
-		{name: "two commands and a fault", plan: quickPlan(), commands: 2, faults: 1, kinds: append(operatorCommands(), all...)},
-		{name: "two commands and a change", plan: quickPlan(), commands: 2, churn: 1, kinds: append(operatorCommands(), fleetChurn()...)},
-		{name: "a fault and a change", plan: stagedPlan(), faults: 1, churn: 1, commands: 1, kinds: slices.Concat(begin, all, fleetChurn())},
-		{name: "first version", plan: stagedPlan(), commands: 2, faults: 1, rotated: -1, kinds: append(operatorCommands(), all...)},
-		{name: "unregistered use", plan: stagedPlan(), commands: 2, faults: 1, unregistered: true, kinds: []moveKind{moveBegin, moveRevert, moveDeclare, moveNoData, moveStart, moveTrouble, moveLose}},
-		{name: "two places only", plan: quickPlan(), commands: 3, capacity: 2, kinds: operatorCommands()},
-		{name: "one after the other", plan: quickPlan(), commands: 2, faults: 2, gap: true, capacity: 1, kinds: slices.Concat(operatorCommands(), effectFaults())},
+		{name: "a rotation and any two faults", plan: stagedPlan(), commands: 1, faults: more(2, 3), kinds: append(begin, all...)},
+		{name: "a rotation and any two changes of the fleet", plan: stagedPlan(), commands: 1, churn: more(2, 3), kinds: append(begin, fleetChurn()...)},
+		{name: "a rotation, a fault and a change", plan: stagedPlan(), commands: 1, faults: more(1, 2), churn: more(1, 2), kinds: slices.Concat(begin, all, fleetChurn())},
+		{name: "any two commands", plan: quickPlan(), commands: more(2, 3), kinds: operatorCommands()},
+		{name: "any command and a fault", plan: quickPlan(), commands: more(1, 2), faults: 1, kinds: append(operatorCommands(), all...)},
+		{name: "any command and a change", plan: quickPlan(), commands: more(1, 2), churn: 1, kinds: append(operatorCommands(), fleetChurn()...)},
+		{name: "rotations and roll-backs", plan: quickPlan(), commands: 2, faults: 1, kinds: slices.Concat([]moveKind{moveBegin, moveRevert, moveCancel}, all)},
+		{name: "the first version", plan: stagedPlan(), rotated: -1, commands: more(2, 3), faults: 1, kinds: append(operatorCommands(), all...)},
 		{
-			name: "three presenters, two regions", plan: stagedPlan(), presenters: 3, stages: []int{0, 1, 1},
-			commands: 2, faults: 1, churn: 0, kinds: slices.Concat(operatorCommands(), all, fleetChurn()),
+			name: "somebody unregistered uses the old version", plan: stagedPlan(), unregistered: true, commands: 1, faults: more(2, 3),
+			kinds: append(begin, moveNoData, moveStart, moveTrouble, moveLose),
+		},
+		{name: "a system with two places", plan: quickPlan(), capacity: 2, commands: more(2, 3), kinds: operatorCommands()},
+		{name: "a system with a gap", plan: quickPlan(), gap: true, commands: more(1, 2), faults: 1, kinds: append(operatorCommands(), effectFaults()...)},
+		{
+			name: "three presenters, two stages, two regions", plan: stagedPlan(), presenters: 3, stages: []int{0, 1, 1},
+			commands: 1, faults: more(1, 2), churn: 1, kinds: slices.Concat(begin, all, fleetChurn()),
+		},
+		{
+			name: "three presenters and any commands", plan: quickPlan(), presenters: 3, stages: []int{0, 1, 1},
+			commands: more(1, 3), faults: more(1, 1), kinds: append(operatorCommands(), all...),
 		},
 	}
 }
 
+// longLimit is after how many states a long exploration gives up.
+const longLimit = 4_000_000
+
 // fill gives a configuration what it leaves open.
 func (c *config) fill() {
 	c.verifiers = cmp.Or(c.verifiers, 2)
+	c.places = cmp.Or(c.places, c.verifiers+1)
 	if c.stages == nil {
 		c.presenters, c.stages = 2, []int{0, 1}
 	}
@@ -84,40 +105,37 @@ func (c *config) fill() {
 	c.liveness = true
 }
 
-func sampled(n *node, _ *explorer) *violation {
-	return quietUntil(&n.s)
-}
-
+// TestExplore walks all configurations, two at a time. KEYTURN_EXPLORE=long
+// makes them larger.
 func TestExplore(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
-	limit, _ := strconv.Atoi(os.Getenv("LIMIT"))
+	defer debug.SetGCPercent(debug.SetGCPercent(300))
+	long := os.Getenv("KEYTURN_EXPLORE") == "long"
 	work := make(chan *config)
 	var mutex sync.Mutex
-	total := 0
 	var group sync.WaitGroup
+	total := 0
 	for range 2 {
 		group.Go(func() {
 			for c := range work {
 				c.fill()
-				c.limit = limit
+				if long {
+					c.limit = longLimit
+				}
 				x := newExplorer(c)
 				start := time.Now()
 				f := x.explore()
 				mutex.Lock()
 				if f != nil {
-					t.Errorf("%s %d states", f.tell(c), len(x.parents))
-				} else {
-					t.Logf("%s: states visited: %d in %v, good %d, mem %d MB", c.name, len(x.parents), time.Since(start), len(x.good), memory()>>20)
+					t.Error(f.tell(c))
 				}
+				t.Logf("%s: %d states in %v, %d of them good ends", c.name, len(x.parents), time.Since(start).Round(time.Millisecond), len(x.good))
 				total += len(x.parents)
 				mutex.Unlock()
 			}
 		})
 	}
-	for _, c := range configs() {
-		if only := os.Getenv("ONLY"); only == "" || only == c.name {
-			work <- c
-		}
+	for _, c := range configs(long) {
+		work <- c
 	}
 	close(work)
 	group.Wait()

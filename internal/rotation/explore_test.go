@@ -1,10 +1,14 @@
 package rotation
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"hash/maphash"
-	"runtime"
 	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/key"
 )
 
 // explorer walks every state that a configuration can reach, breadth first, so
@@ -127,7 +131,7 @@ func (x *explorer) visit(n *node, id uint32) *violation {
 		return err
 	}
 	if id%64 == 0 {
-		return sampled(n, x)
+		return sampled(n)
 	}
 	return nil
 }
@@ -150,7 +154,7 @@ func (x *explorer) trace(id uint32) []move {
 // verifier accepts that one and no other.
 func good(n *node) bool {
 	s, w := &n.s, &n.w
-	current := s.Labelled(2)
+	current := s.Labelled(key.Current)
 	if len(s.Rotations) > 0 || len(s.Versions) > 1 || len(w.lanes) > 0 {
 		return false
 	}
@@ -259,9 +263,60 @@ func describeNode(n *node) string {
 	return b.String() + "| truth:" + n.w.String()
 }
 
-// memory is how many bytes are in use.
-func memory() uint64 {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.Sys
+// sampled tests what is too slow to be tested in every state: that nothing
+// happens before Wake, that Step leaves its argument alone, and that a state that
+// was written and read behaves like the one it was.
+func sampled(n *node) *violation {
+	if err := quietUntil(&n.s); err != nil {
+		return err
+	}
+	written, err := json.Marshal(n.s)
+	if err != nil {
+		return violated("encoding", "%v", err)
+	}
+	var read State
+	if err := json.Unmarshal(written, &read); err != nil {
+		return violated("encoding", "%v", err)
+	}
+	for _, e := range probes(&n.s) {
+		after, effects, stepErr := Step(n.s, e)
+		again, sameEffects, sameErr := Step(read, e)
+		left, _ := json.Marshal(after)
+		right, _ := json.Marshal(again)
+		if !bytes.Equal(left, right) || len(effects) != len(sameEffects) || (stepErr == nil) != (sameErr == nil) {
+			return violated("encoding", "%T leads elsewhere after the state was written and read", e.Body)
+		}
+		if stepErr != nil && !bytes.Equal(left, written) {
+			return violated("purity", "%T fails and changes the state", e.Body)
+		}
+	}
+	if now, _ := json.Marshal(n.s); !bytes.Equal(now, written) {
+		return violated("purity", "Step changed its argument")
+	}
+	return nil
+}
+
+// probes are events of many kinds that fit s more or less.
+func probes(s *State) []Event {
+	at := s.Now.Add(time.Minute)
+	events := []Event{
+		{At: at, Body: Tick{}},
+		{At: at, Body: Configured{Verifiers: []VerifierRef{{ID: "a"}, {ID: "z"}}}},
+		{At: at, Body: Joined{ID: "new", Holding: s.Labelled(key.Current)}},
+		{At: at, Body: Left{ID: "nobody"}},
+		{At: at, Rotation: key.RotationID{2}, Body: Begin{Kind: Manual, Plan: quickPlan()}},
+	}
+	for i := range s.Presenters {
+		p := &s.Presenters[i]
+		events = append(events, Event{At: at, Body: Acked{Acks: []Ack{{ID: p.ID, Epoch: p.Epoch, OK: true, Using: p.Told}}}})
+	}
+	for i := range s.Rotations {
+		id := s.Rotations[i].ID
+		events = append(events, Event{At: at, Rotation: id, Body: Pause{}}, Event{At: at, Rotation: id, Body: Cancel{}})
+	}
+	for i := range s.Versions {
+		body := Declare{Compromised: []key.Version{s.Versions[i].Number}, Plan: emergencyPlans()[i%2]}
+		events = append(events, Event{At: at, Rotation: key.RotationID{3}, Body: body})
+	}
+	return events
 }

@@ -147,7 +147,7 @@ func (c *config) room(n *node) *violation {
 	}
 	for i := range n.w.places {
 		w, ok := n.s.Verifier(placeID(i))
-		if ok && w.Admitted && bits.OnesCount8(uint8(n.w.places[i].accepts)) > c.capacity {
+		if ok && w.Admitted && bits.OnesCount64(uint64(n.w.places[i].accepts)) > c.capacity {
 			return violated("capacity", "verifier %s accepts %v", w.ID, n.w.places[i].accepts)
 		}
 	}

@@ -36,6 +36,7 @@ type run struct {
 // to be impossible or to change nothing.
 func (c *config) apply(n *node, m move) (next node, ok bool, err *violation) {
 	r := run{c: c, n: *n}
+	r.n.w.places, r.n.w.parties = slices.Clone(n.w.places), slices.Clone(n.w.parties)
 	defer func() {
 		if problem := recover(); problem != nil {
 			next, ok, err = *n, true, violated("no panic", "%v", problem)
@@ -344,6 +345,7 @@ func (r *run) command(m move) {
 func (c *config) start() (node, *violation) {
 	r := run{c: c}
 	r.n.s.Now = epoch0()
+	r.n.w.places, r.n.w.parties = make([]place, c.places), make([]party, len(c.stages))
 	for i := range c.verifiers {
 		r.n.w.places[i].known = true
 	}

@@ -80,8 +80,10 @@ type move struct {
 type config struct {
 	name string
 	// verifiers and presenters are there from the beginning; stages gives the
-	// stage of each presenter, also of those who may join later.
+	// stage of each presenter, also of those who may join later, and places counts
+	// the verifiers together with those who may come later.
 	verifiers  int
+	places     int
 	stages     []int
 	presenters int
 	// plan is that of scheduled rotations, back that of roll-backs after a cut-over.
@@ -152,7 +154,7 @@ func (c *config) moves(n *node, yield func(move)) {
 	for i := range n.w.parties {
 		c.partyMoves(n, i, try)
 	}
-	for i := range maxVerifiers {
+	for i := range n.w.places {
 		switch {
 		case !n.w.places[i].known:
 			try(moveAdd, i, 0)

@@ -9,14 +9,8 @@ import (
 	"github.com/keyturn/keyturn/key"
 )
 
-// The most a configuration may hold; the bits of a set of versions are 1 to 7.
-const (
-	maxVerifiers  = 3
-	maxPresenters = 4
-)
-
-// versions is a set of version numbers.
-type versions uint8
+// versions is a set of version numbers below 64.
+type versions uint64
 
 func (s versions) has(v key.Version) bool         { return s&(1<<v) != 0 }
 func (s versions) with(v key.Version) versions    { return s | 1<<v }
@@ -24,7 +18,7 @@ func (s versions) without(v key.Version) versions { return s &^ (1 << v) }
 
 func (s versions) String() string {
 	var names []string
-	for v := key.Version(1); v < 8; v++ {
+	for v := key.Version(1); v < 64; v++ {
 		if s.has(v) {
 			names = append(names, v.String())
 		}
@@ -35,8 +29,9 @@ func (s versions) String() string {
 // world is the truth outside the machine: what the machine can only hear of. It
 // also holds what is under way between the two, and how much may still go wrong.
 type world struct {
-	places  [maxVerifiers]place
-	parties [maxPresenters]party
+	// places are the verifiers, parties the presenters that are or may come.
+	places  []place
+	parties []party
 	// stored and destroyed are the versions whose material exists, or existed.
 	stored, destroyed versions
 	// contained are those that were ever declared to be refused at once.
@@ -180,13 +175,26 @@ func (w *world) execute(j *job, gap bool) {
 	}
 }
 
-func placeID(i int) string { return [maxVerifiers]string{"a", "b", "c"}[i] }
+// Verifiers are called a, b, c, …; presenters p, q, r, …, then p1, q1, ….
+func placeID(i int) string { return "abcdefgh"[i : i+1] }
 
 func placeIndex(id string) int { return int(id[0] - 'a') }
 
-func partyID(i int) string { return [maxPresenters]string{"p", "q", "r", "s"}[i] }
+func partyID(i int) string {
+	name := "pqrstuvwxyz"[i%11 : i%11+1]
+	if i < 11 {
+		return name
+	}
+	return name + "0123456789"[i/11:i/11+1]
+}
 
-func partyIndex(id string) int { return int(id[0] - 'p') }
+func partyIndex(id string) int {
+	i := int(id[0] - 'p')
+	if len(id) > 1 {
+		i += 11 * int(id[1]-'0')
+	}
+	return i
+}
 
 // epoch0 is when every exploration begins.
 func epoch0() time.Time { return time.Unix(1_800_000_000, 0).UTC() }
