@@ -95,6 +95,9 @@ func (r *run) send(e Event) {
 		return
 	}
 	r.n.s = after
+	if r.c.observe != nil {
+		r.c.observe(&before, &after, e)
+	}
 	if r.err == nil {
 		r.err = checkStep(&r.n.w, &before, &after, e, effects)
 	}
@@ -357,7 +360,7 @@ func (c *config) start() (node, *violation) {
 	for range c.rotated {
 		plan := Plan{Stages: []Stage{{Name: "all"}}, MeasureEvery: time.Minute}
 		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Manual, Plan: plan}})
-		if err := r.calm(); err != nil {
+		if err := r.calm(moveQuiet, moveResume, moveGiveUp); err != nil {
 			return r.n, err
 		}
 	}
@@ -368,13 +371,14 @@ func (c *config) start() (node, *violation) {
 	return r.n, r.err
 }
 
-// calm lets everything under way come to its end, one thing after the other.
-func (r *run) calm() *violation {
-	for range 1000 {
+// calm lets everything under way come to its end, one thing after the other, by
+// free moves that are not excepted.
+func (r *run) calm(except ...moveKind) *violation {
+	for range 20_000 {
 		moved := false
 		now := r.n
 		r.c.moves(&now, func(m move) {
-			if moved || r.err != nil || !m.kind.free() || m.kind == moveQuiet {
+			if moved || r.err != nil || !m.kind.free() || slices.Contains(except, m.kind) {
 				return
 			}
 			if next, ok, err := r.c.apply(&now, m); ok {
@@ -385,5 +389,5 @@ func (r *run) calm() *violation {
 			return r.err
 		}
 	}
-	return violated("liveness", "a thousand moves did not bring the beginning about")
+	return violated("liveness", "it does not come to rest: %s", describeNode(&r.n))
 }

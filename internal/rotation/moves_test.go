@@ -108,6 +108,9 @@ type config struct {
 	// liveness: whether the reachability of a good end is checked from every state.
 	liveness bool
 
+	// observe, if not nil, hears of every step of the machine.
+	observe func(before, after *State, e Event)
+
 	allowed [moveCancel + 1]bool
 }
 
