@@ -76,6 +76,9 @@ type Tell struct {
 	Epoch     uint64
 	Rotation  key.RotationID
 	At        time.Time
+	// Unanswered: the presenter has not said yet what became of it. It is told
+	// again, although it may have taken it into use before its answer was lost.
+	Unanswered bool
 }
 
 // Sample is how a version fared at one presenter.

@@ -62,7 +62,8 @@ type Holding struct {
 
 // Attach registers a party with the keys it presents and returns what it is to
 // present of each; a key without a version for it yet is absent from the answer.
-// Attaching what is attached already, unchanged, writes nothing.
+// Attaching what is attached already, unchanged, writes nothing. It fails with
+// ErrNotFound, and attaches nothing, when one of the keys does not exist.
 func (e *Engine) Attach(ctx context.Context, actor audit.Actor, party PartyRecord, holdings []Holding) (map[key.Name]Tell, error) {
 	if len(holdings) > MaxPartyKeys {
 		return nil, fmt.Errorf("%w: a party may present %d keys at most, not %d", ErrInvalid, MaxPartyKeys, len(holdings))
@@ -135,7 +136,7 @@ func sameParty(a, b *PartyRecord) bool {
 }
 
 func tellOf(state *rotation.State, p *rotation.Presenter) Tell {
-	tell := Tell{Presenter: p.ID, Version: p.Told, Epoch: p.Epoch}
+	tell := Tell{Presenter: p.ID, Version: p.Told, Epoch: p.Epoch, Unanswered: !p.Acked}
 	if cut, open := state.CutOver(); open {
 		tell.Rotation = cut.ID
 	}
@@ -187,6 +188,11 @@ func nonEmpty(m map[string]string) map[string]string {
 	return m
 }
 
+// maxEpochAhead is how far the epoch that a party has seen may be ahead of those
+// that are stored: after a restore it is by what the backup lacks, and no party
+// may use up the epochs of a key.
+const maxEpochAhead = 1 << 32
+
 func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
 	_, k, _, err := readKey(c.ctx, c.tx, h.Key)
 	if err != nil {
@@ -201,6 +207,16 @@ func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
 		return Tell{}, err
 	}
 	body := rotation.Joined{ID: party.ID, Region: party.Region, Stage: stage, Holding: h.Version, Epoch: h.Epoch}
+	state, _, err := c.state(h.Key)
+	if err != nil {
+		return Tell{}, err
+	}
+	if h.Epoch > state.Epoch+maxEpochAhead {
+		return Tell{}, fmt.Errorf("%w: key %s: epoch %d was never told to anybody; connect with epoch 0", ErrInvalid, h.Key, h.Epoch)
+	}
+	if _, ok := state.Version(h.Version); !ok {
+		body.Holding = 0 // never minted here, or destroyed: nothing that could be relied on
+	}
 	_, after, err := c.step(h.Key, key.RotationID{}, body)
 	if err != nil {
 		return Tell{}, err
@@ -237,25 +253,96 @@ func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason strin
 	})
 }
 
+// Refused says which of several acknowledgements were not taken, and why, by
+// presenter. All others are durable.
+type Refused map[string]error
+
+// Error names how many were refused and one of them.
+func (r Refused) Error() string {
+	for id, err := range r {
+		return fmt.Sprintf("%d acknowledgements were refused, for example that of %s: %v", len(r), id, err)
+	}
+	return "no acknowledgement was refused"
+}
+
 // Acknowledge records what became of tellings of one key; it returns when that
-// is durable. Answers that nobody waits for are ignored.
+// is durable. Answers that nobody waits for are ignored. It fails with
+// ErrNotFound when there is no such key, and with a Refused when some of the
+// answers are malformed: the others are recorded all the same.
 func (e *Engine) Acknowledge(ctx context.Context, actor audit.Actor, name key.Name, acks []rotation.Ack) error {
+	var refused Refused
 	err := e.update(ctx, actor, func(c *change) error {
+		refused = Refused{}
 		state, _, err := c.state(name)
 		if err != nil {
 			return err
+		}
+		if state.Next == 0 {
+			return fmt.Errorf("%w: key %s; apply it first", ErrNotFound, name)
 		}
 		id := key.RotationID{}
 		if cut, open := state.CutOver(); open {
 			id = cut.ID
 		}
-		_, _, err = c.step(name, id, rotation.Acked{Acks: acks})
-		return err
-	})
-	if errors.Is(err, rotation.ErrStale) {
+		taken := make([]rotation.Ack, 0, len(acks))
+		for _, ack := range acks {
+			if ack.Using >= state.Next {
+				refused[ack.ID] = fmt.Errorf("%w: key %s has no version %d", ErrInvalid, name, uint64(ack.Using))
+				continue
+			}
+			taken = append(taken, ack)
+		}
+		_, _, err = c.step(name, id, rotation.Acked{Acks: taken})
+		if errors.Is(err, rotation.ErrStale) {
+			return nil
+		}
+		if !errors.Is(err, rotation.ErrInvalid) {
+			return err
+		}
+		// One of them is malformed: the others must not suffer from it.
+		for _, ack := range taken {
+			_, _, err := c.step(name, id, rotation.Acked{Acks: []rotation.Ack{ack}})
+			switch {
+			case errors.Is(err, rotation.ErrInvalid):
+				refused[ack.ID] = err
+			case err != nil && !errors.Is(err, rotation.ErrStale):
+				return err
+			}
+		}
 		return nil
+	})
+	if err == nil && len(refused) > 0 {
+		return refused
 	}
 	return err
+}
+
+// Assigned returns what a presenter of the key is told to present and whether
+// it said that it does not fare well; ok is false when it does not present the key.
+func (e *Engine) Assigned(ctx context.Context, name key.Name, id string) (tell Tell, unwell, ok bool, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		state, _, err := e.loadState(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		var p *rotation.Presenter
+		if p, ok = state.Presenter(id); ok {
+			tell, unwell = tellOf(&state, p), p.Failed
+		}
+		return nil
+	})
+	return tell, unwell, ok, err
+}
+
+// Party returns a registered party; it fails with ErrNotFound when there is none.
+func (e *Engine) Party(ctx context.Context, id string) (PartyRecord, error) {
+	var party PartyRecord
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		var err error
+		party, _, err = readParty(ctx, tx, id)
+		return err
+	})
+	return party, err
 }
 
 // Material returns what a version consists of, for presenters that were told to
