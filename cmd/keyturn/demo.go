@@ -10,11 +10,7 @@ import (
 )
 
 func runDemo(ctx context.Context, o cli.DemoOptions) error {
-	options := demo.Options{Progress: o.Stdout, Live: o.Live}
-	if o.JSON {
-		options.Progress, options.Live = nil, false
-	}
-	summary, err := demo.Run(ctx, options)
+	summary, err := demo.Run(ctx, demo.Options{Progress: o.Progress, Live: o.Live, Target: o.Target, Applications: o.Applications})
 	if o.JSON {
 		encoder := json.NewEncoder(o.Stdout)
 		encoder.SetIndent("", "  ")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	_ "time/tzdata" // windows name time zones, whatever the machine knows
 
@@ -23,11 +24,14 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// The second signal ends the program at once.
+	context.AfterFunc(ctx, stop)
 	drivers := server.Drivers()
 	names := make([]string, 0, len(drivers))
 	for name := range drivers {
 		names = append(names, name)
 	}
+	slices.Sort(names)
 	return int(cli.Main(ctx, cli.Config{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Version: version,
 		Server: runServer, Dev: runDev, Demo: runDemo,

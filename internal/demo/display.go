@@ -98,8 +98,11 @@ func (d *display) load() string {
 // rotation tells of a change of a rotation.
 func (d *display) rotation(r *keyturnv1.Rotation) {
 	text := r.GetPhase()
-	if r.GetFrom() != 0 || r.GetTo() != 0 {
+	switch {
+	case r.GetFrom() != 0 && r.GetTo() != 0:
 		text = fmt.Sprintf("%-12s v%d → v%d", r.GetPhase(), r.GetFrom(), r.GetTo())
+	case r.GetFrom() != 0 || r.GetTo() != 0:
+		text = fmt.Sprintf("%-12s v%d", r.GetPhase(), r.GetFrom()+r.GetTo())
 	}
 	if r.GetStage() != "" {
 		for _, stage := range r.GetStages() {
