@@ -35,12 +35,14 @@ type metrics struct {
 	sweeps                    *prometheus.CounterVec
 	sweep                     *prometheus.HistogramVec
 
-	keys, regions, cohorts *bound
+	regions, cohorts *bound
+	// pairs are keys with cohorts.
+	pairs *bound
 }
 
 func newMetrics(maxKeys int) *metrics {
 	m := &metrics{
-		keys: newBound(maxKeys), regions: newBound(maxRegions), cohorts: newBound(maxCohorts),
+		pairs: newBound(2 * maxKeys), regions: newBound(maxRegions), cohorts: newBound(maxCohorts),
 
 		started: counter("rotations_started_total", "Rotations begun, by kind (M1).", "kind"),
 		ended:   counter("rotations_ended_total", "Rotations that ended, by kind and final phase. A rotation ends as done only when its old version is destroyed; see keyturn_rotation_cutovers_total.", "kind", "outcome"),
@@ -194,9 +196,14 @@ func when(rotating bool) string {
 func (m *metrics) sampled(s *Sample, rotating bool) {
 	cohort := m.cohorts.of(orNone(s.Cohort))
 	m.uses.WithLabelValues(cohort, when(rotating)).Add(float64(s.Attempts))
-	if s.AuthFailures > 0 {
-		m.failures.WithLabelValues(m.keys.of(string(s.Key)), cohort, when(rotating)).Add(float64(s.AuthFailures))
+	name := string(s.Key)
+	if m.pairs.of(name+" "+cohort) == other {
+		name, cohort = other, other
 	}
+	// Both series are there from the first report on, so that a rate sees the first
+	// failure.
+	m.failures.WithLabelValues(name, cohort, when(!rotating))
+	m.failures.WithLabelValues(name, cohort, when(rotating)).Add(float64(s.AuthFailures))
 }
 
 func (m *metrics) attempted(a *engine.Attempted) {

@@ -64,16 +64,17 @@ func (l *logged) String() string {
 type fixture struct {
 	*signals.Signals
 
-	clock *clock
-	logs  *logged
-	t     *testing.T
+	clock    *clock
+	logs     *logged
+	registry *prometheus.Registry
+	t        *testing.T
 }
 
 // begin starts Signals; with source nil it only observes.
 func begin(t *testing.T, config signals.Config, source signals.Source) *fixture {
 	t.Helper()
-	f := &fixture{clock: newClock(), logs: &logged{}, t: t}
-	config.Registry = prometheus.NewPedanticRegistry()
+	f := &fixture{clock: newClock(), logs: &logged{}, registry: prometheus.NewPedanticRegistry(), t: t}
+	config.Registry = f.registry
 	if config.Now == nil {
 		config.Now = f.clock.Now
 	}
