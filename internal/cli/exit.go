@@ -171,9 +171,6 @@ func (a *app) explainTransport(err *connect.Error) *failure {
 	return f
 }
 
-// isDenied reports whether the server knows the caller and does not let it.
-func isDenied(err error) bool { return connect.CodeOf(err) == connect.CodePermissionDenied }
-
 // printFailure writes f to standard error.
 func (a *app) printFailure(f *failure) {
 	if a.wantsJSON() {

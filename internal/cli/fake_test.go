@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -65,7 +67,7 @@ func startFake(t testing.TB, dir string) (f *fake, address, caCert string) {
 	mux.Handle(path, handler)
 	server := httptest.NewUnstartedServer(mux)
 	server.EnableHTTP2 = true
-	server.Config.ErrorLog = nil
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
@@ -129,7 +131,7 @@ func (f *fake) Apply(_ context.Context, request *keyturnv1.ApplyRequest) (*keytu
 	for _, d := range request.GetDocuments() {
 		list, err := policy.Parse(d.GetName(), d.GetContent())
 		parsed = append(parsed, list...)
-		if found := (policy.Problems)(nil); errors.As(err, &found) {
+		if found := policy.Problems(nil); errors.As(err, &found) {
 			problems = append(problems, found...)
 		}
 	}

@@ -9,8 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/charmbracelet/x/term"
-
 	"github.com/keyturn/keyturn/internal/agent"
 )
 
@@ -51,16 +49,17 @@ unless --dir names a folder.`
 // devReady prints how to reach a throw-away server.
 func (a *app) devReady(s DevServer) error {
 	return a.result(struct {
-		Address string `json:"address"`
-		Token   string `json:"token"`
-		CACert  string `json:"caCert"`
-		Dir     string `json:"dir"`
-	}{s.Address, s.Token.RevealString(), s.CACert, s.Dir}, func(w io.Writer) {
+		Address  string `json:"address"`
+		Token    string `json:"token"`
+		CACert   string `json:"caCert"`
+		Dir      string `json:"dir"`
+		AuditKey string `json:"auditKey"`
+	}{s.Address, s.Token.RevealString(), s.CACert, s.Dir, s.AuditKey}, func(w io.Writer) {
 		fmt.Fprintf(w, "# Keyturn answers at %s; end it with Ctrl-C. In another terminal:\n", s.Address)
 		fmt.Fprintf(w, "export %s=%s\n", envAddress, quoteShell(s.Address))
 		fmt.Fprintf(w, "export %s=%s\n", envToken, quoteShell(s.Token.RevealString()))
 		fmt.Fprintf(w, "export %s=%s\n", envCACert, quoteShell(s.CACert))
-		fmt.Fprintln(w, "# Then for example: keyturn key list")
+		fmt.Fprintf(w, "# Then for example: keyturn key list, or keyturn audit verify --key %s\n", s.AuditKey)
 	})
 }
 
@@ -76,12 +75,21 @@ func (a *app) demoCommand() *cobra.Command {
 	if a.config.Demo == nil {
 		return nil
 	}
+	o := DemoOptions{}
 	c := a.action("demo", "Watch real keys rotate under load, within 90 seconds", func(cmd *cobra.Command, _ []string) error {
-		o := DemoOptions{JSON: a.wantsJSON(), Version: a.config.Version, Stdout: a.config.Stdout, Stderr: a.config.Stderr}
-		if f, ok := a.config.Stdout.(interface{ Fd() uintptr }); ok && term.IsTerminal(f.Fd()) {
-			o.Live = a.env["TERM"] != "dumb"
-			o.Width, _, _ = term.GetSize(f.Fd())
+		if o.Target != "" {
+			if err := oneOf("target", o.Target, demoTargets()...); err != nil {
+				return err
+			}
 		}
+		if o.Applications < 12 || o.Applications > 200 {
+			return usage("write for example --applications 12", "--applications: %d is not between 12 and 200", o.Applications)
+		}
+		o.JSON, o.Stdout, o.Progress = a.wantsJSON(), a.config.Stdout, a.config.Stdout
+		if o.JSON {
+			o.Progress = a.config.Stderr
+		}
+		o.Live = isTerminal(o.Progress) && a.env["TERM"] != "dumb"
 		return a.config.Demo(cmd.Context(), o)
 	})
 	c.Long = `Starts a server and a fleet of clients under load on this machine, and rotates:
@@ -89,8 +97,13 @@ once by schedule, once with a canary that fails and is rolled back, and once in
 an emergency. It uses a private PostgreSQL where its programs are installed, else
 API keys that a real HTTP server checks. The exit code is 0 only if no request
 failed.`
+	c.Flags().StringVar(&o.Target, "target", "", "what to rotate: postgresql or http-api-keys; default: postgresql where it is installed")
+	c.Flags().IntVar(&o.Applications, "applications", 12, "the size of the fleet")
+	a.choices(c, "target", demoTargets()...)
 	return c
 }
+
+func demoTargets() []string { return []string{"postgresql", "http-api-keys"} }
 
 func (a *app) agentCommand() *cobra.Command {
 	var config, format string

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"connectrpc.com/connect"
 	"github.com/charmbracelet/x/term"
 	"github.com/spf13/cobra"
 
@@ -23,6 +24,14 @@ type login struct {
 	Address string `json:"address"`
 	CACert  string `json:"caCert,omitempty"`
 	Token   string `json:"token"`
+}
+
+// writeConfig replaces a file of the command line's own.
+func writeConfig(path string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return writePrivate(path, content)
 }
 
 // configDir is where files of the command line are kept.
@@ -67,11 +76,7 @@ func (a *app) readLogin() (login, error) {
 
 // writePrivate replaces a file of mode 0600 in one step.
 func writePrivate(path string, content []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".new-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), ".keyturn-*") // mode 0600
 	if err != nil {
 		return err
 	}
@@ -122,7 +127,10 @@ func (a *app) login(cmd *cobra.Command, args []string) error {
 	}
 	// A denial is good enough: the server knows the token. Agents' may not list keys.
 	_, err = api.ListKeys(cmd.Context(), &keyturnv1.ListKeysRequest{PageSize: 1})
-	if err != nil && !isDenied(err) {
+	if connect.CodeOf(err) == connect.CodeUnauthenticated {
+		return fail(ExitDenied, "check that the whole token was read, and that it has not expired", "%s refuses the token: %w", c.address, err)
+	}
+	if err != nil && connect.CodeOf(err) != connect.CodePermissionDenied {
 		return err
 	}
 	dir, err := a.configDir()
@@ -130,7 +138,7 @@ func (a *app) login(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	path := filepath.Join(dir, "login.json")
-	if err := writePrivate(path, jsonLine(login{Address: c.address, CACert: c.caCert, Token: token})); err != nil {
+	if err := writeConfig(path, jsonLine(login{Address: c.address, CACert: c.caCert, Token: token})); err != nil {
 		return err
 	}
 	return a.result(struct {

@@ -71,18 +71,22 @@ type DevServer struct {
 	Token secret.Value
 	// Dir is where its data is.
 	Dir string
+	// AuditKey is the verifier key of its audit log.
+	AuditKey string
 }
 
 // DemoOptions say how to show the demonstration.
 type DemoOptions struct {
 	// JSON asks for one JSON object on Stdout, and nothing else there.
 	JSON bool
-	// Live says that Stdout is a terminal on which lines may be redrawn.
-	Live bool
-	// Width of the terminal in columns; 0 when it is none.
-	Width          int
-	Version        string
-	Stdout, Stderr io.Writer
+	// Progress takes what happens, for people; Live says that it is a terminal on
+	// which a line can be written again.
+	Progress io.Writer
+	Live     bool
+	// Target is what to rotate; empty chooses. Applications is the size of the fleet.
+	Target       string
+	Applications int
+	Stdout       io.Writer
 }
 
 // ErrFailed is returned by a hook that has told the user already what failed:

@@ -142,7 +142,7 @@ func headline(r *keyturnv1.Rotation) string {
 	case len(r.GetWaiting()) > 0 && !r.GetEnded():
 		fmt.Fprintf(&b, ", waiting: %s", waitingLine(r.GetWaiting()[0]))
 	case len(r.GetHolders()) > 0 && r.GetPhase() == rotation.Draining.String():
-		fmt.Fprintf(&b, ", %s hold version %d", plural(len(r.GetHolders()), "client"), r.GetFrom())
+		fmt.Fprintf(&b, ", version %d is held by %s", r.GetFrom(), plural(len(r.GetHolders()), "client"))
 	}
 	return clean(b.String())
 }

@@ -63,8 +63,8 @@ func (a *app) rotate(cmd *cobra.Command, request *keyturnv1.RotateRequest, w wai
 		request.RequestId = rand.Text()
 	}
 	response, err := api.Rotate(cmd.Context(), request)
-	if connect.CodeOf(err) == connect.CodeUnavailable && !connect.IsWireError(err) {
-		// It may have arrived; the request ID makes sure that one rotation begins.
+	if err != nil && passing(err) && !connect.IsWireError(err) {
+		// The call may have arrived; the request ID makes sure that one rotation begins.
 		response, err = api.Rotate(cmd.Context(), request)
 	}
 	if err != nil {

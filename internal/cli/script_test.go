@@ -44,7 +44,7 @@ func hooks() cli.Config {
 			return nil
 		},
 		Dev: func(_ context.Context, o cli.DevOptions) error {
-			return o.Ready(cli.DevServer{Address: "https://" + o.Listen, CACert: "/tmp/it's/ca.pem", Token: secret.NewString("kt-root"), Dir: o.Dir})
+			return o.Ready(cli.DevServer{Address: "https://" + o.Listen, CACert: "/tmp/it's/ca.pem", Token: secret.NewString("kt-root"), Dir: o.Dir, AuditKey: "log+0+key"})
 		},
 		Demo: func(_ context.Context, o cli.DemoOptions) error {
 			fmt.Fprintf(o.Stdout, "{\"json\":%v}\n", o.JSON)
@@ -63,7 +63,9 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true, RequireUniqueNames: true, UpdateScripts: *update,
 		Setup: func(e *testscript.Env) error {
-			_, address, caCert := startFake(e.T().(testing.TB), e.WorkDir)
+			f, address, caCert := startFake(t, e.WorkDir)
+			e.Setenv("VERIFIER", f.log.signer.VerifierKey())
+			e.Setenv("FOREIGN", newMemoryLog(t).signer.VerifierKey())
 			e.Setenv("KEYTURN_ADDR", address)
 			e.Setenv("KEYTURN_CACERT", caCert)
 			e.Setenv("KEYTURN_TOKEN", adminToken)

@@ -54,7 +54,7 @@ func (t *trust) remember(log trustedLog) error {
 	if t.path == "" {
 		return nil
 	}
-	return writePrivate(t.path, append(mustJSON(t.logs), '\n'))
+	return writeConfig(t.path, append(mustJSON(t.logs), '\n'))
 }
 
 // server returns what is known of the log at an address. A log that was met under
