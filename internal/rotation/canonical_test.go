@@ -167,22 +167,11 @@ func (e *encoder) job(j *job) {
 		return
 	}
 	e.u8(uint8(j.effect.Kind), uint8(j.uses), uint8(j.effect.Stage))
-	e.flags(j.executed, j.good, e.n.s.awaits(j.effect.EffectRef))
+	e.flags(j.executed, j.good, e.n.s.Awaits(j.effect.EffectRef))
 }
 
 func (e *encoder) twice(ref EffectRef) {
 	e.u8(249, uint8(ref.Kind), uint8(ref.Version), uint8(ref.Try), e.order(ref.Rotation))
-}
-
-// awaits reports whether a result of ref would be taken.
-func (s *State) awaits(ref EffectRef) bool {
-	m := machine{State: *s}
-	if ref.Verifier != "" {
-		_, _, ok := m.waitingSlot(ref)
-		return ok
-	}
-	_, ok := m.waitingTask(ref)
-	return ok
 }
 
 func (e *encoder) place(i int) {

@@ -27,7 +27,15 @@
 //
 // An effect is identified by Effect.ID. It may be carried out more than once, but
 // of the effects with one Lane at most one runs at a time, and a newer one of the
-// same lane takes the place of an older one that has not started. Its result
-// comes back as a Result event; a result that nobody waits for any more is
-// refused with ErrStale.
+// same lane takes the place of an older one that has not started. One that
+// State.Awaits no more is not started. Its result comes back as a Result event; a
+// result that nobody waits for any more is refused with ErrStale.
+//
+// # Presenters
+//
+// A presenter ignores a telling whose epoch is not larger than the largest it has
+// seen. Its answers may come late, twice and in any order, on one condition: once
+// it uses the version told under an epoch, it uses no other until it is told under
+// a larger one. One that could not follow keeps what it had, says so, and may try
+// again.
 package rotation

@@ -218,7 +218,7 @@ func checkStep(w *world, before, after *State, e Event, effects []Effect) *viola
 			return err
 		}
 	}
-	return effectsAllowed(before, after, effects)
+	return effectsAllowed(before, after, e, effects)
 }
 
 // find returns a rotation that is open or ended just now.
@@ -379,7 +379,7 @@ func drainPassed(w *world, after *State, old *Rotation, e Event, emergency bool)
 }
 
 // effectsAllowed tests the effects of one step.
-func effectsAllowed(before, after *State, effects []Effect) *violation {
+func effectsAllowed(before, after *State, e Event, effects []Effect) *violation {
 	for _, effect := range effects {
 		v, ok := after.Version(effect.Version)
 		compromised := ok && v.State == key.Compromised
@@ -392,7 +392,7 @@ func effectsAllowed(before, after *State, effects []Effect) *violation {
 				return violated("exposure", "compromised %v is to be accepted again by %s", effect.Version, effect.Verifier)
 			}
 		case Tell:
-			if err := tellAllowed(before, after, effect); err != nil {
+			if err := tellAllowed(before, after, e, effect); err != nil {
 				return err
 			}
 		case Destroy:
@@ -416,7 +416,7 @@ func askedToRefuse(s *State, ref EffectRef) bool {
 // tellAllowed: presenters are told the current version, or, stage by stage, the
 // one that is being brought in, and a compromised one only as long as there is
 // no other that they use.
-func tellAllowed(before, after *State, effect Effect) *violation {
+func tellAllowed(before, after *State, e Event, effect Effect) *violation {
 	v, _ := after.Version(effect.Version)
 	p, _ := after.Presenter(effect.Presenter)
 	if v == nil || p.Epoch != effect.Epoch || p.Told != effect.Version {
@@ -442,7 +442,7 @@ func tellAllowed(before, after *State, effect Effect) *violation {
 	case v.Label == key.Current:
 	case open && cut.Phase == Presenting && cut.To == effect.Version:
 		old, ok := before.Presenter(p.ID)
-		if stageOf(p, cut) > cut.Stage && !(ok && old.MayUse(effect.Version)) && !p.joinedWith(before, effect.Version) {
+		if stageOf(p, cut) > cut.Stage && !(ok && old.MayUse(effect.Version)) && !p.says(e, effect.Version) {
 			return violated("staged", "presenter %s of stage %d is told %v in stage %d", p.ID, p.Stage, effect.Version, cut.Stage)
 		}
 	default:
@@ -451,10 +451,15 @@ func tellAllowed(before, after *State, effect Effect) *violation {
 	return nil
 }
 
-// joinedWith reports whether the presenter brought v along when it joined just now.
-func (p *Presenter) joinedWith(before *State, v key.Version) bool {
-	_, known := before.Presenter(p.ID)
-	return !known && len(p.Maybe) > 0 && p.Maybe[0] == v
+// says reports whether the presenter told just now that it uses v.
+func (p *Presenter) says(e Event, v key.Version) bool {
+	switch body := e.Body.(type) {
+	case Joined:
+		return body.ID == p.ID && body.Holding == v
+	case Acked:
+		return slices.ContainsFunc(body.Acks, func(a Ack) bool { return a.ID == p.ID && a.Using == v })
+	}
+	return false
 }
 
 // quietUntil tests that nothing would happen by itself before Wake.

@@ -114,6 +114,11 @@ func (r *run) settle() {
 	w, s := &r.n.w, &r.n.s
 	for i := len(w.lanes) - 1; i >= 0; i-- {
 		ref := w.lanes[i].ref()
+		if l := w.lanes[i]; l.queued.exists() && !s.Awaits(l.queued.effect.EffectRef) {
+			l.queued = job{}
+			w.setLane(i, l)
+			continue
+		}
 		if ref.Verifier == "" && ref.Kind != Destroy {
 			if _, open := s.Rotation(ref.Rotation); !open {
 				w.setLane(i, lane{})

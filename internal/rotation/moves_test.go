@@ -190,7 +190,7 @@ func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
 	try(moveLose, i, 0)
 	try(moveTwice, i, 0)
 	try(moveBroken, i, 0)
-	if n.s.awaits(l.queued.effect.EffectRef) {
+	if n.s.Awaits(l.queued.effect.EffectRef) {
 		try(moveTrouble, i, 0)
 	}
 	switch l.queued.effect.Kind {

@@ -68,6 +68,19 @@ func (m *machine) waitingTask(ref EffectRef) (*Task, bool) {
 	return task, true
 }
 
+// Awaits reports whether a result of the effect would be taken. An effect that
+// nobody awaits any more must not be started: what it would do may contradict
+// what was decided since.
+func (s *State) Awaits(ref EffectRef) bool {
+	m := machine{State: *s}
+	if ref.Verifier != "" {
+		_, _, ok := m.waitingSlot(ref)
+		return ok
+	}
+	_, ok := m.waitingTask(ref)
+	return ok
+}
+
 // updateSlot changes the slot of v at w, if there is one, in a copy of the slots.
 func (m *machine) updateSlot(w *Verifier, v key.Version, change func(*Slot)) {
 	for i := range w.Slots {
