@@ -56,6 +56,8 @@ type fake struct {
 	resumed   chan struct{}
 	// failures are returned by calls of a method, one each.
 	failures map[string][]error
+	// lose is a method whose next answer is lost on the way.
+	lose string
 }
 
 // startFake starts a fake behind TLS, and returns its address and CA file.
@@ -105,7 +107,17 @@ func (i intercept) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		if err := i.admit(request.Header(), request.Spec().Procedure); err != nil {
 			return nil, err
 		}
-		return next(ctx, request)
+		response, err := next(ctx, request)
+		i.f.mu.Lock()
+		lost := i.f.lose != "" && strings.HasSuffix(request.Spec().Procedure, "/"+i.f.lose)
+		if lost {
+			i.f.lose = ""
+		}
+		i.f.mu.Unlock()
+		if lost {
+			panic(http.ErrAbortHandler)
+		}
+		return response, err
 	}
 }
 
