@@ -67,8 +67,8 @@ func (m *machine) retry() {
 			if !slot.Failed {
 				continue
 			}
-			if _, owned := m.owner(slot.Version); slot.RetryAt.IsZero() && !owned {
-				// The rotation that a human could have resumed is over.
+			if r, owned := m.owner(slot.Version); slot.RetryAt.IsZero() && (!owned || !r.Hold.Human) {
+				// The hold that a human could have ended is over by itself.
 				m.updateSlot(w, slot.Version, func(slot *Slot) { slot.RetryAt = m.Now.Add(retryFailed) })
 			}
 			if !slot.RetryAt.IsZero() && !m.Now.Before(slot.RetryAt) {

@@ -273,7 +273,9 @@ func (m *machine) driveRevoking(r *Rotation) bool {
 }
 
 func (m *machine) driveRollingBack(r *Rotation) bool {
-	abandoned := r.From == 0 || m.contained(r.From)
+	// Where one version excludes the others, a compromised one is refused by now and
+	// must not be accepted again: there is nothing to return to.
+	abandoned := r.From == 0 || m.contained(r.From) || m.Gap && m.compromised(r.From)
 	if !abandoned && !m.unused(r.To) {
 		stage := r.Plan.Stages[r.Stage]
 		if stage.AckTimeout > 0 && !m.Now.Before(r.StageSince.Add(stage.AckTimeout)) {
