@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,30 +25,39 @@ const serverVariable = "KEYTURN_TEST_SERVER"
 // childConfig says how to run a server as a process of its own.
 type childConfig struct {
 	Server server.Config
-	// Op, Endpoint, Version and After are the point at which the server stands
-	// still for ever, if Op is not empty.
-	Op, Endpoint string
-	Version      uint64
-	After        bool
 	// Later is how much the server's clock is ahead.
 	Later time.Duration
 }
 
+// stop is a point at which a server stands still for ever, told to it as a line
+// of JSON.
+type stop struct {
+	Op, Endpoint string
+	Version      uint64
+	After        bool
+}
+
+func (s stop) is(here point) bool {
+	return here.op == s.Op && here.endpoint == s.Endpoint && here.after == s.After && (s.Version == 0 || uint64(here.version) == s.Version)
+}
+
+// The lines that a server process prints; its parent is the only reader.
 const (
-	sayReady   = "ready "
-	sayReached = "reached"
-	sayMinted  = "minted "
+	sayReady    = "ready "   // with its address
+	sayStanding = "standing" // it has heard of its next stop
+	sayReached  = "reached"  // it stands there
+	sayMinted   = "minted "  // with what it mints
 )
 
-// childServer runs a server until its standard input ends. It prints sayReady
-// with the address, sayReached when it stands at its point, and sayMinted with
-// what it mints: its parent is the only reader.
+// childServer runs a server until its standard input ends. Each line that it
+// reads is its next stop.
 func childServer(encoded string) int {
 	var config childConfig
 	if err := json.Unmarshal([]byte(encoded), &config); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	var next atomic.Pointer[stop]
 	driver := newTap()
 	driver.stand(func(ctx context.Context, here point) error {
 		if here.op == "mint" && here.after {
@@ -59,8 +69,7 @@ func childServer(encoded string) int {
 				fmt.Println(sayMinted + string(line))
 			}
 		}
-		if config.Op == "" || here.op != config.Op || here.endpoint != config.Endpoint || here.after != config.After ||
-			config.Version != 0 && uint64(here.version) != config.Version {
+		if at := next.Load(); at == nil || !at.is(here) {
 			return nil
 		}
 		fmt.Println(sayReached)
@@ -75,7 +84,15 @@ func childServer(encoded string) int {
 		return 1
 	}
 	fmt.Println(sayReady + s.Address())
-	_, _ = io.Copy(io.Discard, os.Stdin) // ends when the test closes it
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		var at stop
+		if err := json.Unmarshal(lines.Bytes(), &at); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		next.Store(&at)
+		fmt.Println(sayStanding)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := s.Stop(ctx); err != nil {
@@ -112,9 +129,9 @@ func (d *tap) mintedAs(v uint64) []mintedVersion {
 
 // child is a server that runs as a process of its own.
 type child struct {
-	cmd     *exec.Cmd
-	stdin   io.WriteCloser
-	reached chan struct{}
+	cmd               *exec.Cmd
+	stdin             io.WriteCloser
+	standing, reached chan struct{}
 	// done is closed when its standard output has ended.
 	done chan struct{}
 }
@@ -128,7 +145,7 @@ func (w *world) startChild(t *testing.T, config childConfig) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{reached: make(chan struct{}), done: make(chan struct{})}
+	c := &child{standing: make(chan struct{}, 1), reached: make(chan struct{}), done: make(chan struct{})}
 	c.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
 	c.cmd.Env = append(os.Environ(), serverVariable+"="+string(encoded))
 	c.cmd.Stderr = w.logs
@@ -152,6 +169,8 @@ func (w *world) startChild(t *testing.T, config childConfig) *child {
 				ready <- line[len(sayReady):]
 			case strings.HasPrefix(line, sayMinted):
 				w.tap.learn(line[len(sayMinted):])
+			case line == sayStanding:
+				c.standing <- struct{}{}
 			case line == sayReached:
 				close(c.reached)
 			}
@@ -164,6 +183,19 @@ func (w *world) startChild(t *testing.T, config childConfig) *child {
 		t.Fatalf("the server ended at its start:\n%s", w.logs.tail(2000))
 	}
 	return c
+}
+
+// stopAt makes the server stand still at a point, once it comes there.
+func (c *child) stopAt(t *testing.T, at stop) {
+	t.Helper()
+	line, err := json.Marshal(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.stdin.Write(append(line, '\n')); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the server hears of its stop", c.standing)
 }
 
 // kill ends the server as SIGKILL does; a killed server stays so.
