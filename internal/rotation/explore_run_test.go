@@ -64,10 +64,10 @@ func configs(long bool) []*config {
 	begin := []moveKind{moveBegin}
 	all := slices.Concat(effectFaults(), partyFaults())
 	return []*config{
-		{name: "a rotation and any two faults", plan: stagedPlan(), commands: 1, faults: more(2, 3), kinds: append(begin, all...)},
-		{name: "a rotation and any two changes of the fleet", plan: stagedPlan(), commands: 1, churn: more(2, 3), kinds: append(begin, fleetChurn()...)},
+		{name: "a rotation and any faults", plan: stagedPlan(), commands: 1, faults: more(3, 4), kinds: append(begin, all...)},
+		{name: "a rotation and any changes of the fleet", plan: stagedPlan(), commands: 1, churn: more(2, 3), kinds: append(begin, fleetChurn()...)},
 		{name: "a rotation, a fault and a change", plan: stagedPlan(), commands: 1, faults: more(1, 2), churn: more(1, 2), kinds: slices.Concat(begin, all, fleetChurn())},
-		{name: "any two commands", plan: quickPlan(), commands: more(2, 3), kinds: operatorCommands()},
+		{name: "any commands", plan: quickPlan(), commands: more(2, 3), kinds: operatorCommands()},
 		{name: "any command and a fault", plan: quickPlan(), commands: more(1, 2), faults: 1, kinds: append(operatorCommands(), all...)},
 		{name: "any command and a change", plan: quickPlan(), commands: more(1, 2), churn: 1, kinds: append(operatorCommands(), fleetChurn()...)},
 		{name: "rotations and roll-backs", plan: quickPlan(), commands: 2, faults: 1, kinds: slices.Concat([]moveKind{moveBegin, moveRevert, moveCancel}, all)},
@@ -79,8 +79,12 @@ func configs(long bool) []*config {
 		{name: "a system with two places", plan: quickPlan(), capacity: 2, commands: more(2, 3), kinds: operatorCommands()},
 		{name: "a system with a gap", plan: quickPlan(), gap: true, commands: more(1, 2), faults: 1, kinds: append(operatorCommands(), effectFaults()...)},
 		{
+			name: "a system with a gap, rolled back", plan: quickPlan(), gap: true, commands: 2, faults: more(1, 2),
+			kinds: []moveKind{moveBegin, moveCancel, moveStart, moveLose, moveBroken, moveHalf, moveLie},
+		},
+		{
 			name: "three presenters, two stages, two regions", plan: stagedPlan(), presenters: 3, stages: []int{0, 1, 1},
-			commands: 1, faults: more(1, 2), churn: 1, kinds: slices.Concat(begin, all, fleetChurn()),
+			commands: 1, faults: more(2, 2), churn: more(1, 2), kinds: slices.Concat(begin, all, fleetChurn()),
 		},
 		{
 			name: "three presenters and any commands", plan: quickPlan(), presenters: 3, stages: []int{0, 1, 1},

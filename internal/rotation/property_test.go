@@ -36,6 +36,7 @@ func TestLargeFleets(t *testing.T) {
 				break
 			}
 			m := rapid.SampledFrom(choices).Draw(rt, "move")
+			rt.Log(c.describe(&n, m))
 			next, ok, problem := c.apply(&n, m)
 			if problem == nil && ok {
 				problem = c.check(&next)

@@ -192,6 +192,14 @@ func (m *machine) answered(w *Verifier, slot Slot) {
 		settle(Accepted)
 	case RefusePending:
 		m.ask(w, v, RefuseProbing)
+		if m.Gap {
+			// Had accepting v taken effect, the verifier would refuse every other version.
+			for _, other := range w.Slots {
+				if other.Version != v && other.Acceptance.accepting() {
+					m.ask(w, other.Version, AcceptPending)
+				}
+			}
+		}
 	case RefuseProbing:
 		settle(Refused)
 	case Accepted, Refused:
