@@ -164,6 +164,9 @@ func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certifica
 	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: signer}, nil
 }
 
+// backdated is how far a client's clock may be behind the server's.
+const backdated = time.Hour
+
 func certificate(name string, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 	if err != nil {
@@ -171,6 +174,6 @@ func certificate(name string, now time.Time, lifetime time.Duration) (*x509.Cert
 	}
 	return &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name},
-		NotBefore: now.Add(-5 * time.Minute), NotAfter: now.Add(lifetime),
+		NotBefore: now.Add(-backdated), NotAfter: now.Add(lifetime),
 	}, nil
 }
