@@ -181,7 +181,7 @@ func (c *change) existing(resources []policy.Resource, all bool) ([]policy.Resou
 		if resource.Key == nil {
 			continue
 		}
-		record, _, _, err := readKey(c.ctx, c.tx, resource.Key.Metadata.Name)
+		record, _, _, err := c.e.readKey(c.ctx, c.tx, resource.Key.Metadata.Name)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
@@ -250,7 +250,7 @@ func (c *change) reschedule(change policy.Change, before []policy.Resource, reso
 		}
 		after = docs[len(docs)-1].Name
 		for _, doc := range docs {
-			record, k, doc, err := readKey(c.ctx, c.tx, key.Name(doc.Name))
+			record, k, doc, err := c.e.readKey(c.ctx, c.tx, key.Name(doc.Name))
 			if err != nil {
 				return err
 			}
@@ -273,7 +273,7 @@ func (c *change) applyKey(doc store.Doc, resource policy.Resource) error {
 	name := k.Metadata.Name
 	record := KeyRecord{Created: c.now, Scheduled: c.now}
 	if doc.Rev != 0 {
-		old, was, _, err := readKey(c.ctx, c.tx, name)
+		old, was, _, err := c.e.readKey(c.ctx, c.tx, name)
 		if err != nil {
 			return err
 		}

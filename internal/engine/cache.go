@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"sync"
 
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -41,4 +42,49 @@ func (c *stateCache) put(name key.Name, rev uint64, state rotation.State) {
 		c.states = make(map[key.Name]cachedState)
 	}
 	c.states[name] = cachedState{rev: rev, state: state}
+}
+
+// maxCachedContents bounds the memory of what was made of stored bytes.
+const maxCachedContents = 4096
+
+// contentCache keeps what was made of stored bytes, by name, as long as the bytes
+// stay the same: a resource is parsed when it changes, not for every event. It
+// compares the bytes, not their revision, so that it holds no matter which
+// transaction saw them. What it returns is shared and must not be changed. The
+// zero value is empty.
+type contentCache[T any] struct {
+	mu      sync.Mutex
+	entries map[string]cachedContent[T]
+}
+
+type cachedContent[T any] struct {
+	body  []byte
+	value T
+}
+
+// get returns what build made of body. Two callers may build the same at the same time.
+func (c *contentCache[T]) get(name string, body []byte, build func() (T, error)) (T, error) {
+	c.mu.Lock()
+	cached, ok := c.entries[name]
+	c.mu.Unlock()
+	if ok && bytes.Equal(cached.body, body) {
+		return cached.value, nil
+	}
+	value, err := build()
+	if err != nil {
+		return value, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries == nil {
+		c.entries = map[string]cachedContent[T]{}
+	}
+	if !ok && len(c.entries) >= maxCachedContents {
+		for other := range c.entries {
+			delete(c.entries, other)
+			break
+		}
+	}
+	c.entries[name] = cachedContent[T]{body: bytes.Clone(body), value: value}
+	return value, nil
 }

@@ -344,15 +344,7 @@ func changedVisibly(old, r *rotation.Rotation) bool {
 }
 
 func (c *change) rotation(id key.RotationID) (RotationRecord, store.Doc, error) {
-	var record RotationRecord
-	doc, err := c.tx.Docs.Get(c.ctx, kindRotation, newestFirst(id))
-	if errors.Is(err, store.ErrNotFound) {
-		return record, doc, fmt.Errorf("%w: rotation %v", ErrNotFound, id)
-	}
-	if err == nil {
-		err = decodeInto(doc.Body, &record)
-	}
-	return record, doc, err
+	return readRotation(c.ctx, c.tx, id)
 }
 
 func (c *change) putRotation(doc store.Doc, record *RotationRecord) error {

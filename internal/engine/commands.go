@@ -80,7 +80,7 @@ func (c *change) once(actor audit.Actor, requestID string, id key.RotationID) (k
 
 // begin begins a rotation by the key's policy.
 func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, reason string) error {
-	record, k, doc, err := readKey(c.ctx, c.tx, name)
+	record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func stageFor(compiled *policy.Compiled, k *policy.Key, party *PartyRecord) (int
 
 // declare begins an emergency.
 func (c *change) declare(request RotateRequest, id key.RotationID) error {
-	_, k, _, err := readKey(c.ctx, c.tx, request.Key)
+	_, k, _, err := c.e.readKey(c.ctx, c.tx, request.Key)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (e *Engine) Rollback(ctx context.Context, actor audit.Actor, of key.Rotatio
 		if err != nil {
 			return err
 		}
-		_, k, _, err := readKey(c.ctx, c.tx, record.Key)
+		_, k, _, err := c.e.readKey(c.ctx, c.tx, record.Key)
 		if err != nil {
 			return err
 		}
@@ -290,7 +290,7 @@ func (e *Engine) consider(ctx context.Context, name key.Name) error {
 		return err
 	}
 	return e.update(ctx, Server(), func(c *change) error {
-		record, k, doc, err := readKey(c.ctx, c.tx, name)
+		record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
 		if err != nil {
 			return err
 		}
@@ -306,7 +306,7 @@ func (e *Engine) consider(ctx context.Context, name key.Name) error {
 		if decision.Due {
 			err := c.begin(name, id, rotation.Scheduled, decision.Message)
 			if err == nil {
-				if record, k, doc, err = readKey(c.ctx, c.tx, name); err != nil {
+				if record, k, doc, err = c.e.readKey(c.ctx, c.tx, name); err != nil {
 					return err
 				}
 				doc.Due = c.now.Add(time.Minute)
@@ -364,7 +364,7 @@ func (c *change) putKey(doc store.Doc, record *KeyRecord, k *policy.Key) error {
 
 // rotationEnded notes the end at the key, and when the key is due next.
 func (c *change) rotationEnded(name key.Name, record *RotationRecord) error {
-	k, resource, doc, err := readKey(c.ctx, c.tx, name)
+	k, resource, doc, err := c.e.readKey(c.ctx, c.tx, name)
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}

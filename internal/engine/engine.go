@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/keeper"
+	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
@@ -130,8 +131,13 @@ type Engine struct {
 	log     *slog.Logger
 	states  stateCache
 	systems systemCache
-	rules   policyCache
-	wake    chan struct{}
+	keys    contentCache[*policy.Key]
+	rules   contentCache[*policy.Compiled]
+	freezes contentCache[*policy.CompiledFreeze]
+	hosts   contentCache[hostsOf]
+	retries retries
+	// ticks and schedules wake the time-keepers of rotations and of keys.
+	ticks, schedules chan struct{}
 
 	mu      sync.Mutex
 	cancel  context.CancelFunc
@@ -155,7 +161,7 @@ func New(config Config) (*Engine, error) {
 	config.Lease = orDefault(config.Lease, 30*time.Second)
 	config.Poll = orDefault(config.Poll, time.Second)
 	config.CheckpointEvery = orDefault(config.CheckpointEvery, time.Second)
-	return &Engine{config: config, store: config.Store, log: config.Logger, wake: make(chan struct{}, 1)}, nil
+	return &Engine{config: config, store: config.Store, log: config.Logger, ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1)}, nil
 }
 
 func orDefault[T comparable](v, otherwise T) T {
@@ -175,7 +181,7 @@ func (e *Engine) Start(ctx context.Context) {
 		return
 	}
 	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, run := range []func(context.Context){e.work, e.keepTime, e.signLog} {
+	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog} {
 		e.running.Go(func() { run(ctx) })
 	}
 }

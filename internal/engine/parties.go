@@ -194,7 +194,7 @@ func nonEmpty(m map[string]string) map[string]string {
 const maxEpochAhead = 1 << 32
 
 func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
-	_, k, _, err := readKey(c.ctx, c.tx, h.Key)
+	_, k, _, err := c.e.readKey(c.ctx, c.tx, h.Key)
 	if err != nil {
 		return Tell{}, err
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/policy"
@@ -14,19 +13,9 @@ import (
 	"github.com/keyturn/keyturn/key"
 )
 
-// policyCache holds compiled policies by name and revision.
-type policyCache struct {
-	mu       sync.Mutex
-	policies map[string]compiledPolicy
-}
-
-type compiledPolicy struct {
-	rev      uint64
-	compiled *policy.Compiled
-}
-
-// readKey reads a key's record and resource.
-func readKey(ctx context.Context, tx store.Tx, name key.Name) (KeyRecord, policy.Key, store.Doc, error) {
+// readKey reads a key's record and resource. The resource is shared and must not
+// be changed.
+func (e *Engine) readKey(ctx context.Context, tx store.Tx, name key.Name) (KeyRecord, policy.Key, store.Doc, error) {
 	var record KeyRecord
 	doc, err := tx.Docs.Get(ctx, kindKey, string(name))
 	if errors.Is(err, store.ErrNotFound) {
@@ -38,11 +27,17 @@ func readKey(ctx context.Context, tx store.Tx, name key.Name) (KeyRecord, policy
 	if err := decodeInto(doc.Body, &record); err != nil {
 		return record, policy.Key{}, doc, err
 	}
-	resource, err := parseStored(record.Resource)
-	if err != nil || resource.Key == nil {
+	k, err := e.keys.get(string(name), record.Resource, func() (*policy.Key, error) {
+		resource, err := parseStored(record.Resource)
+		if err == nil && resource.Key == nil {
+			err = errors.New("it is no key")
+		}
+		return resource.Key, err
+	})
+	if err != nil {
 		return record, policy.Key{}, doc, fmt.Errorf("stored key %s is damaged: %w", name, err)
 	}
-	return record, *resource.Key, doc, nil
+	return record, *k, doc, nil
 }
 
 // parseStored reads one resource in the form in which it is stored.
@@ -70,28 +65,21 @@ func (e *Engine) policyOf(ctx context.Context, tx store.Tx, k *policy.Key) (*pol
 	if err != nil {
 		return nil, err
 	}
-	e.rules.mu.Lock()
-	defer e.rules.mu.Unlock()
-	if cached, ok := e.rules.policies[name]; ok && cached.rev == doc.Rev {
-		return cached.compiled, nil
-	}
-	p := policy.Default()
-	if doc.Rev != 0 {
-		resource, err := parseStored(doc.Body)
-		if err != nil || resource.Policy == nil {
-			return nil, fmt.Errorf("stored policy %s is damaged: %w", name, err)
+	return e.rules.get(name, doc.Body, func() (*policy.Compiled, error) {
+		p := policy.Default()
+		if doc.Rev != 0 {
+			resource, err := parseStored(doc.Body)
+			if err != nil || resource.Policy == nil {
+				return nil, fmt.Errorf("stored policy %s is damaged: %w", name, err)
+			}
+			p = *resource.Policy
 		}
-		p = *resource.Policy
-	}
-	compiled, err := policy.Compile(p)
-	if err != nil {
-		return nil, fmt.Errorf("policy %s: %w", name, err)
-	}
-	if e.rules.policies == nil {
-		e.rules.policies = map[string]compiledPolicy{}
-	}
-	e.rules.policies[name] = compiledPolicy{rev: doc.Rev, compiled: compiled}
-	return compiled, nil
+		compiled, err := policy.Compile(p)
+		if err != nil {
+			return nil, fmt.Errorf("policy %s: %w", name, err)
+		}
+		return compiled, nil
+	})
 }
 
 // facts gathers what policy.Due knows about a key.
@@ -110,11 +98,13 @@ func (e *Engine) facts(ctx context.Context, tx store.Tx, k *policy.Key, record *
 		return facts, err
 	}
 	for _, doc := range freezes {
-		resource, err := parseStored(doc.Body)
-		if err != nil || resource.Freeze == nil {
-			return facts, fmt.Errorf("stored freeze %s is damaged: %w", doc.Name, err)
-		}
-		compiled, err := policy.CompileFreeze(*resource.Freeze)
+		compiled, err := e.freezes.get(doc.Name, doc.Body, func() (*policy.CompiledFreeze, error) {
+			resource, err := parseStored(doc.Body)
+			if err != nil || resource.Freeze == nil {
+				return nil, fmt.Errorf("stored freeze %s is damaged: %w", doc.Name, err)
+			}
+			return policy.CompileFreeze(*resource.Freeze)
+		})
 		if err != nil {
 			return facts, err
 		}

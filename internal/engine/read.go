@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
@@ -39,7 +40,7 @@ func (e *Engine) Key(ctx context.Context, name key.Name) (KeyView, error) {
 func (e *Engine) viewKey(ctx context.Context, tx store.Tx, name key.Name, versions bool) (KeyView, error) {
 	var view KeyView
 	var err error
-	if view.Record, view.Resource, _, err = readKey(ctx, tx, name); err != nil {
+	if view.Record, view.Resource, _, err = e.readKey(ctx, tx, name); err != nil {
 		return view, err
 	}
 	if view.State, _, err = e.loadState(ctx, tx, name); err != nil {
@@ -96,7 +97,7 @@ func (e *Engine) Keys(ctx context.Context, prefix, after string, limit int) ([]K
 // one. The read is audited before the material leaves the engine.
 func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error) {
 	err := e.update(ctx, actor, func(c *change) error {
-		if _, _, _, err := readKey(ctx, c.tx, name); err != nil {
+		if _, _, _, err := e.readKey(ctx, c.tx, name); err != nil {
 			return err
 		}
 		state, _, err := c.state(name)
@@ -151,15 +152,20 @@ func (e *Engine) Rotation(ctx context.Context, id key.RotationID) (RotationView,
 }
 
 func viewRotation(ctx context.Context, tx store.Tx, id key.RotationID) (RotationRecord, error) {
+	record, _, err := readRotation(ctx, tx, id)
+	return record, err
+}
+
+func readRotation(ctx context.Context, tx store.Tx, id key.RotationID) (RotationRecord, store.Doc, error) {
 	var record RotationRecord
 	doc, err := tx.Docs.Get(ctx, kindRotation, newestFirst(id))
 	if errors.Is(err, store.ErrNotFound) {
-		return record, fmt.Errorf("%w: rotation %v", ErrNotFound, id)
+		return record, doc, fmt.Errorf("%w: rotation %v", ErrNotFound, id)
 	}
 	if err == nil {
 		err = decodeInto(doc.Body, &record)
 	}
-	return record, err
+	return record, doc, err
 }
 
 func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord) (RotationView, error) {
@@ -304,19 +310,21 @@ func (e *Engine) WatchRotation(ctx context.Context, id key.RotationID, visit fun
 	changed := e.store.Watch(ctx, store.TopicDocs)
 	poll := time.NewTicker(e.config.Poll)
 	defer poll.Stop()
-	last := ""
+	var seen revisions
+	var last RotationView
 	for {
-		view, err := e.Rotation(ctx, id)
+		view, now, err := e.rotationSince(ctx, id, seen)
 		if err != nil {
 			return err
 		}
-		if print := fmt.Sprintf("%+v", view); print != last {
-			last = print
+		if now != seen && (seen == revisions{} || !reflect.DeepEqual(view, last)) {
+			last = view
 			if err := visit(view); err != nil {
 				return err
 			}
 		}
-		if view.Ended() {
+		seen = now
+		if last.Ended() {
 			return nil
 		}
 		select {
@@ -326,6 +334,32 @@ func (e *Engine) WatchRotation(ctx context.Context, id key.RotationID, visit fun
 		case <-poll.C:
 		}
 	}
+}
+
+// revisions are those of the documents that a rotation is shown from.
+type revisions struct{ rotation, state uint64 }
+
+// rotationSince returns a rotation, unless nothing changed since the revisions.
+func (e *Engine) rotationSince(ctx context.Context, id key.RotationID, seen revisions) (view RotationView, now revisions, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		record, doc, err := readRotation(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		now = revisions{rotation: doc.Rev}
+		if !record.Ended() {
+			state, err := tx.Docs.Get(ctx, kindState, string(record.Key))
+			if err != nil {
+				return err
+			}
+			now.state = state.Rev
+		}
+		if now != seen {
+			view, err = e.viewOf(ctx, tx, record)
+		}
+		return err
+	})
+	return view, now, err
 }
 
 // Plan says what a rotation of the key would do, when, and to whom.

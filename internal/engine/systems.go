@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,26 +19,27 @@ import (
 // maxOpenSystems bounds the connections that opened systems hold.
 const maxOpenSystems = 512
 
-// systemCache holds opened systems by key and revision of the key's document.
+// systemCache holds opened systems by key, as long as the key's resource stays the
+// same.
 type systemCache struct {
 	mu      sync.Mutex
 	systems map[key.Name]openSystem
 }
 
 type openSystem struct {
-	rev    uint64
-	system provider.System
+	resource []byte
+	system   provider.System
 }
 
 // system returns the opened system of a key, as its document says now.
 func (e *Engine) system(ctx context.Context, name key.Name) (provider.System, error) {
-	k, rev, err := e.keyResource(ctx, name)
+	record, k, err := e.keyResource(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	e.systems.mu.Lock()
 	defer e.systems.mu.Unlock()
-	if open, ok := e.systems.systems[name]; ok && open.rev == rev {
+	if open, ok := e.systems.systems[name]; ok && bytes.Equal(open.resource, record.Resource) {
 		return open.system, nil
 	}
 	driver, ok := e.config.Drivers[k.Spec.Provider]
@@ -60,7 +62,7 @@ func (e *Engine) system(ctx context.Context, name key.Name) (provider.System, er
 			break
 		}
 	}
-	e.systems.systems[name] = openSystem{rev: rev, system: system}
+	e.systems.systems[name] = openSystem{resource: record.Resource, system: system}
 	return system, nil
 }
 
@@ -79,16 +81,13 @@ func (c *systemCache) close() {
 	c.systems = nil
 }
 
-// keyResource reads a key's resource and the revision of its document.
-func (e *Engine) keyResource(ctx context.Context, name key.Name) (policy.Key, uint64, error) {
-	var k policy.Key
-	var rev uint64
-	err := e.store.View(ctx, func(tx store.Tx) error {
-		_, resource, doc, err := readKey(ctx, tx, name)
-		k, rev = resource, doc.Rev
+// keyResource reads a key's record and resource.
+func (e *Engine) keyResource(ctx context.Context, name key.Name) (record KeyRecord, k policy.Key, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		record, k, _, err = e.readKey(ctx, tx, name)
 		return err
 	})
-	return k, rev, err
+	return record, k, err
 }
 
 // resolve gives providers the current version of another key.
@@ -202,25 +201,27 @@ type hostsOf struct {
 }
 
 func (c *change) hosts(name key.Name) (hostsOf, error) {
-	hosts := hostsOf{own: "key " + string(name), endpoints: map[string]string{}}
-	_, k, _, err := readKey(c.ctx, c.tx, name)
+	record, k, _, err := c.e.readKey(c.ctx, c.tx, name)
 	if err != nil {
-		return hosts, err
+		return hostsOf{}, err
 	}
-	driver, ok := c.e.config.Drivers[k.Spec.Provider]
-	if !ok {
-		return hosts, nil
-	}
-	topology, err := driver.Check(k.Spec.Config)
-	if err != nil {
-		return hosts, nil //nolint:nilerr // the effect will say so
-	}
-	for _, endpoint := range topology.Endpoints {
-		if endpoint.Host != "" {
-			hosts.endpoints[endpoint.Name] = endpoint.Host
+	return c.e.hosts.get(string(name), record.Resource, func() (hostsOf, error) {
+		hosts := hostsOf{own: "key " + string(name), endpoints: map[string]string{}}
+		driver, ok := c.e.config.Drivers[k.Spec.Provider]
+		if !ok {
+			return hosts, nil
 		}
-	}
-	return hosts, nil
+		topology, err := driver.Check(k.Spec.Config)
+		if err != nil {
+			return hosts, nil //nolint:nilerr // the effect will say so
+		}
+		for _, endpoint := range topology.Endpoints {
+			if endpoint.Host != "" {
+				hosts.endpoints[endpoint.Name] = endpoint.Host
+			}
+		}
+		return hosts, nil
+	})
 }
 
 func (h hostsOf) of(ref rotation.EffectRef) string {

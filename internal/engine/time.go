@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -13,17 +15,31 @@ import (
 // dueBatch is how many due documents are handled before time is read again.
 const dueBatch = 256
 
-// wakeUp makes the time-keeper look at once.
+// maxTogether bounds how many due documents are handled at the same time; what is
+// handled together shares commits.
+const maxTogether = 32
+
+// wakeUp makes the time-keepers look at once.
 func (e *Engine) wakeUp() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
+	for _, keeper := range []chan struct{}{e.ticks, e.schedules} {
+		select {
+		case keeper <- struct{}{}:
+		default:
+		}
 	}
 }
 
-// keepTime tells rotations the time when they wait for it, and begins those that
-// are due, until ctx ends.
-func (e *Engine) keepTime(ctx context.Context) {
+// keepRotations tells rotations the time when they wait for it, until ctx ends.
+func (e *Engine) keepRotations(ctx context.Context) { e.keepTime(ctx, kindState, e.ticks, e.tick) }
+
+// keepSchedules begins rotations that are due, until ctx ends. It is apart from
+// keepRotations, so that many keys that are due delay no rotation that has begun.
+func (e *Engine) keepSchedules(ctx context.Context) {
+	e.keepTime(ctx, kindKey, e.schedules, e.consider)
+}
+
+// keepTime calls handle for the documents of a kind when they are due.
+func (e *Engine) keepTime(ctx context.Context, kind string, woken <-chan struct{}, handle func(context.Context, key.Name) error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -31,19 +47,18 @@ func (e *Engine) keepTime(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
-		case <-e.wake:
+		case <-woken:
 		}
-		timer.Reset(e.lookAround(ctx))
+		timer.Reset(e.lookAround(ctx, kind, handle))
 	}
 }
 
 // lookAround handles what is due and returns after how long to look again.
-func (e *Engine) lookAround(ctx context.Context) time.Duration {
-	e.each(ctx, kindState, e.tick)
-	e.each(ctx, kindKey, e.consider)
+func (e *Engine) lookAround(ctx context.Context, kind string, handle func(context.Context, key.Name) error) time.Duration {
+	e.each(ctx, kind, handle)
 	var next time.Time
 	err := e.store.View(ctx, func(tx store.Tx) error {
-		docs, err := tx.Index.Due(ctx, kindState, e.config.Now().Add(e.config.Poll), 1)
+		docs, err := tx.Index.Due(ctx, kind, e.config.Now().Add(e.config.Poll), 1)
 		if len(docs) > 0 {
 			next = docs[0].Due
 		}
@@ -52,8 +67,12 @@ func (e *Engine) lookAround(ctx context.Context) time.Duration {
 	if err != nil || next.IsZero() {
 		return e.config.Poll
 	}
-	// A time in the past means that its tick failed: it is tried again, not at once.
-	return min(max(next.Sub(e.config.Now()), time.Millisecond), e.config.Poll)
+	wait := next.Sub(e.config.Now())
+	if wait <= 0 {
+		// It became due meanwhile, or its handling failed: again, but not at once.
+		wait = time.Millisecond
+	}
+	return min(wait, e.config.Poll)
 }
 
 // each calls handle for every document of a kind that is due.
@@ -71,14 +90,21 @@ func (e *Engine) each(ctx context.Context, kind string, handle func(context.Cont
 			}
 			return
 		}
-		failures := 0
+		var failures atomic.Int64
+		var running sync.WaitGroup
+		slots := make(chan struct{}, maxTogether)
 		for _, doc := range docs {
-			if err := handle(ctx, key.Name(doc.Name)); err != nil && ctx.Err() == nil {
-				failures++
-				e.log.ErrorContext(ctx, "a key that is due could not be handled; trying again", "key", doc.Name, "error", err)
-			}
+			slots <- struct{}{}
+			running.Go(func() {
+				defer func() { <-slots }()
+				if err := handle(ctx, key.Name(doc.Name)); err != nil && ctx.Err() == nil {
+					failures.Add(1)
+					e.log.ErrorContext(ctx, "a key that is due could not be handled; trying again", "key", doc.Name, "error", err)
+				}
+			})
 		}
-		if len(docs) < dueBatch || failures > 0 || ctx.Err() != nil {
+		running.Wait()
+		if len(docs) < dueBatch || failures.Load() > 0 || ctx.Err() != nil {
 			return
 		}
 	}

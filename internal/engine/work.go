@@ -4,7 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -37,10 +41,10 @@ func (e *Engine) work(ctx context.Context) {
 		}
 	}()
 	for {
-		next := e.claim(ctx, slots, finished)
+		e.claim(ctx, slots, finished)
 		var due <-chan time.Time
-		if next > 0 {
-			due = time.After(next)
+		if wait, waits := e.retries.next(e.config.Now()); waits {
+			due = time.After(wait)
 		}
 		select {
 		case <-ctx.Done():
@@ -53,24 +57,47 @@ func (e *Engine) work(ctx context.Context) {
 	}
 }
 
-// claim starts workers for the jobs that are due and free. It returns after how
-// long it should be called again without being woken, 0 for the next poll.
-func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) time.Duration {
+// retries are when effects that failed here may be claimed again, so that they
+// are claimed then and not with the next poll.
+type retries struct {
+	mu    sync.Mutex
+	times []time.Time
+}
+
+func (r *retries) add(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.times = append(r.times, at)
+}
+
+// next forgets the times that have come and returns how long it is to the next.
+func (r *retries) next(now time.Time) (wait time.Duration, waits bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.times = slices.DeleteFunc(r.times, func(at time.Time) bool { return !at.After(now) })
+	if len(r.times) == 0 {
+		return 0, false
+	}
+	return slices.MinFunc(r.times, time.Time.Compare).Sub(now), true
+}
+
+// claim starts workers for the jobs that are due and free.
+func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
 	free := cap(slots) - len(slots)
 	if free == 0 {
-		return 0
+		return
 	}
 	var jobs []store.Job
 	err := e.store.Update(ctx, func(tx store.Tx) error {
 		var err error
-		jobs, err = tx.Leases.Claim(ctx, store.Claim{Now: e.config.Now(), Lease: e.config.Lease, Limit: free, PerTarget: e.config.PerHost})
+		jobs, err = tx.Leases.Claim(ctx, e.claimOf(e.config.Now(), free))
 		return err
 	})
 	if err != nil {
 		if ctx.Err() == nil {
 			e.log.ErrorContext(ctx, "effects could not be claimed; trying again", "error", err)
 		}
-		return e.config.Poll
+		return
 	}
 	for _, job := range jobs {
 		slots <- struct{}{}
@@ -82,26 +109,35 @@ func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) time.
 				default:
 				}
 			}()
-			e.runJob(ctx, job)
+			for mine := []store.Job{job}; len(mine) > 0; {
+				mine = e.runJob(ctx, mine[0])
+			}
 		}()
 	}
-	return 0
 }
 
-// runJob carries out one effect under its lease and records how it ended.
-func (e *Engine) runJob(ctx context.Context, job store.Job) {
+func (e *Engine) claimOf(now time.Time, limit int) store.Claim {
+	return store.Claim{Now: now, Lease: e.config.Lease, Limit: limit, PerTarget: e.config.PerHost}
+}
+
+// runJob carries out one effect under its lease and records how it ended. It
+// returns the job to go on with, if there is one.
+func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 	var effect rotation.Effect
 	if err := json.Unmarshal(job.Body, &effect); err != nil {
 		e.log.ErrorContext(ctx, "a stored effect is damaged", "job", job.ID, "error", err)
-		return
+		return nil
 	}
 	log := e.log.With("key", job.Key, "rotation", effect.Rotation, "effect", effect.Kind, "version", effect.Version, "attempt", job.Attempt)
 	started := e.config.Now()
 	limited, cancel := context.WithTimeout(ctx, e.config.Lease*2/3)
-	done := e.carryOut(limited, job, effect)
+	done := e.attempt(limited, job, effect, log)
 	cancel()
 	if ctx.Err() != nil {
-		return // stopping: the lease runs out, and the effect is repeated
+		if err := e.giveBack(ctx, job); err != nil {
+			log.WarnContext(ctx, "an effect was cut short by the stop; it is repeated when its lease has run out", "error", err)
+		}
+		return nil
 	}
 	e.config.Observer.Attempted(Attempted{
 		Key: job.Key, Effect: effect.EffectRef, Attempt: job.Attempt, Started: started, Took: e.config.Now().Sub(started),
@@ -110,9 +146,34 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) {
 	if done.err != nil {
 		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", done.err)
 	}
-	if err := e.settle(ctx, job, effect, done); err != nil && ctx.Err() == nil {
+	next, err := e.settle(ctx, job, effect, done)
+	if err != nil && ctx.Err() == nil {
 		log.WarnContext(ctx, "the result of an effect could not be recorded; it will be repeated", "error", err)
 	}
+	return next
+}
+
+// attempt carries out an effect. A panic of a provider is a failure like others; the
+// stack is logged without the value of the panic, which might hold a secret.
+func (e *Engine) attempt(ctx context.Context, job store.Job, effect rotation.Effect, log *slog.Logger) (d done) {
+	defer func() {
+		if recover() != nil {
+			log.ErrorContext(ctx, "an effect panicked", "stack", string(debug.Stack()))
+			d = done{err: errors.New("the provider panicked; report this as a bug, with the stack that is in the server's log")}
+		}
+	}()
+	return e.carryOut(ctx, job, effect)
+}
+
+// giveBackWithin bounds how long a stop waits for the end of a lease.
+const giveBackWithin = 5 * time.Second
+
+// giveBack ends the lease of an effect that was cut short, so that the next start
+// repeats it at once.
+func (e *Engine) giveBack(ctx context.Context, job store.Job) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), giveBackWithin)
+	defer cancel()
+	return e.store.Update(ctx, func(tx store.Tx) error { return tx.Leases.Settle(ctx, job.ID, job.Fence, e.config.Now()) })
 }
 
 // done is how an effect ended.
@@ -133,8 +194,10 @@ func failed(err error) done {
 	return done{err: err}
 }
 
-// settle ends the lease and records the outcome in one transaction.
-func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effect, done done) error {
+// settle ends the lease and records the outcome in one transaction, which also
+// claims the job that the worker goes on with: a rotation is a chain of effects,
+// and a claim of its own would cost each of them another flush to disk.
+func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effect, done done) (next []store.Job, err error) {
 	if done.outcome == 0 && effect.Kind == rotation.Mint && job.Attempt >= maxMintTries {
 		done.outcome = rotation.Broken
 	}
@@ -142,35 +205,53 @@ func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effe
 	if done.err != nil {
 		detail = done.err.Error()
 	}
-	err := e.update(ctx, Server(), func(c *change) error {
-		retryAt := time.Time{}
+	pause := backoff(job.Attempt)
+	var retryAt time.Time
+	err = e.update(ctx, Server(), func(c *change) error {
+		next, retryAt = nil, time.Time{}
 		if done.outcome == 0 {
-			retryAt = c.now.Add(backoff(job.Attempt))
+			retryAt = c.now.Add(pause)
 		}
 		if err := c.tx.Leases.Settle(ctx, job.ID, job.Fence, retryAt); err != nil {
 			return err
 		}
-		var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail}
-		if done.outcome == 0 {
-			if !worthTelling(job.Attempt) {
-				return nil
-			}
-			body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail}
-		}
-		if _, _, err := c.step(job.Key, effect.Rotation, body); err != nil {
+		if err := c.result(job, effect, done, detail); err != nil {
 			return err
 		}
-		if done.write != nil {
-			return done.write(c)
-		}
-		return nil
-	})
-	if !errors.Is(err, rotation.ErrStale) {
+		var err error
+		next, err = c.tx.Leases.Claim(ctx, e.claimOf(c.now, 1))
 		return err
+	})
+	if err == nil {
+		if !retryAt.IsZero() {
+			e.retries.add(retryAt)
+		}
+		return next, nil
+	}
+	if !errors.Is(err, rotation.ErrStale) {
+		return nil, err
 	}
 	// Nobody waits for this effect any more: its result, and what came with it,
 	// are dropped, and so is the job.
-	return e.store.Update(ctx, func(tx store.Tx) error { return tx.Leases.Settle(ctx, job.ID, job.Fence, time.Time{}) })
+	return nil, e.store.Update(ctx, func(tx store.Tx) error { return tx.Leases.Settle(ctx, job.ID, job.Fence, time.Time{}) })
+}
+
+// result tells the machine how an effect ended, and stores what came with it.
+func (c *change) result(job store.Job, effect rotation.Effect, done done, detail string) error {
+	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail}
+	if done.outcome == 0 {
+		if !worthTelling(job.Attempt) {
+			return nil
+		}
+		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail}
+	}
+	if _, _, err := c.step(job.Key, effect.Rotation, body); err != nil {
+		return err
+	}
+	if done.outcome != 0 && done.write != nil {
+		return done.write(c)
+	}
+	return nil
 }
 
 // worthTelling keeps the history short: the first failures and then every

@@ -245,6 +245,11 @@ func TestSignalsOfARealEngine(t *testing.T) {
 	}
 
 	w.rotate(t, ended)
+	// The region of a party is known once a sweep has found it.
+	w.eventually(func() bool {
+		v, _ := w.value(`keyturn_presenters{region="eu",state="acknowledged"}`)
+		return v == 2
+	})
 	second := w.rotate(t, ended)
 	if second.Phase != rotation.Done {
 		t.Fatalf("the second rotation is %v", second.Phase)
