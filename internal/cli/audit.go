@@ -40,9 +40,9 @@ func (a *app) auditTailCommand() *cobra.Command {
 	})
 	c.Long = "With --output json every entry is one JSON object a line, as in the log; its form is\ndescribed in docs/reference/audit-bundle.md."
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing entries as they come")
-	c.Flags().IntVarP(&lines, "lines", "n", 20, "how many entries")
-	c.Flags().StringVar(&request.Key, "key", "", "only entries of this key")
-	c.Flags().StringVar(&request.RotationId, "rotation", "", "only entries of this rotation")
+	c.Flags().IntVarP(&lines, "lines", "n", 20, "the `NUMBER` of entries")
+	c.Flags().StringVar(&request.Key, "key", "", "only entries of the key `NAME`")
+	c.Flags().StringVar(&request.RotationId, "rotation", "", "only entries of the rotation with this `ID`")
 	a.completeFlag(c, "key", a.keyNames)
 	return c
 }
@@ -169,7 +169,7 @@ func (a *app) auditExportCommand() *cobra.Command {
 		}{out, size}, func(w io.Writer) { fmt.Fprintf(w, "written to %s (%d bytes)\n", clean(out), size) })
 	})
 	c.Long = "The form of the bundle is described in docs/reference/audit-bundle.md."
-	c.Flags().StringVarP(&out, "out", "o", "", "write to this file, which is replaced only when all is there; default: standard output")
+	c.Flags().StringVarP(&out, "out", "o", "", "write to this `FILE`, which is replaced only when all is there; default: standard output")
 	return c
 }
 

@@ -39,19 +39,19 @@ SEGMENT is the last one of the name: prod/orders/db gives DB_USERNAME and
 DB_PASSWORD. The exit code is the program's; docs/reference/exec.md tells more.`
 	c.Example = `  keyturn exec --key prod/orders/db -- ./orders
   keyturn exec --env PGUSER=prod/orders/db:username --env PGPASSWORD=prod/orders/db:password -- psql
-  keyturn exec --file PGPASSFILE=prod/orders/db:password --on-change signal=HUP -- ./orders`
+  keyturn exec --file TOKEN_FILE=prod/api:token --on-change signal=HUP -- ./orders`
 	c.Flags().SetInterspersed(false)
-	c.Flags().StringArrayVar(&f.keys, "key", nil, "a key whose fields go into the environment; may be repeated")
+	c.Flags().StringArrayVar(&f.keys, "key", nil, "the `NAME` of a key whose fields go into the environment; may be repeated")
 	c.Flags().StringArrayVar(&f.env, "env", nil, "`NAME=KEY:FIELD` puts a field into the environment variable NAME; may be repeated")
 	c.Flags().StringArrayVar(&f.files, "file", nil, "`NAME=KEY:FIELD` or NAME=TEMPLATE makes a file in memory whose path is in NAME; may be repeated")
-	c.Flags().StringVar(&f.onChange, "on-change", "restart", "what to do when a key changes: restart, none, or signal=NAME")
-	c.Flags().DurationVar(&f.options.KillAfter, "kill-after", execute.DefaultKillAfter, "how long the program may take to end before it is killed")
-	c.Flags().DurationVar(&f.options.Settle, "settle", execute.DefaultSettle, "how long it must run with a new version to count as well")
-	c.Flags().DurationVar(&f.options.Wait, "wait", execute.DefaultWait, "how long to wait for the first keys")
+	c.Flags().StringVar(&f.onChange, "on-change", "restart", "the `ACTION` when a key changes: restart, none, or signal=NAME")
+	c.Flags().DurationVar(&f.options.KillAfter, "kill-after", execute.DefaultKillAfter, "the `TIME` that the program may take to end before it is killed")
+	c.Flags().DurationVar(&f.options.Settle, "settle", execute.DefaultSettle, "the `TIME` that it must run with a new version to count as well")
+	c.Flags().DurationVar(&f.options.Wait, "wait", execute.DefaultWait, "the longest `TIME` to wait for the first keys")
 	c.Flags().StringVar(&f.party, "party", "", "the `ID` by which rotations name this process; default: host/keyturn/random")
-	c.Flags().StringVar(&f.region, "region", "", "the failure domain of this process")
+	c.Flags().StringVar(&f.region, "region", "", "the `REGION`, or failure domain, of this process")
 	c.Flags().StringArrayVar(&f.labels, "label", nil, "a label `NAME=VALUE` that policies match; may be repeated")
-	c.Flags().StringVar(&f.logFormat, "log-format", outputText, "what the log on standard error looks like: text or json")
+	c.Flags().StringVar(&f.logFormat, "log-format", outputText, "the `FORMAT` of the log on standard error: text or json")
 	a.completeFlag(c, "key", a.keyNames)
 	a.choices(c, "on-change", "restart", "none", "signal=HUP", "signal=USR1")
 	a.choices(c, "log-format", outputText, outputJSON)

@@ -30,8 +30,8 @@ terminal. Applications should rather use keyturn agent, keyturn exec or the SDK,
 which also bring them the next version.`
 	c.Example = "  keyturn get prod/orders/db\n  PGPASSWORD=$(keyturn get prod/orders/db --field password) psql"
 	c.Flags().Uint64Var(&version, "version", 0, "the `NUMBER` of the version; default: the current one")
-	c.Flags().StringVar(&label, "label", "", "the version with this label: current, previous or pending")
-	c.Flags().StringVar(&field, "field", "", "only this field")
+	c.Flags().StringVar(&label, "label", "", "the version with this `LABEL`: current, previous or pending")
+	c.Flags().StringVar(&field, "field", "", "only the field `NAME`")
 	c.ValidArgsFunction = a.completeKeys
 	a.choices(c, "label", "current", "previous", "pending")
 	return c

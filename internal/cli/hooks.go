@@ -42,7 +42,7 @@ token with the role admin as lines for a shell. When it ends, its data is gone
 unless --dir names a folder.`
 	c.Example = "  keyturn dev\n  keyturn dev --dir /tmp/keyturn"
 	c.Flags().StringVar(&o.Listen, "listen", "127.0.0.1:0", "a loopback `ADDRESS`; port 0 takes a free one")
-	c.Flags().StringVar(&o.Dir, "dir", "", "keep the data in this folder")
+	c.Flags().StringVar(&o.Dir, "dir", "", "keep the data in this `FOLDER`")
 	return c
 }
 
@@ -97,8 +97,8 @@ once by schedule, once with a canary that fails and is rolled back, and once in
 an emergency. It uses a private PostgreSQL where its programs are installed, else
 API keys that a real HTTP server checks. The exit code is 0 only if no request
 failed.`
-	c.Flags().StringVar(&o.Target, "target", "", "what to rotate: postgresql or http-api-keys; default: postgresql where it is installed")
-	c.Flags().IntVar(&o.Applications, "applications", 12, "the size of the fleet")
+	c.Flags().StringVar(&o.Target, "target", "", "the `SYSTEM` to rotate: postgresql or http-api-keys; default: postgresql where it is installed")
+	c.Flags().IntVar(&o.Applications, "applications", 12, "the `SIZE` of the fleet")
 	a.choices(c, "target", demoTargets()...)
 	return c
 }
@@ -125,7 +125,7 @@ func (a *app) agentCommand() *cobra.Command {
 files to write, and how to tell applications; see docs/reference/agent.md. A token
 for the first start comes from keyturn token join.`
 	c.Flags().StringVar(&config, "config", "", "the configuration `FILE`")
-	c.Flags().StringVar(&format, "log-format", outputText, "what the log on standard error looks like: text or json")
+	c.Flags().StringVar(&format, "log-format", outputText, "the `FORMAT` of the log on standard error: text or json")
 	a.choices(c, "log-format", outputText, outputJSON)
 	return c
 }

@@ -41,7 +41,7 @@ func (a *app) keyListCommand() *cobra.Command {
 			a.list(w, "KEY|PROVIDER|POLICY|CURRENT|SINCE|NEXT ROTATION|OPEN ROTATIONS", rows, "no keys; apply some with keyturn apply -f DIR")
 		})
 	})
-	c.Flags().StringVar(&prefix, "prefix", "", "only keys whose names begin like this")
+	c.Flags().StringVar(&prefix, "prefix", "", "only keys whose names begin with `TEXT`")
 	a.completeFlag(c, "prefix", a.keyNames)
 	return c
 }

@@ -122,6 +122,8 @@ type app struct {
 	config Config
 	env    map[string]string
 	flags  globalFlags
+	// parsed says that flags holds what the command line says.
+	parsed bool
 }
 
 func newApp(config Config) *app {

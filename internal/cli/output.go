@@ -26,8 +26,8 @@ const (
 // wantsJSON reports whether --output json was given, also when the command line
 // is too wrong for the flags to be parsed.
 func (a *app) wantsJSON() bool {
-	if a.flags.output == outputJSON {
-		return true
+	if a.parsed || a.flags.output == outputJSON {
+		return a.flags.output == outputJSON
 	}
 	for i, arg := range a.config.Args {
 		switch {

@@ -41,7 +41,7 @@ func (a *app) partyListCommand() *cobra.Command {
 			a.list(w, "PARTY|KIND|REGION|LABELS|CONNECTION|KEY|TOLD|USES|TROUBLE", rows, "no parties")
 		})
 	})
-	c.Flags().StringVar(&key, "key", "", "only parties of this key")
+	c.Flags().StringVar(&key, "key", "", "only parties of the key `NAME`")
 	a.completeFlag(c, "key", a.keyNames)
 	return c
 }
@@ -82,6 +82,6 @@ func (a *app) partyRemoveCommand() *cobra.Command {
 			Party string `json:"party"`
 		}{args[0]}, func(w io.Writer) { fmt.Fprintf(w, "removed %s\n", clean(args[0])) })
 	})
-	c.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	c.Flags().StringVar(&reason, "reason", "", "the `TEXT` that tells the audit log why")
 	return c
 }

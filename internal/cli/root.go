@@ -62,7 +62,7 @@ Learn it:   keyturn dev, then keyturn apply -f DIR and keyturn rotate NAME --wai
 	flags.StringVar(&a.flags.address, "address", "", "the server's `URL` (KEYTURN_ADDR)")
 	flags.StringVar(&a.flags.tokenFile, "token-file", "", "a `FILE` that holds the token (KEYTURN_TOKEN_FILE, or the token itself in KEYTURN_TOKEN)")
 	flags.StringVar(&a.flags.caCert, "ca-cert", "", "a PEM `FILE` with the authority of the server's certificate (KEYTURN_CACERT)")
-	flags.DurationVar(&a.flags.timeout, "timeout", 30*time.Second, "how `LONG` to wait for one answer of the server")
+	flags.DurationVar(&a.flags.timeout, "timeout", 30*time.Second, "the longest `TIME` to wait for one answer of the server")
 	a.choices(root, "output", outputText, outputJSON)
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return a.checkGlobals() }
 
@@ -86,6 +86,7 @@ Learn it:   keyturn dev, then keyturn apply -f DIR and keyturn rotate NAME --wai
 }
 
 func (a *app) checkGlobals() error {
+	a.parsed = true
 	if a.flags.output != outputText && a.flags.output != outputJSON {
 		return usage("use --output text or --output json", "--output: %q is unknown", a.flags.output)
 	}

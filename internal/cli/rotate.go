@@ -31,9 +31,9 @@ An emergency marks versions as compromised and supersedes a rotation under way:
 replace-first brings in a new version at once and then refuses the old one;
 contain-first refuses the old one at once, whoever still uses it.`
 	c.Example = "  keyturn rotate prod/orders/db --wait\n  keyturn rotate prod/orders/db --emergency --reason \"leaked in a log\" --wait"
-	c.Flags().StringVar(&request.Reason, "reason", "", "why, for the audit log")
+	c.Flags().StringVar(&request.Reason, "reason", "", "the `TEXT` that tells the audit log why")
 	c.Flags().BoolVar(&request.Emergency, "emergency", false, "a version is known or suspected to be compromised")
-	c.Flags().StringVar(&request.Strategy, "strategy", "", "of an emergency: replace-first or contain-first; default: the policy's")
+	c.Flags().StringVar(&request.Strategy, "strategy", "", "the `STRATEGY` of an emergency: replace-first or contain-first; default: the policy's")
 	c.Flags().UintSliceVar(&compromised, "compromised", nil, "the compromised `VERSIONS`, for example 3,4; default: all that are accepted somewhere")
 	c.Flags().StringVar(&request.RequestId, "request-id", "", "an `ID` that makes a repeated command begin one rotation only")
 	c.Flags().Lookup("compromised").DefValue = ""
@@ -98,7 +98,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 	})
 	c.Long = `Before the cut-over is complete the rotation itself turns back. Afterwards, and as
 long as the old version is in quarantine, a new rotation brings it back.`
-	c.Flags().StringVar(&request.Reason, "reason", "", "why, for the audit log")
+	c.Flags().StringVar(&request.Reason, "reason", "", "the `TEXT` that tells the audit log why")
 	w.register(a, c)
 	c.ValidArgsFunction = a.completeRotations
 	return c
@@ -143,7 +143,7 @@ func waitGoals() []string { return []string{goalCutOver, goalRevoked, goalDone} 
 func (w *waitFlags) register(a *app, c *cobra.Command) {
 	c.Flags().StringVar(&w.goal, "wait", "", "wait until the `GOAL` is reached: cut-over (the new version is current), revoked (the old one is refused), or done (the old one is gone)")
 	c.Flags().Lookup("wait").NoOptDefVal = goalRevoked
-	c.Flags().DurationVar(&w.most, "wait-timeout", 0, "give up waiting after this time, for example 10m; the rotation goes on")
+	c.Flags().DurationVar(&w.most, "wait-timeout", 0, "give up waiting after this `TIME`, for example 10m; the rotation goes on")
 	a.choices(c, "wait", waitGoals()...)
 }
 

@@ -70,9 +70,9 @@ func (a *app) rotationListCommand() *cobra.Command {
 			a.list(w, "ROTATION|KEY|KIND|PHASE|FROM|TO|STARTED|ENDED", rows, "no rotations")
 		})
 	})
-	c.Flags().StringVar(&request.Key, "key", "", "only those of this key")
+	c.Flags().StringVar(&request.Key, "key", "", "only those of the key `NAME`")
 	c.Flags().BoolVar(&request.OpenOnly, "open", false, "only those that have not ended")
-	c.Flags().IntVar(&limit, "limit", defaultList, "at most this many; 0: all")
+	c.Flags().IntVar(&limit, "limit", defaultList, "the `NUMBER` to list; 0: all")
 	a.completeFlag(c, "key", a.keyNames)
 	return c
 }
@@ -131,7 +131,7 @@ func (a *app) onRotation(name, short string, ended bool, run func(cmd *cobra.Com
 		}
 		return run(cmd, api, id)
 	})
-	c.Flags().StringVar(&key, "key", "", "the newest rotation of this key that has not ended")
+	c.Flags().StringVar(&key, "key", "", "the newest rotation of the key `NAME` that has not ended")
 	c.ValidArgsFunction = a.completeRotations
 	a.completeFlag(c, "key", a.keyNames)
 	return c
@@ -190,7 +190,7 @@ func (a *app) steerCommand(name, short, done string, action keyturnv1.SteerActio
 			fmt.Fprintf(w, "rotation %s of %s %s; it is %s\n", shortID(r.GetId()), clean(r.GetKey()), done, headline(r))
 		})
 	})
-	c.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	c.Flags().StringVar(&reason, "reason", "", "the `TEXT` that tells the audit log why")
 	return c
 }
 

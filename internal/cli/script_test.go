@@ -73,39 +73,44 @@ func TestScripts(t *testing.T) {
 			e.Setenv("VIEWER", viewerToken)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			// exitcode CODE COMMAND...: the command ends with that code.
-			"exitcode": func(ts *testscript.TestScript, neg bool, args []string) {
-				if neg || len(args) < 2 {
-					ts.Fatalf("usage: exitcode CODE COMMAND...")
-				}
-				err := ts.Exec(args[1], args[2:]...)
-				code := 0
-				if exit := (interface{ ExitCode() int })(nil); errors.As(err, &exit) {
-					code = exit.ExitCode()
-				}
-				if fmt.Sprint(code) != args[0] {
-					ts.Fatalf("exit code %d (%v), want %s", code, err, args[0])
-				}
-			},
-			// replace FILE OLD NEW changes a file.
-			"replace": func(ts *testscript.TestScript, _ bool, args []string) {
-				content := ts.ReadFile(args[0])
-				if !strings.Contains(content, args[1]) {
-					ts.Fatalf("%s does not contain %q", args[0], args[1])
-				}
-				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(content, args[1], args[2], 1)), 0o600))
-			},
-			// mode FILE MODE checks permissions.
-			"mode": func(ts *testscript.TestScript, _ bool, args []string) {
-				info, err := os.Stat(ts.MkAbs(args[0]))
-				ts.Check(err)
-				if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
-					ts.Fatalf("mode of %s is %s, want %s", args[0], got, args[1])
-				}
-			},
-		},
+		Cmds: commands(),
 	})
+}
+
+// commands are what scripts may use beside the usual.
+func commands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		// exitcode CODE COMMAND...: the command ends with that code.
+		"exitcode": func(ts *testscript.TestScript, neg bool, args []string) {
+			if neg || len(args) < 2 {
+				ts.Fatalf("usage: exitcode CODE COMMAND...")
+			}
+			err := ts.Exec(args[1], args[2:]...)
+			code := 0
+			if exit := (interface{ ExitCode() int })(nil); errors.As(err, &exit) {
+				code = exit.ExitCode()
+			}
+			if fmt.Sprint(code) != args[0] {
+				ts.Fatalf("exit code %d (%v), want %s", code, err, args[0])
+			}
+		},
+		// replace FILE OLD NEW changes a file.
+		"replace": func(ts *testscript.TestScript, _ bool, args []string) {
+			content := ts.ReadFile(args[0])
+			if !strings.Contains(content, args[1]) {
+				ts.Fatalf("%s does not contain %q", args[0], args[1])
+			}
+			ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(content, args[1], args[2], 1)), 0o600))
+		},
+		// mode FILE MODE checks permissions.
+		"mode": func(ts *testscript.TestScript, _ bool, args []string) {
+			info, err := os.Stat(ts.MkAbs(args[0]))
+			ts.Check(err)
+			if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
+				ts.Fatalf("mode of %s is %s, want %s", args[0], got, args[1])
+			}
+		},
+	}
 }
 
 // output is what a command printed.

@@ -27,8 +27,8 @@ type tokenFlags struct {
 
 func (f *tokenFlags) register(c *cobra.Command, lifetime string) {
 	c.Flags().StringSliceVar(&f.keys, "keys", nil, "the `PATTERNS` of the keys it is for: * matches within a segment, ** across segments; for example 'prod/**'")
-	c.Flags().StringVar(&f.lifetime, "lifetime", "", "how long it is valid, for example 30d; default: "+lifetime)
-	c.Flags().StringVar(&f.file, "file", "", "write the token to this file, mode 0600, instead of printing it")
+	c.Flags().StringVar(&f.lifetime, "lifetime", "", "the `TIME` for which it is valid, for example 30d; default: "+lifetime)
+	c.Flags().StringVar(&f.file, "file", "", "write the token to this `FILE`, mode 0600, instead of printing it")
 }
 
 func (a *app) tokenCreateCommand() *cobra.Command {
@@ -52,7 +52,7 @@ Roles: admin does everything; operator applies documents and runs rotations but
 reads no secrets; approver approves rotations; viewer reads what is public; agent
 presents keys.`
 	c.Example = "  keyturn token create ci --role operator --keys 'prod/**' --lifetime 90d\n  keyturn token create orders --role agent --keys prod/orders/db --file token"
-	c.Flags().StringVar(&request.Role, "role", "", "admin, operator, approver, viewer or agent")
+	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer or agent")
 	f.register(c, "it does not expire")
 	a.choices(c, "role", tokenRoles()...)
 	return c
@@ -76,7 +76,7 @@ func (a *app) tokenJoinCommand() *cobra.Command {
 time; the join token is void afterwards. Put it into the file that joinTokenFile of
 the agent's configuration names, or into KEYTURN_JOIN_TOKEN.`
 	c.Example = "  keyturn token join web-1 --region eu --label cohort=canary --keys prod/orders/db"
-	c.Flags().StringVar(&party.Region, "region", "", "the failure domain of the agent")
+	c.Flags().StringVar(&party.Region, "region", "", "the `REGION`, or failure domain, of the agent")
 	c.Flags().StringArrayVar(&labels, "label", nil, "a label `NAME=VALUE` that policies match; may be repeated")
 	f.register(c, "1h")
 	return c
