@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"io"
+	"time"
+
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 )
 
 // What the tests of behaviour may see.
@@ -30,6 +35,13 @@ func ReadBundle(read func(p []byte) (int, error), size int) (origin, checkpoint 
 			return origin, b.checkpoint()
 		}
 	}
+}
+
+// LiveProgress shows states of rotations as on a terminal.
+func LiveProgress(w io.Writer, now func() time.Time, columns int) (update func(*keyturnv1.Rotation), end func()) {
+	p := &progress{w: w, now: now, live: true, columns: columns, stop: make(chan struct{}), done: make(chan struct{})}
+	go p.tick()
+	return p.update, p.end
 }
 
 type readFunc func(p []byte) (int, error)
