@@ -29,6 +29,8 @@ type agentApp struct {
 	config  agent.Config
 	logs    *logBuffer
 	stop    func(*testing.T)
+	// joinToken is the one-time token it joined with.
+	joinToken string
 }
 
 // file is the path of what the agent renders.
@@ -67,6 +69,7 @@ func (w *world) agentApp(t *testing.T, id, cohort, region, health string) *agent
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.joinToken = token.GetToken()
 	join := filepath.Join(a.dir, "join.token")
 	if err := os.WriteFile(join, []byte(token.GetToken()+"\n"), 0o600); err != nil {
 		t.Fatal(err)

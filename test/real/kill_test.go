@@ -1,0 +1,180 @@
+package real
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/client"
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/key"
+)
+
+// lease is how long a killed server's effects stay reserved, with a margin. The
+// tests let it pass by starting the next server with a clock that is ahead.
+const lease = 31 * time.Second
+
+// mortal is a server process that is killed and started again.
+type mortal struct {
+	*world
+	process *child
+	later   time.Duration
+}
+
+func newMortal(t *testing.T, policy string) *mortal {
+	t.Helper()
+	m := &mortal{world: newSystems(t)}
+	m.process = m.startChild(t, childConfig{})
+	m.apply(t, policy+"---\n"+m.keyDocument(m.primary.Addr()))
+	m.first(t)
+	return m
+}
+
+// again kills the server and starts it anew, after the leases have run out.
+func (m *mortal) again(t *testing.T) {
+	t.Helper()
+	m.process.kill(t)
+	m.later += lease
+	m.process = m.startChild(t, childConfig{Later: m.later})
+}
+
+// same fails the test unless the key is as after n versions without any crash.
+func (m *mortal) same(t *testing.T, n uint64) {
+	t.Helper()
+	k := m.key(t)
+	if k.GetCurrent() != n || len(k.GetVersions()) != int(n) || len(k.GetRotationIds()) != 0 {
+		t.Errorf("current is %d of %d versions, %d rotations are open; want %d of %d, and none", k.GetCurrent(), len(k.GetVersions()), len(k.GetRotationIds()), n, n)
+	}
+	for i, v := range k.GetVersions() {
+		want := "destroyed"
+		if v.GetNumber() == n {
+			want = "active"
+		}
+		if v.GetNumber() != uint64(i)+1 || v.GetState() != want {
+			t.Errorf("version %d is number %d and %s, want %s", i+1, v.GetNumber(), v.GetState(), want)
+		}
+	}
+	m.mustRefuse(t, key.Version(n-1))
+	m.mustAccept(t, key.Version(n))
+	m.healthy(t)
+}
+
+// stops are all the points of a rotation to version n at which the server can be
+// killed: just before an effect, and when it was carried out but not recorded.
+func (w *world) stops(n uint64) []stop {
+	replica := "replica " + w.standby.Addr()
+	var all []stop
+	for _, at := range []stop{
+		{Op: "preflight"},
+		{Op: "mint", Version: n},
+		{Op: "accept", Endpoint: "primary", Version: n},
+		{Op: "accept", Endpoint: replica, Version: n},
+		{Op: "probe", Endpoint: "primary", Version: n},
+		{Op: "probe", Endpoint: replica, Version: n},
+		{Op: "usage", Version: n - 1},
+		{Op: "refuse", Endpoint: "primary", Version: n - 1},
+		{Op: "refuse", Endpoint: replica, Version: n - 1},
+		{Op: "probe", Endpoint: "primary", Version: n - 1},
+		{Op: "probe", Endpoint: replica, Version: n - 1},
+		{Op: "destroy", Version: n - 1},
+	} {
+		all = append(all, at)
+		at.After = true
+		all = append(all, at)
+	}
+	return all
+}
+
+// TestKilledAtEveryEffect kills the server at every effect of a rotation, before
+// it and between it and its record. Every time the next start ends where no crash
+// would have, and no application notices.
+func TestKilledAtEveryEffect(t *testing.T) {
+	t.Parallel()
+	m := newMortal(t, quickPolicy)
+	l := m.fleet(t, 2)
+	n := uint64(1)
+	for i := range m.stops(0) {
+		if testing.Short() && i%4 != 3 {
+			continue
+		}
+		n++
+		at := m.stops(n)[i]
+		name := at.Op + " " + at.Endpoint
+		m.process.stopAt(t, at)
+		begun := time.Now()
+		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: fmt.Sprintf("killed at %s, after: %v", name, at.After)})
+		await(t, fmt.Sprintf("%s, after: %v", name, at.After), m.process.reached)
+		m.again(t)
+		m.finish(t, id, "done")
+		m.same(t, n)
+		t.Logf("killed at %s, after: %v; it took %v", name, at.After, time.Since(begun))
+		if t.Failed() {
+			t.Fatalf("this was the kill at %s, after: %v\n%s", name, at.After, m.timeline(t, id))
+		}
+	}
+	l.check(t)
+}
+
+// TestKilledInEveryPhase kills the server when it was seen to be in a phase,
+// among them those in which nothing is done but to wait.
+func TestKilledInEveryPhase(t *testing.T) {
+	t.Parallel()
+	m := newMortal(t, vary(t, "{name: rest, bake: 0s", "{name: rest, bake: 1s", "quarantine: 0s", "quarantine: 1s", "drain: {min: 0s", "drain: {min: 1s"))
+	l := m.fleet(t, 2)
+	n := uint64(1)
+	for _, phase := range []string{"planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying"} {
+		n++
+		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "killed while " + phase})
+		// A phase may be over before it is seen; then the kill comes a little later.
+		seen := m.wait(t, id, func(r *keyturnv1.Rotation) bool { return phaseNumber(r.GetPhase()) >= phaseNumber(phase) })
+		m.again(t)
+		m.finish(t, id, "done")
+		m.same(t, n)
+		t.Logf("killed while %s, seen %s", phase, seen.GetPhase())
+		if t.Failed() {
+			t.Fatalf("this was the kill while %s\n%s", phase, m.timeline(t, id))
+		}
+	}
+	l.check(t)
+}
+
+func phaseNumber(phase string) int {
+	for i, p := range []string{"planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying"} {
+		if p == phase {
+			return i
+		}
+	}
+	return 100 // it has ended
+}
+
+// TestKilledWhileRollingBack kills the server while a failed canary is rolled
+// back: the roll-back ends as it would have.
+func TestKilledWhileRollingBack(t *testing.T) {
+	t.Parallel()
+	m := newMortal(t, quickPolicy)
+	l := m.fleet(t, 2)
+	sick := m.open(t, "sick-canary", "canary", "eu")
+	defer sick.OnApply(func(context.Context, client.Credential) error { return errors.New("not well") })()
+	for i, at := range []stop{
+		{Op: "refuse", Endpoint: "primary"},
+		{Op: "refuse", Endpoint: "primary", After: true},
+		{Op: "refuse", Endpoint: "replica " + m.standby.Addr(), After: true},
+	} {
+		at.Version = uint64(i) + 2
+		m.process.stopAt(t, at)
+		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "a canary that fails"})
+		await(t, "the new version is refused", m.process.reached)
+		m.again(t)
+		r := m.finish(t, id, "rolled-back")
+		says(t, "the reason", r.GetReason(), "sick-canary", "not well")
+		if now := m.current(t); now != 1 {
+			t.Errorf("version %d is current", now)
+		}
+		m.mustAccept(t, 1)
+		m.mustRefuse(t, key.Version(at.Version))
+		m.healthy(t)
+	}
+	l.check(t)
+}
