@@ -49,7 +49,7 @@ func TestLiveProgress(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond)
 		update(&keyturnv1.Rotation{Phase: "planned"})
 		update(&keyturnv1.Rotation{Phase: "accepting", Waiting: []*keyturnv1.Waiting{{Message: "a verifier with a very long name has not answered\x1b[31m"}}})
-		time.Sleep(61500 * time.Millisecond)
+		time.Sleep(62 * time.Second)
 		if got := s.lines(); len(got) != 2 || !strings.HasSuffix(got[1], "1m1s") {
 			t.Errorf("before the end: %q", got)
 		}
