@@ -228,12 +228,12 @@ func (m *machine) driveDraining(r *Rotation) bool {
 
 // drained reports whether the old version may be revoked.
 func (m *machine) drained(r *Rotation) bool {
-	min := r.PhaseSince.Add(r.Plan.DrainMin)
+	earliest := r.PhaseSince.Add(r.Plan.DrainMin)
 	if r.Plan.Strategy != 0 {
-		min = r.PhaseSince
+		earliest = r.PhaseSince
 	}
 	unused := m.unused(r.From)
-	quiet := m.measure(r, r.From, min, unused)
+	quiet := m.measure(r, r.From, earliest, unused)
 	if quiet && unused {
 		return true
 	}
@@ -246,7 +246,7 @@ func (m *machine) drained(r *Rotation) bool {
 		r.hold(Hold{Reason: HoldGraceOver, Message: fmt.Sprintf("registered presenters may still be using the compromised %v", r.From), Since: m.Now})
 		return false
 	}
-	if max := r.Plan.DrainMax; max > 0 && !m.Now.Before(r.PhaseSince.Add(max)) {
+	if limit := r.Plan.DrainMax; limit > 0 && !m.Now.Before(r.PhaseSince.Add(limit)) {
 		if r.Plan.RevokeAtMax && unused {
 			return true
 		}

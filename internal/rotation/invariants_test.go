@@ -277,7 +277,7 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 	if now.Phase == Superseded || now.Phase == RollingBack || now.Phase == RolledBack && old.Phase != RollingBack {
 		return nil
 	}
-	switch old.Phase {
+	switch old.Phase { //nolint:exhaustive // the other kinds need nothing here
 	case Planned:
 		if now.Phase == Minting && (len(now.Approvals) < now.Plan.Approvals || after.Now.Before(now.Plan.NotBefore)) {
 			return violated("planned", "rotation %d began without its approvals or before its time", old.ID[15])
@@ -383,7 +383,7 @@ func effectsAllowed(before, after *State, e Event, effects []Effect) *violation 
 	for _, effect := range effects {
 		v, ok := after.Version(effect.Version)
 		compromised := ok && v.State == key.Compromised
-		switch effect.Kind {
+		switch effect.Kind { //nolint:exhaustive // the other kinds need nothing here
 		case Accept:
 			if !ok {
 				return violated("no loss", "%s of a version that is not stored", effect.ID())

@@ -155,7 +155,7 @@ func (r *run) effect(m move) {
 		return
 	}
 	l := w.lanes[m.a]
-	switch m.kind {
+	switch m.kind { //nolint:exhaustive // the other kinds need nothing here
 	case moveStart:
 		l.running, l.queued = l.queued, job{}
 		w.setLane(int(m.a), l)
@@ -197,7 +197,7 @@ func (r *run) effect(m move) {
 // deliver sends the result of a job that ended in the given way.
 func (r *run) deliver(done job, how moveKind) {
 	result := Result{Effect: done.effect.EffectRef, Outcome: OK, Uses: done.uses}
-	switch how {
+	switch how { //nolint:exhaustive // the other kinds need nothing here
 	case moveBroken, moveHalf:
 		result.Outcome, result.Detail = Broken, "it is broken"
 	case moveNoData:
@@ -213,7 +213,7 @@ func (r *run) deliver(done job, how moveKind) {
 	w := &r.n.w
 	if result.Outcome == OK && result.Effect.Verifier != "" {
 		p := &w.places[placeIndex(result.Effect.Verifier)]
-		switch result.Effect.Kind {
+		switch result.Effect.Kind { //nolint:exhaustive // the other kinds need nothing here
 		case ProbeRefuse:
 			p.proven = p.proven.with(result.Effect.Version)
 		case ProbeAccept:
@@ -239,7 +239,7 @@ func (r *run) party(m move) {
 	p := &w.parties[m.a]
 	id := partyID(int(m.a))
 	known, _ := r.n.s.Presenter(id)
-	switch m.kind {
+	switch m.kind { //nolint:exhaustive // the other kinds need nothing here
 	case moveApply:
 		p.seen, p.told, p.using, p.sick, p.stranger = known.Epoch, known.Told, known.Told, false, false
 	case moveCannot:
@@ -326,7 +326,7 @@ func (r *run) command(m move) {
 	if m.kind != moveBegin && m.kind != moveDeclare {
 		id = r.n.s.Rotations[m.a].ID
 	}
-	switch m.kind {
+	switch m.kind { //nolint:exhaustive // the other kinds need nothing here
 	case moveBegin:
 		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Scheduled, Plan: r.c.plan}})
 	case moveDeclare:
