@@ -184,7 +184,7 @@ func exported(ctx context.Context, api keyturnv1connect.ControlServiceClient) io
 			w.CloseWithError(err)
 			return
 		}
-		defer stream.Close()
+		defer func() { _ = stream.Close() }() // all is read, or the context ended
 		for stream.Receive() {
 			if _, err := w.Write(stream.Msg().GetPiece()); err != nil {
 				return // the reader has closed the pipe
@@ -201,7 +201,7 @@ func writeStream(path string, r io.Reader) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // it is gone when all went well
 	defer f.Close()
 	size, err := io.Copy(f, r)
 	if err != nil {

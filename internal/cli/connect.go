@@ -26,7 +26,7 @@ import (
 const (
 	envAddress   = "KEYTURN_ADDR"
 	envToken     = "KEYTURN_TOKEN"
-	envTokenFile = "KEYTURN_TOKEN_FILE"
+	envTokenFile = "KEYTURN_TOKEN_FILE" //nolint:gosec // the name of a variable
 	envCACert    = "KEYTURN_CACERT"
 )
 

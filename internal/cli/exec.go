@@ -27,7 +27,7 @@ func (a *app) execCommand() *cobra.Command {
 	c := a.action("exec -- COMMAND...", "Run a program with keys, and with the new ones after a rotation", func(cmd *cobra.Command, args []string) error {
 		return a.exec(cmd.Context(), f, args)
 	})
-	c.Args = func(cmd *cobra.Command, args []string) error {
+	c.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return usage("write for example keyturn exec --key prod/orders/db -- ./orders", "the program is missing")
 		}
@@ -74,8 +74,8 @@ func (a *app) exec(ctx context.Context, f execFlags, command []string) error {
 	if o.Logger, err = a.logger(f.logFormat); err != nil {
 		return err
 	}
-	connection := a.connection()
-	if err := connection.check(); err != nil {
+	server := a.connection()
+	if err := server.check(); err != nil {
 		return err
 	}
 	party := client.Party{ID: f.party, Kind: client.KindClient, Region: f.region}
@@ -83,7 +83,7 @@ func (a *app) exec(ctx context.Context, f execFlags, command []string) error {
 		return err
 	}
 	delivery, err := client.New(client.Config{
-		Address: connection.address, Token: connection.token, CACertFile: connection.caCert, Party: party, Now: a.config.Now, Logger: o.Logger,
+		Address: server.address, Token: server.token, CACertFile: server.caCert, Party: party, Now: a.config.Now, Logger: o.Logger,
 	})
 	if err != nil {
 		return usage("see keyturn exec --help", "%w", err)

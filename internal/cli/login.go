@@ -49,7 +49,7 @@ func (a *app) configDir() (string, error) {
 func (a *app) readLogin() (login, error) {
 	dir, err := a.configDir()
 	if err != nil {
-		return login{}, nil //nolint:nilerr // without a place there is no login
+		return login{}, nil // without a place there is no login
 	}
 	path := filepath.Join(dir, "login.json")
 	f, err := os.Open(path)
@@ -80,7 +80,7 @@ func writePrivate(path string, content []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // it is gone when all went well
 	defer f.Close()
 	if _, err := f.Write(content); err != nil {
 		return err

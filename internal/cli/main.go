@@ -107,8 +107,11 @@ func Main(ctx context.Context, config Config) Exit {
 	if errors.As(err, &ended) {
 		return Exit(ended)
 	}
-	f := a.explain(ctx, err)
-	if ran := new(failureOf); !errors.As(err, &ran) && f.err == err {
+	var f *failure
+	var ran *failureOf
+	if errors.As(err, &f) || errors.As(err, &ran) {
+		f = a.explain(ctx, err)
+	} else {
 		f = usage("see keyturn --help", "%w", err) // cobra's own: no command ran
 	}
 	if !errors.Is(err, ErrFailed) {

@@ -169,8 +169,8 @@ func (a *app) group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command
 
 func unknownCommand(parent *cobra.Command, name string) *failure {
 	hint := "see " + parent.CommandPath() + " --help"
-	if close := parent.SuggestionsFor(name); len(close) > 0 {
-		hint = "did you mean " + parent.CommandPath() + " " + strings.Join(close, " or "+parent.CommandPath()+" ") + "?"
+	if similar := parent.SuggestionsFor(name); len(similar) > 0 {
+		hint = "did you mean " + parent.CommandPath() + " " + strings.Join(similar, " or "+parent.CommandPath()+" ") + "?"
 	}
 	return usage(hint, "there is no command %s %s", parent.CommandPath(), name)
 }

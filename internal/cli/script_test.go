@@ -29,11 +29,12 @@ func TestMain(m *testing.M) {
 // the tests and hooks that only tell what they were given.
 func keyturn() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	config := hooks()
 	config.Args, config.Environ = os.Args[1:], os.Environ()
 	config.Stdin, config.Stdout, config.Stderr = os.Stdin, os.Stdout, os.Stderr
-	os.Exit(int(cli.Main(ctx, config)))
+	code := cli.Main(ctx, config)
+	stop()
+	os.Exit(int(code))
 }
 
 func hooks() cli.Config {

@@ -18,9 +18,9 @@ import (
 
 // How long to wait between two tries to watch, and how long to try.
 const (
-	watchRetryMin = 200 * time.Millisecond
-	watchRetryMax = 5 * time.Second
-	watchGiveUp   = 2 * time.Minute
+	watchRetryFirst = 200 * time.Millisecond
+	watchRetryMost  = 5 * time.Second
+	watchGiveUp     = 2 * time.Minute
 )
 
 // errReached ends a watch from within.
@@ -140,7 +140,7 @@ func cutMessage(s string) (before, message string, ok bool) {
 // which follow returns, or the rotation has ended. It survives a server that is
 // away for a while.
 func (a *app) follow(ctx context.Context, api keyturnv1connect.ControlServiceClient, id string, visit func(*keyturnv1.Rotation) error, show *progress) error {
-	delay := watchRetryMin
+	delay := watchRetryFirst
 	var lost time.Time
 	for {
 		ended, seen := false, false
@@ -148,7 +148,7 @@ func (a *app) follow(ctx context.Context, api keyturnv1connect.ControlServiceCli
 			if !lost.IsZero() {
 				show.say("the server is back")
 			}
-			ended, seen, lost, delay = r.GetEnded(), true, time.Time{}, watchRetryMin
+			ended, seen, lost, delay = r.GetEnded(), true, time.Time{}, watchRetryFirst
 			return visit(r)
 		})
 		switch {
@@ -177,7 +177,7 @@ func (a *app) follow(ctx context.Context, api keyturnv1connect.ControlServiceCli
 			return ctx.Err()
 		case <-timer.C:
 		}
-		delay = min(2*delay, watchRetryMax)
+		delay = min(2*delay, watchRetryMost)
 	}
 }
 
@@ -198,7 +198,7 @@ func watchOnce(ctx context.Context, api keyturnv1connect.ControlServiceClient, i
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // all is read, or the context ended
 	for stream.Receive() {
 		if err := visit(stream.Msg().GetRotation()); err != nil {
 			return err
