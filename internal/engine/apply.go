@@ -27,7 +27,9 @@ type ApplyRequest struct {
 	DryRun bool
 	// Prune also deletes policies, freezes and keys that no document names.
 	Prune bool
-	// Allowed says whether the caller may write the key with this name; nil allows all.
+	// Allowed says whether the caller may write the key with this name; nil allows
+	// all. A caller who may not write a key sees nothing of it, prunes it not, and
+	// may not change a policy or freeze that concerns it.
 	Allowed func(key.Name) bool
 }
 
@@ -76,7 +78,7 @@ func (e *Engine) Apply(ctx context.Context, actor audit.Actor, request ApplyRequ
 }
 
 func (c *change) apply(request ApplyRequest, resources []policy.Resource, result *ApplyResult) error {
-	before, err := c.existing(resources, request.Prune)
+	before, err := c.existing(resources, request)
 	if err != nil {
 		return err
 	}
@@ -87,7 +89,7 @@ func (c *change) apply(request ApplyRequest, resources []policy.Resource, result
 	if !request.Prune {
 		result.Changes = slices.DeleteFunc(result.Changes, func(change policy.Change) bool { return change.Op == policy.Deleted })
 	}
-	if err := c.checkChanges(request, result); err != nil {
+	if err := c.checkChanges(request, resources, before, result); err != nil {
 		return err
 	}
 	if request.DryRun || result.Problems.Err() != nil {
@@ -104,40 +106,10 @@ func (c *change) apply(request ApplyRequest, resources []policy.Resource, result
 	return nil
 }
 
-// checkChanges adds problems that only the server can see.
-func (c *change) checkChanges(request ApplyRequest, result *ApplyResult) error {
-	for _, change := range result.Changes {
-		if change.Kind != policy.KindKey || change.Op == policy.Unchanged {
-			continue
-		}
-		name := key.Name(change.Name)
-		if request.Allowed != nil && !request.Allowed(name) {
-			result.Problems = append(result.Problems, policy.Problem{
-				Resource: "Key " + change.Name, Severity: policy.Error, Code: "not-allowed",
-				Message: "your token does not cover this key", Hint: "ask for a token whose key patterns match it",
-			})
-		}
-		if change.Op != policy.Deleted {
-			continue
-		}
-		state, _, err := c.state(name)
-		if err != nil {
-			return err
-		}
-		if len(state.Versions) > 0 {
-			result.Problems = append(result.Problems, policy.Problem{
-				Resource: "Key " + change.Name, Severity: policy.Error, Code: "key-in-use",
-				Message: fmt.Sprintf("it cannot be deleted: %d of its versions are not destroyed", len(state.Versions)),
-				Hint:    "keep its document; a key whose versions are in use is not forgotten",
-			})
-		}
-	}
-	return nil
-}
-
 // existing reads the resources that the new ones change or refer to: all
-// policies and freezes, and of the keys those that are named, or all.
-func (c *change) existing(resources []policy.Resource, all bool) ([]policy.Resource, error) {
+// policies and freezes, and of the keys those that are named, or all. Keys that
+// the caller may not write are left out.
+func (c *change) existing(resources []policy.Resource, request ApplyRequest) ([]policy.Resource, error) {
 	var list []policy.Resource
 	add := func(body []byte) error {
 		resource, err := parseStored(body)
@@ -158,7 +130,7 @@ func (c *change) existing(resources []policy.Resource, all bool) ([]policy.Resou
 			}
 		}
 	}
-	if all {
+	if request.Prune {
 		docs, err := c.tx.Index.List(c.ctx, kindKey, "", "", maxResources)
 		if err != nil {
 			return nil, err
@@ -167,6 +139,9 @@ func (c *change) existing(resources []policy.Resource, all bool) ([]policy.Resou
 			return nil, fmt.Errorf("%w: more than %d keys exist; apply without prune", ErrInvalid, maxResources)
 		}
 		for _, doc := range docs {
+			if !request.allows(key.Name(doc.Name)) {
+				continue
+			}
 			var record KeyRecord
 			if err := decodeInto(doc.Body, &record); err != nil {
 				return nil, err
@@ -178,7 +153,7 @@ func (c *change) existing(resources []policy.Resource, all bool) ([]policy.Resou
 		return list, nil
 	}
 	for _, resource := range resources {
-		if resource.Key == nil {
+		if resource.Key == nil || !request.allows(resource.Key.Metadata.Name) {
 			continue
 		}
 		record, _, _, err := c.e.readKey(c.ctx, c.tx, resource.Key.Metadata.Name)

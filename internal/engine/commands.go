@@ -32,15 +32,19 @@ type RotateRequest struct {
 // Rotate begins a rotation and returns its ID. It fails with ErrNotFound,
 // ErrInvalid, or an error of package rotation such as ErrBusy.
 func (e *Engine) Rotate(ctx context.Context, actor audit.Actor, request RotateRequest) (key.RotationID, error) {
-	id, err := e.newID()
-	if err != nil {
-		return id, err
+	if len(request.Compromised) > maxCompromised {
+		return key.RotationID{}, fmt.Errorf("%w: compromised: %d versions, at most %d are allowed; leave them out to name all", ErrInvalid, len(request.Compromised), maxCompromised)
 	}
+	fresh, err := e.newID()
+	if err != nil {
+		return fresh, err
+	}
+	id := fresh
 	err = e.update(ctx, actor, func(c *change) error {
+		id = fresh
 		if request.RequestID != "" {
-			earlier, err := c.once(actor, request.RequestID, id)
-			if err != nil || earlier != id {
-				id = earlier
+			var err error
+			if id, err = c.once(actor, &request, fresh); err != nil || id != fresh {
 				return err
 			}
 		}
@@ -60,27 +64,50 @@ func (e *Engine) newID() (key.RotationID, error) {
 	return key.NewRotationID(e.config.Now(), random), nil
 }
 
-// requestKept is how long a request ID is remembered.
-const requestKept = 24 * time.Hour
+const (
+	// requestKept is how long a request ID is remembered.
+	requestKept = 24 * time.Hour
+	// maxCompromised bounds the versions that one emergency names.
+	maxCompromised = 1000
+)
+
+// requestRecord is what an earlier request with an ID asked for and led to.
+type requestRecord struct {
+	Rotation  key.RotationID `json:"rotation"`
+	Key       key.Name       `json:"key"`
+	Emergency bool           `json:"emergency,omitempty"`
+}
 
 // once remembers that a request led to a rotation, and returns the ID of the
 // rotation an earlier request with the same ID led to.
-func (c *change) once(actor audit.Actor, requestID string, id key.RotationID) (key.RotationID, error) {
-	name := actor.ID + " " + requestID
+func (c *change) once(actor audit.Actor, request *RotateRequest, id key.RotationID) (key.RotationID, error) {
+	// The length keeps two actors' requests apart whatever their names contain.
+	name := fmt.Sprintf("%d %s %s", len(actor.ID), actor.ID, request.RequestID)
 	doc, err := c.tx.Docs.Get(c.ctx, kindRequest, name)
 	if err == nil {
-		return key.ParseRotationID(string(doc.Body))
+		var earlier requestRecord
+		if err := decodeInto(doc.Body, &earlier); err != nil {
+			return id, err
+		}
+		if earlier.Key != request.Key || earlier.Emergency != request.Emergency {
+			return id, fmt.Errorf("%w: request_id %q was used for something else; draw a new one for every request", ErrInvalid, request.RequestID)
+		}
+		return earlier.Rotation, nil
 	}
 	if !errors.Is(err, store.ErrNotFound) {
 		return id, err
 	}
-	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindRequest, Name: name, Due: c.now.Add(requestKept), Body: []byte(id.String())})
+	body, err := encode(requestRecord{Rotation: id, Key: request.Key, Emergency: request.Emergency})
+	if err != nil {
+		return id, err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindRequest, Name: name, Due: c.now.Add(requestKept), Body: body})
 	return id, err
 }
 
 // begin begins a rotation by the key's policy.
 func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, reason string) error {
-	record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
+	_, k, _, err := c.e.readKey(c.ctx, c.tx, name)
 	if err != nil {
 		return err
 	}
@@ -106,6 +133,11 @@ func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, rea
 		return err
 	}
 	if _, _, err := c.step(name, id, body); err != nil {
+		return err
+	}
+	// The step itself may have written the record, when it ended another rotation.
+	record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
+	if err != nil {
 		return err
 	}
 	record.LastStart = c.now
@@ -202,6 +234,7 @@ func (e *Engine) Rollback(ctx context.Context, actor audit.Actor, of key.Rotatio
 	}
 	id := of
 	err = e.update(ctx, actor, func(c *change) error {
+		id = of
 		record, _, err := c.rotation(of)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
@@ -47,7 +48,9 @@ func (e *Engine) Checkpoint(ctx context.Context) ([]byte, error) {
 		if signed, err = audit.SignCheckpoint(checkpoint, e.config.Signer); err != nil {
 			return err
 		}
-		_, err = tx.Docs.Put(ctx, store.Doc{Kind: kindCheckpoint, Name: checkpointName(size), Body: signed})
+		_, err = tx.Docs.Put(ctx, store.Doc{
+			Kind: kindCheckpoint, Name: checkpointName(size), Body: signed, Due: e.config.Now().UTC().Add(checkpointsDense),
+		})
 		return err
 	})
 	return signed, err
@@ -111,12 +114,45 @@ type LogPage struct {
 // maxScanned bounds how many entries one call of ReadLog looks at.
 const maxScanned = 10_000
 
-// ReadLog returns entries from number from on, those of a key or a rotation only
-// if asked for, at most limit.
-func (e *Engine) ReadLog(ctx context.Context, from uint64, limit int, name key.Name, id key.RotationID) (LogPage, error) {
+// LogFilter says which entries are wanted; its zero value wants all.
+type LogFilter struct {
+	// Key and Rotation are those that the entry names, if set.
+	Key      key.Name
+	Rotation key.RotationID
+	// Visible leaves out all entries but those of keys for which it returns true;
+	// nil leaves out none.
+	Visible func(key.Name) bool
+}
+
+func (f *LogFilter) wants(entry *audit.Entry) bool {
+	switch {
+	case f.Key != "" && entry.Key != f.Key, !f.Rotation.IsZero() && entry.Rotation != f.Rotation:
+		return false
+	case f.Visible == nil:
+		return true
+	}
+	return entry.Key != "" && f.Visible(entry.Key)
+}
+
+// scanBatch is how many entries are read at once, from a snapshot of their own.
+const scanBatch = 1000
+
+// ReadLog returns the entries that the filter wants, from number from on, at
+// most limit. It looks at a bounded number of entries: a page may be empty
+// although more follow, until Next has reached Size.
+func (e *Engine) ReadLog(ctx context.Context, from uint64, limit int, filter LogFilter) (LogPage, error) {
 	page := LogPage{Next: from}
+	batch := min(limit, scanBatch)
+	if filter.Key != "" || !filter.Rotation.IsZero() || filter.Visible != nil {
+		batch = scanBatch
+	}
+	if from > math.MaxInt64 {
+		_, size, err := logView{e: e}.Records(ctx, 0, 1)
+		page.Size = size
+		return page, err
+	}
 	for scanned := 0; len(page.Entries) < limit && scanned < maxScanned; {
-		records, size, err := logView{e: e}.Records(ctx, page.Next, min(limit, 1000))
+		records, size, err := logView{e: e}.Records(ctx, page.Next, batch)
 		page.Size = size
 		if err != nil || len(records) == 0 {
 			return page, err
@@ -128,7 +164,7 @@ func (e *Engine) ReadLog(ctx context.Context, from uint64, limit int, name key.N
 			if err != nil {
 				return page, fmt.Errorf("entry %d: %w", page.Next-1, err)
 			}
-			if name != "" && entry.Key != name || !id.IsZero() && entry.Rotation != id {
+			if !filter.wants(&entry) {
 				continue
 			}
 			page.Entries = append(page.Entries, string(record))

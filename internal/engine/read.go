@@ -96,7 +96,9 @@ func (e *Engine) Keys(ctx context.Context, prefix, after string, limit int) ([]K
 // Reveal returns the material of one version; with v 0 that of the labelled
 // one. The read is audited before the material leaves the engine.
 func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error) {
+	revealed := v
 	err := e.update(ctx, actor, func(c *change) error {
+		revealed = v
 		if _, _, _, err := e.readKey(ctx, c.tx, name); err != nil {
 			return err
 		}
@@ -105,18 +107,21 @@ func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v
 			return err
 		}
 		if v == 0 {
-			if v = state.Labelled(label); v == 0 {
+			if revealed = state.Labelled(label); revealed == 0 {
 				return fmt.Errorf("%w: key %s has no %v version; begin one with keyturn rotate %s", ErrNotFound, name, label, name)
 			}
 		}
-		c.audit(audit.Entry{Action: audit.ActionRead, Key: name, Version: v})
+		if _, ok := state.Version(revealed); !ok {
+			return fmt.Errorf("%w: %s has no version %d, or it is destroyed", ErrNotFound, name, uint64(revealed))
+		}
+		c.audit(audit.Entry{Action: audit.ActionRead, Key: name, Version: revealed})
 		return nil
 	})
 	if err != nil {
 		return 0, provider.Material{}, err
 	}
-	material, err := e.material(ctx, name, v)
-	return v, material, err
+	material, err := e.material(ctx, name, revealed)
+	return revealed, material, err
 }
 
 // RotationView is a rotation as it stands.

@@ -356,7 +356,7 @@ func TestLogIsComplete(t *testing.T) {
 	w.wait(t, w.rotate(t, engine.RotateRequest{}), ended)
 	id := w.rotate(t, engine.RotateRequest{})
 	w.wait(t, id, ended)
-	page, err := w.engine.ReadLog(t.Context(), 0, 1000, "", id)
+	page, err := w.engine.ReadLog(t.Context(), 0, 1000, engine.LogFilter{Rotation: id})
 	if err != nil {
 		t.Fatal(err)
 	}
