@@ -181,7 +181,7 @@ func (e *Engine) Start(ctx context.Context) {
 		return
 	}
 	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog} {
+	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog, e.keepClean} {
 		e.running.Go(func() { run(ctx) })
 	}
 }

@@ -69,7 +69,7 @@ func (e *Engine) lookAround(ctx context.Context, kind string, handle func(contex
 	}
 	wait := next.Sub(e.config.Now())
 	if wait <= 0 {
-		// It became due meanwhile, or its handling failed: again, but not at once.
+		// It became due meanwhile.
 		wait = time.Millisecond
 	}
 	return min(wait, e.config.Poll)
@@ -90,24 +90,46 @@ func (e *Engine) each(ctx context.Context, kind string, handle func(context.Cont
 			}
 			return
 		}
-		var failures atomic.Int64
+		var silent atomic.Bool
 		var running sync.WaitGroup
 		slots := make(chan struct{}, maxTogether)
 		for _, doc := range docs {
 			slots <- struct{}{}
 			running.Go(func() {
 				defer func() { <-slots }()
-				if err := handle(ctx, key.Name(doc.Name)); err != nil && ctx.Err() == nil {
-					failures.Add(1)
-					e.log.ErrorContext(ctx, "a key that is due could not be handled; trying again", "key", doc.Name, "error", err)
+				err := handle(ctx, key.Name(doc.Name))
+				if err == nil || ctx.Err() != nil {
+					return
+				}
+				e.log.ErrorContext(ctx, "a key that is due could not be handled; trying again later", "key", doc.Name, "after", failedLater, "error", err)
+				if e.postpone(ctx, doc) != nil {
+					silent.Store(true) // the store itself does not answer
 				}
 			})
 		}
 		running.Wait()
-		if len(docs) < dueBatch || failures.Load() > 0 || ctx.Err() != nil {
+		if len(docs) < dueBatch || silent.Load() || ctx.Err() != nil {
 			return
 		}
 	}
+}
+
+// failedLater is how long a key that could not be handled stands back, so that
+// it neither spins nor keeps others waiting.
+const failedLater = 10 * time.Second
+
+// postpone makes a document due later, unless it changed meanwhile.
+func (e *Engine) postpone(ctx context.Context, due store.Doc) error {
+	err := e.store.Update(ctx, func(tx store.Tx) error {
+		later := due
+		later.Due = e.config.Now().UTC().Add(failedLater)
+		_, err := tx.Docs.Put(ctx, later)
+		return err
+	})
+	if errors.Is(err, store.ErrConflict) {
+		return nil
+	}
+	return err
 }
 
 // tick tells a key's rotations the time.
