@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -15,9 +16,10 @@ const maxAckBatch = 1024
 
 // acks gathers acknowledgements of a key that arrive together.
 type acks struct {
-	hub  *Hub
-	mu   sync.Mutex
-	open map[key.Name]*ackBatch
+	hub     *Hub
+	mu      sync.Mutex
+	open    map[key.Name]*ackBatch
+	stopped bool
 }
 
 type ackBatch struct {
@@ -37,31 +39,55 @@ type Outcome struct {
 	Detail string
 }
 
-// Acknowledge records a party's answers and returns when they are durable.
+// Acknowledge records a party's answers and returns when they are durable. When
+// several fail it returns an error that may pass, if there is one, rather than
+// one that will not, such as engine.ErrInvalid: a party that repeats all of them
+// loses none. What others answer at the same time has no influence.
 func (h *Hub) Acknowledge(ctx context.Context, party string, outcomes []Outcome) error {
 	batches := make([]*ackBatch, 0, len(outcomes))
 	for _, o := range outcomes {
 		ack := rotation.Ack{ID: party, Epoch: o.Epoch, OK: o.OK, Using: o.Using, Detail: o.Detail}
-		batches = append(batches, h.acks.add(ctx, o.Key, ack))
+		batch, err := h.acks.add(ctx, o.Key, ack)
+		if err != nil {
+			return err
+		}
+		batches = append(batches, batch)
 	}
-	var first error
+	var worst error
 	for _, batch := range batches {
 		select {
 		case <-batch.done:
-			if batch.err != nil && first == nil {
-				first = batch.err
+			if err := batch.errorOf(party); worst == nil || err != nil && forGood(worst) {
+				worst = err
 			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	return first
+	return worst
+}
+
+// errorOf is how the batch ended for one party.
+func (b *ackBatch) errorOf(party string) error {
+	var refused engine.Refused
+	if errors.As(b.err, &refused) {
+		return refused[party]
+	}
+	return b.err
+}
+
+// forGood reports whether repeating what failed with err cannot help.
+func forGood(err error) bool {
+	return errors.Is(err, engine.ErrInvalid) || errors.Is(err, engine.ErrNotFound) || errors.Is(err, rotation.ErrInvalid)
 }
 
 // add puts an acknowledgement into the open batch of its key, or opens one.
-func (a *acks) add(ctx context.Context, name key.Name, ack rotation.Ack) *ackBatch {
+func (a *acks) add(ctx context.Context, name key.Name, ack rotation.Ack) (*ackBatch, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.stopped {
+		return nil, ErrStopped
+	}
 	batch := a.open[name]
 	if batch == nil {
 		batch = &ackBatch{done: make(chan struct{})}
@@ -73,7 +99,14 @@ func (a *acks) add(ctx context.Context, name key.Name, ack rotation.Ack) *ackBat
 	if len(batch.acks) >= maxAckBatch {
 		delete(a.open, name)
 	}
-	return batch
+	return batch, nil
+}
+
+// stop makes add fail, so that what is under way can be waited for.
+func (a *acks) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopped = true
 }
 
 // ackTime bounds how long a batch may take to become durable.

@@ -31,6 +31,7 @@ type Core interface {
 	Attach(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (map[key.Name]engine.Tell, error)
 	Detach(ctx context.Context, actor audit.Actor, id, reason string) error
 	Acknowledge(ctx context.Context, actor audit.Actor, name key.Name, acks []rotation.Ack) error
+	Assigned(ctx context.Context, name key.Name, id string) (tell engine.Tell, unwell, ok bool, err error)
 	Material(ctx context.Context, name key.Name, v key.Version) (provider.Material, error)
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
 }
@@ -60,12 +61,20 @@ type Hub struct {
 	acks      acks
 
 	mu       sync.Mutex
-	sessions map[string]*Session
-	seen     map[string]time.Time
-	stopped  bool
+	sessions map[sessionOf]*Session
+	// seen is when a registered party that is away was last there.
+	seen    map[string]time.Time
+	stopped bool
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
+}
+
+// sessionOf names a session: a party may poll beside its stream, to learn
+// whether the stream still gets through, without losing it.
+type sessionOf struct {
+	party string
+	poll  bool
 }
 
 // New returns a hub; Use gives it its engine before Start.
@@ -79,7 +88,7 @@ func New(config Config) *Hub {
 	if config.AckPause == 0 {
 		config.AckPause = 5 * time.Millisecond
 	}
-	h := &Hub{config: config, sessions: map[string]*Session{}, seen: map[string]time.Time{}}
+	h := &Hub{config: config, sessions: map[sessionOf]*Session{}, seen: map[string]time.Time{}}
 	h.acks.init(h)
 	return h
 }
@@ -103,6 +112,7 @@ func (h *Hub) Stop() {
 	h.stopped = true
 	sessions := slices.Collect(maps.Values(h.sessions))
 	h.mu.Unlock()
+	h.acks.stop()
 	for _, s := range sessions {
 		s.end(ErrStopped)
 	}
@@ -110,12 +120,33 @@ func (h *Hub) Stop() {
 		h.cancel()
 	}
 	h.running.Wait()
+	h.materials.forgetAll()
 }
 
 // Connect registers the party with what it holds, and opens its session. An
-// older session of the same party ends with ErrReplaced.
+// older session of the same party ends with ErrReplaced. What the party was told
+// and has not answered it is told again, even if it holds it already.
 func (h *Hub) Connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (*Session, error) {
-	s := &Session{hub: h, party: party, changed: make(chan struct{}, 1), ended: make(chan struct{}), waiting: map[key.Name]engine.Tell{}, known: map[key.Name]engine.Holding{}}
+	return h.connect(ctx, actor, party, holdings, false)
+}
+
+// Poll registers the party with what it holds and waits for assignments, as a
+// session does that is closed afterwards. It leaves an open session of the party
+// alone; an older Poll of it ends with ErrReplaced.
+func (h *Hub) Poll(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding, wait time.Duration) ([]Delivery, error) {
+	s, err := h.connect(ctx, actor, party, holdings, true)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	return s.Next(ctx, wait)
+}
+
+func (h *Hub) connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding, poll bool) (*Session, error) {
+	s := &Session{
+		hub: h, party: party, poll: poll, changed: make(chan struct{}, 1), ended: make(chan struct{}),
+		waiting: map[key.Name]engine.Tell{}, known: map[key.Name]engine.Holding{},
+	}
 	for _, holding := range holdings {
 		s.known[holding.Key] = holding
 	}
@@ -129,6 +160,10 @@ func (h *Hub) Connect(ctx context.Context, actor audit.Actor, party engine.Party
 		s.Close()
 		return nil, err
 	}
+	h.mu.Lock()
+	s.attached = true
+	h.seen[party.ID] = h.config.Now()
+	h.mu.Unlock()
 	for name, tell := range tells {
 		s.put(name, tell)
 	}
@@ -137,7 +172,8 @@ func (h *Hub) Connect(ctx context.Context, actor audit.Actor, party engine.Party
 
 func (h *Hub) add(s *Session) error {
 	h.mu.Lock()
-	old := h.sessions[s.party.ID]
+	of := s.of()
+	old := h.sessions[of]
 	switch {
 	case h.stopped:
 		h.mu.Unlock()
@@ -146,8 +182,7 @@ func (h *Hub) add(s *Session) error {
 		h.mu.Unlock()
 		return fmt.Errorf("%w: %d are the limit of this server", ErrFull, h.config.MaxSessions)
 	}
-	h.sessions[s.party.ID] = s
-	h.seen[s.party.ID] = h.config.Now()
+	h.sessions[of] = s
 	h.mu.Unlock()
 	if old != nil {
 		old.end(ErrReplaced)
@@ -158,8 +193,11 @@ func (h *Hub) add(s *Session) error {
 func (h *Hub) remove(s *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.sessions[s.party.ID] == s {
-		delete(h.sessions, s.party.ID)
+	if h.sessions[s.of()] != s {
+		return
+	}
+	delete(h.sessions, s.of())
+	if s.attached {
 		h.seen[s.party.ID] = h.config.Now()
 	}
 }
@@ -169,8 +207,10 @@ func (h *Hub) Tell(name key.Name, tells []engine.Tell) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, tell := range tells {
-		if s, ok := h.sessions[tell.Presenter]; ok {
-			s.put(name, tell)
+		for _, poll := range []bool{false, true} {
+			if s, ok := h.sessions[sessionOf{party: tell.Presenter, poll: poll}]; ok {
+				s.put(name, tell)
+			}
 		}
 	}
 }
@@ -185,7 +225,7 @@ func (h *Hub) Samples(name key.Name, version key.Version, since time.Time) []eng
 func (h *Hub) Presence(id string) (connected bool, lastSeen time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, connected = h.sessions[id]; connected {
+	if len(h.sessionsOf(id)) > 0 {
 		return true, h.config.Now()
 	}
 	return false, h.seen[id]
@@ -198,20 +238,41 @@ func (h *Hub) Connected() int {
 	return len(h.sessions)
 }
 
-// Leave ends the party's session and removes it from its keys.
-func (h *Hub) Leave(ctx context.Context, actor audit.Actor, id, reason string) error {
-	h.mu.Lock()
-	s := h.sessions[id]
-	h.mu.Unlock()
-	if s != nil {
-		s.Close()
+// sessionsOf returns the party's sessions; the caller holds the lock.
+func (h *Hub) sessionsOf(id string) []*Session {
+	var list []*Session
+	for _, poll := range []bool{false, true} {
+		if s, ok := h.sessions[sessionOf{party: id, poll: poll}]; ok {
+			list = append(list, s)
+		}
 	}
-	err := h.core.Detach(ctx, actor, id, reason)
+	return list
+}
+
+func (h *Hub) endSessionsOf(id string) {
+	h.mu.Lock()
+	sessions := h.sessionsOf(id)
+	h.mu.Unlock()
+	for _, s := range sessions {
+		s.end(ErrReplaced)
+	}
+}
+
+// Leave ends the party's sessions and removes it from its keys. A party that
+// connects at the same moment has to connect again.
+func (h *Hub) Leave(ctx context.Context, actor audit.Actor, id, reason string) error {
+	h.endSessionsOf(id)
+	if err := h.core.Detach(ctx, actor, id, reason); err != nil {
+		return err
+	}
+	// A session that was opened meanwhile may have been attached before: it would
+	// hear of nothing any more.
+	h.endSessionsOf(id)
 	h.mu.Lock()
 	delete(h.seen, id)
 	h.mu.Unlock()
 	h.reports.drop(id)
-	return err
+	return nil
 }
 
 // forget removes clients that stay away, until ctx ends.

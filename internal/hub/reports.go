@@ -2,6 +2,9 @@ package hub
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +16,8 @@ import (
 const (
 	maxSamples  = 32
 	maxVersions = 4
+	// maxSampleDetail bounds the text of a sample, in bytes.
+	maxSampleDetail = 256
 )
 
 // reports keeps the latest samples of every party, in memory.
@@ -24,8 +29,10 @@ type reports struct {
 // partyReports are one party's samples of one key, by version.
 type partyReports struct {
 	versions []versionReports
-	// unwell: the last sample was bad.
-	unwell bool
+	// settled is the version whose health the engine has been told of, or knew, and
+	// unwell what that was.
+	settled key.Version
+	unwell  bool
 }
 
 type versionReports struct {
@@ -36,46 +43,79 @@ type versionReports struct {
 // Report takes a party's sample of a version. A party that turns unwell, or well
 // again, with the version it was told to use counts as having said so in an
 // acknowledgement, so that a stage fails at once and not only when it is judged.
+// It fails with engine.ErrNotFound, and keeps nothing, when the party does not
+// present the key.
 func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error {
 	sample.At = h.config.Now()
+	sample.Detail = strings.ToValidUTF8(sample.Detail[:min(len(sample.Detail), maxSampleDetail)], "")
+	if !h.watches(sample.Presenter, name) {
+		_, _, presents, err := h.core.Assigned(ctx, name, sample.Presenter)
+		if err != nil {
+			return err
+		}
+		if !presents {
+			return fmt.Errorf("%w: party %s does not present key %s; it connects first", engine.ErrNotFound, sample.Presenter, name)
+		}
+	}
 	if h.config.Sampled != nil {
 		h.config.Sampled(name, h.cohort(sample.Presenter), sample)
 	}
 	if !h.reports.add(name, version, sample) {
 		return nil
 	}
-	epoch, told := h.toldEpoch(sample.Presenter, name, version)
-	if !told {
-		return nil
+	tell, unwell, _, err := h.core.Assigned(ctx, name, sample.Presenter)
+	if err != nil {
+		return err
 	}
-	return h.Acknowledge(ctx, sample.Presenter, []Outcome{{Key: name, Epoch: epoch, OK: sample.Healthy, Using: version, Detail: sample.Detail}})
+	// A good report is no answer to a telling: only what was bad can be taken back.
+	if tell.Version == version && unwell == sample.Healthy {
+		outcome := Outcome{Key: name, Epoch: tell.Epoch, OK: sample.Healthy, Using: version, Detail: sample.Detail}
+		if err := h.Acknowledge(ctx, sample.Presenter, []Outcome{outcome}); err != nil {
+			return err
+		}
+	}
+	if tell.Version == version {
+		h.reports.settle(name, version, sample)
+	}
+	return nil
 }
 
 // cohort is the label of that name of a connected party.
 func (h *Hub) cohort(party string) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if session := h.sessions[party]; session != nil {
+	for _, session := range h.sessionsOf(party) {
 		return session.party.Labels["cohort"]
 	}
 	return ""
 }
 
-// toldEpoch is the epoch under which a connected party was told to use a version.
-func (h *Hub) toldEpoch(party string, name key.Name, version key.Version) (uint64, bool) {
+// watches reports whether a connected party has named the key.
+func (h *Hub) watches(party string, name key.Name) bool {
 	h.mu.Lock()
-	session := h.sessions[party]
-	h.mu.Unlock()
-	if session == nil {
-		return 0, false
-	}
-	session.mu.Lock()
-	defer session.mu.Unlock()
-	known, ok := session.known[name]
-	return known.Epoch, ok && known.Version == version && known.Epoch != 0
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.sessionsOf(party), func(s *Session) bool {
+		if !s.attached {
+			return false
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_, ok := s.known[name]
+		return ok
+	})
 }
 
-// add keeps a sample and reports whether the party's health turned.
+// settle notes that the engine knows how the party fares.
+func (r *reports) settle(name key.Name, version key.Version, sample engine.Sample) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if party := r.keys[name][sample.Presenter]; party != nil {
+		party.settled, party.unwell = version, !sample.Healthy
+	}
+}
+
+// add keeps a sample and reports whether the engine may not know of the party's
+// health with the version.
 func (r *reports) add(name key.Name, version key.Version, sample engine.Sample) (turned bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -90,8 +130,7 @@ func (r *reports) add(name key.Name, version key.Version, sample engine.Sample) 
 		party = &partyReports{}
 		r.keys[name][sample.Presenter] = party
 	}
-	turned = party.unwell == sample.Healthy
-	party.unwell = !sample.Healthy
+	turned = party.settled != version || party.unwell == sample.Healthy
 	for i := range party.versions {
 		if v := &party.versions[i]; v.version == version {
 			v.samples = append(v.samples, sample)

@@ -17,8 +17,11 @@ import (
 type Session struct {
 	hub     *Hub
 	party   engine.PartyRecord
+	poll    bool
 	changed chan struct{}
 	ended   chan struct{}
+	// attached: the engine has registered the party; guarded by the hub's lock.
+	attached bool
 
 	mu      sync.Mutex
 	waiting map[key.Name]engine.Tell
@@ -33,12 +36,14 @@ type Delivery struct {
 	Material provider.Material
 }
 
+func (s *Session) of() sessionOf { return sessionOf{party: s.party.ID, poll: s.poll} }
+
 // put queues a tell, in the place of an older one of the key.
 func (s *Session) put(name key.Name, tell engine.Tell) {
 	s.mu.Lock()
 	known, watched := s.known[name]
 	old, waits := s.waiting[name]
-	news := watched && (tell.Epoch > known.Epoch || tell.Version != known.Version) && (!waits || tell.Epoch > old.Epoch)
+	news := watched && (tell.Epoch > known.Epoch || tell.Version != known.Version || tell.Unanswered) && (!waits || tell.Epoch > old.Epoch)
 	if news {
 		s.waiting[name] = tell
 	}
@@ -126,6 +131,8 @@ func (s *Session) end(err error) {
 // served from one reading, short enough to hold no plaintext without need.
 const (
 	materialKept = 30 * time.Second
+	// materialTime bounds the reading of one version.
+	materialTime = 30 * time.Second
 	maxMaterials = 1024
 )
 
@@ -167,14 +174,29 @@ func (m *materials) get(ctx context.Context, h *Hub, name key.Name, v key.Versio
 	}
 	m.entries[of] = entry
 	m.mu.Unlock()
-	entry.material, entry.err = h.core.Material(ctx, name, v)
-	if entry.err != nil {
-		m.mu.Lock()
-		if m.entries[of] == entry {
-			delete(m.entries, of)
-		}
-		m.mu.Unlock()
-	}
+	// Others wait for the same reading: it outlives the party that asked first.
+	reading, cancel := context.WithTimeout(context.WithoutCancel(ctx), materialTime)
+	defer cancel()
+	entry.material, entry.err = h.core.Material(reading, name, v)
 	close(entry.ready)
+	if entry.err != nil {
+		m.forget(of, entry)
+	} else {
+		time.AfterFunc(materialKept, func() { m.forget(of, entry) })
+	}
 	return entry.material, entry.err
+}
+
+func (m *materials) forget(of versionOf, entry *materialEntry) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.entries[of] == entry {
+		delete(m.entries, of)
+	}
+}
+
+func (m *materials) forgetAll() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.entries = nil
 }
