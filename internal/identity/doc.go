@@ -7,5 +7,7 @@
 //   - Issuing, redeeming and revoking a token is committed together with its audit
 //     entry.
 //   - A join token is redeemed at most once, also when two try at the same time.
-//   - Authenticate takes the same time for an unknown token and a wrong one.
+//   - Hashes are compared in constant time.
+//   - A token that this server revokes is refused from that moment on; one that
+//     another server revokes, within a second.
 package identity

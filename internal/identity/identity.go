@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
@@ -26,7 +29,12 @@ var (
 	ErrInvalid = errors.New("invalid token request")
 )
 
-const kindToken = "token"
+// The kinds of documents: tokens by ID, and the ID of the token that was last
+// redeemed for a party by the party's ID.
+const (
+	kindToken   = "token"
+	kindOfParty = "token-of-party"
+)
 
 // Journal runs transactions that enter what they do into the audit log.
 type Journal interface {
@@ -48,6 +56,9 @@ type Registry struct {
 	mu    sync.Mutex
 	known map[string]cachedToken
 	used  map[string]time.Time
+	// revocations counts them, so that what was read before one is not remembered
+	// after it.
+	revocations uint64
 }
 
 // New returns a registry.
@@ -70,7 +81,15 @@ type Token struct {
 	LastUsed time.Time `json:"-"`
 }
 
-// PartyShape is what a join token fixes of the party that redeems it.
+// Caller is who a token stands for.
+type Caller struct {
+	authz.Principal
+	// Fixed is what the party that it belongs to cannot choose itself.
+	Fixed PartyShape
+}
+
+// PartyShape is what a join token fixes of the party that redeems it. Empty
+// fields are left to the party.
 type PartyShape struct {
 	ID     string            `json:"id,omitempty"`
 	Kind   string            `json:"kind,omitempty"`
@@ -100,6 +119,9 @@ const (
 func (r *Request) check() error {
 	if r.Name == "" || len(r.Name) > maxName {
 		return fmt.Errorf("%w: name: 1 to %d characters are needed", ErrInvalid, maxName)
+	}
+	if !utf8.ValidString(r.Name) || strings.ContainsFunc(r.Name, func(c rune) bool { return !unicode.IsPrint(c) }) {
+		return fmt.Errorf("%w: name: %q has characters that cannot be shown; use letters, digits and punctuation", ErrInvalid, r.Name)
 	}
 	if r.Role == 0 {
 		return fmt.Errorf("%w: role: it is missing", ErrInvalid)
@@ -141,22 +163,33 @@ func (r *Registry) issue(ctx context.Context, tx store.Tx, enter func(audit.Entr
 	if err != nil {
 		return Token{}, secret.Value{}, err
 	}
+	token, err := r.put(ctx, tx, enter, request, id, hash)
+	return token, text, err
+}
+
+// expiredKept is how long an expired token is kept, so that its holder is told
+// that it has expired and not that it is unknown.
+const expiredKept = 24 * time.Hour
+
+func (r *Registry) put(ctx context.Context, tx store.Tx, enter func(audit.Entry), request Request, id string, hash [32]byte) (Token, error) {
 	token := Token{
 		ID: id, Name: request.Name, Role: request.Role.String(), Keys: slices.Clone(request.Keys), Party: request.Party,
 		Created: r.config.Now().UTC(), Hash: hash[:],
 	}
+	doc := store.Doc{Kind: kindToken, Name: id}
 	if request.Lifetime > 0 {
 		token.Expires = token.Created.Add(request.Lifetime)
+		doc.Due = token.Expires.Add(expiredKept)
 	}
-	body, err := json.Marshal(token)
-	if err != nil {
-		return Token{}, secret.Value{}, fmt.Errorf("encode token: %w", err)
+	var err error
+	if doc.Body, err = json.Marshal(token); err != nil {
+		return Token{}, fmt.Errorf("encode token: %w", err)
 	}
-	if _, err := tx.Docs.Put(ctx, store.Doc{Kind: kindToken, Name: id, Body: body}); err != nil {
-		return Token{}, secret.Value{}, err
+	if _, err := tx.Docs.Put(ctx, doc); err != nil {
+		return Token{}, err
 	}
 	enter(audit.Entry{Action: audit.ActionToken, Target: id, Detail: map[string]string{"name": token.Name, "role": token.Role}})
-	return token, text, nil
+	return token, nil
 }
 
 func (r *Registry) find(ctx context.Context, tx store.Tx, id string) (Token, store.Doc, error) {
@@ -174,6 +207,48 @@ func (r *Registry) find(ctx context.Context, tx store.Tx, id string) (Token, sto
 	return token, doc, nil
 }
 
+// Find returns a token without its secret; it fails with ErrNotFound.
+func (r *Registry) Find(ctx context.Context, id string) (Token, error) {
+	token, err := r.read(ctx, id)
+	token.Hash = nil
+	return token, err
+}
+
+// Check fails with ErrUnauthenticated when the token was revoked or has expired,
+// for connections that outlive the call that authenticated them.
+func (r *Registry) Check(ctx context.Context, id string) error {
+	now := r.config.Now()
+	cached, err := r.lookUp(ctx, id, now)
+	if err != nil {
+		return err
+	}
+	return cached.token.expired(now)
+}
+
+// sweepBatch bounds the tokens that one transaction deletes.
+const sweepBatch = 256
+
+// Sweep deletes tokens that expired a day ago or earlier. It is called now and
+// then; the expiry itself does not depend on it.
+func (r *Registry) Sweep(ctx context.Context) error {
+	for {
+		deleted := 0
+		err := r.config.Store.Update(ctx, func(tx store.Tx) error {
+			docs, err := tx.Index.Due(ctx, kindToken, r.config.Now(), sweepBatch)
+			deleted = len(docs)
+			for _, doc := range docs {
+				if err := tx.Docs.Delete(ctx, kindToken, doc.Name, doc.Rev); err != nil {
+					return err
+				}
+			}
+			return err
+		})
+		if err != nil || deleted < sweepBatch {
+			return err
+		}
+	}
+}
+
 // Revoke removes a token; it is refused from the moment Revoke returns.
 func (r *Registry) Revoke(ctx context.Context, actor audit.Actor, id string) error {
 	err := r.config.Journal.Transact(ctx, actor, func(tx store.Tx, enter func(audit.Entry)) error {
@@ -185,7 +260,9 @@ func (r *Registry) Revoke(ctx context.Context, actor audit.Actor, id string) err
 		return tx.Docs.Delete(ctx, kindToken, id, doc.Rev)
 	})
 	r.mu.Lock()
+	r.revocations++
 	delete(r.known, id)
+	delete(r.used, id)
 	r.mu.Unlock()
 	return err
 }
@@ -231,43 +308,78 @@ type cachedToken struct {
 	token Token
 	hash  [32]byte
 	read  time.Time
+	// revocations is how many there had been before it was read.
+	revocations uint64
 }
 
-// Authenticate returns the principal a token stands for. It fails with
-// ErrUnauthenticated, or when the store does.
-func (r *Registry) Authenticate(ctx context.Context, text secret.Value) (authz.Principal, error) {
-	id, hash, malformed := splitToken(text)
-	if malformed != nil {
-		return authz.Principal{}, ErrUnauthenticated
-	}
-	now := r.config.Now()
+// lookUp returns a token from the memory or from the store.
+func (r *Registry) lookUp(ctx context.Context, id string, now time.Time) (cachedToken, error) {
 	r.mu.Lock()
 	cached, ok := r.known[id]
+	revocations := r.revocations
 	r.mu.Unlock()
-	if !ok || now.Sub(cached.read) >= cacheFor || now.Before(cached.read) {
-		token, err := r.read(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			return authz.Principal{}, ErrUnauthenticated
-		}
-		if err != nil {
-			return authz.Principal{}, err
-		}
-		cached = cachedToken{token: token, read: now}
-		copy(cached.hash[:], token.Hash)
+	if ok && now.Sub(cached.read) < cacheFor && !now.Before(cached.read) {
+		return cached, nil
+	}
+	token, err := r.read(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return cached, ErrUnauthenticated
+	}
+	if err != nil {
+		return cached, err
+	}
+	cached = cachedToken{token: token, read: now, revocations: revocations}
+	copy(cached.hash[:], token.Hash)
+	return cached, nil
+}
+
+func (t *Token) expired(now time.Time) error {
+	if !t.Expires.IsZero() && !now.Before(t.Expires) {
+		return fmt.Errorf("%w: it expired on %s", ErrUnauthenticated, t.Expires.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// Authenticate returns who a token stands for. It fails with ErrUnauthenticated,
+// or when the store does. A text that is not of a token's form, checksum
+// included, costs no access to the store.
+func (r *Registry) Authenticate(ctx context.Context, text secret.Value) (Caller, error) {
+	id, hash, malformed := splitToken(text)
+	if malformed != nil {
+		return Caller{}, ErrUnauthenticated
+	}
+	now := r.config.Now()
+	cached, err := r.lookUp(ctx, id, now)
+	if err != nil {
+		return Caller{}, err
 	}
 	if subtle.ConstantTimeCompare(hash[:], cached.hash[:]) != 1 {
-		return authz.Principal{}, ErrUnauthenticated
+		return Caller{}, ErrUnauthenticated
 	}
 	token := &cached.token
-	if !token.Expires.IsZero() && !now.Before(token.Expires) {
-		return authz.Principal{}, fmt.Errorf("%w: it expired on %s", ErrUnauthenticated, token.Expires.Format(time.RFC3339))
+	if err := token.expired(now); err != nil {
+		return Caller{}, err
 	}
 	role, err := authz.ParseRole(token.Role)
 	if err != nil {
-		return authz.Principal{}, err
+		return Caller{}, err
 	}
 	r.remember(id, cached, now)
-	return authz.Principal{ID: id, Name: token.Name, Role: role, Keys: token.Keys, Party: token.Party.ID}, nil
+	principal := authz.Principal{ID: id, Name: token.Name, Role: role, Keys: token.Keys, Party: token.Party.ID}
+	return Caller{Principal: principal, Fixed: token.Party}, nil
+}
+
+// Recent reports whether a token was authenticated lately, by memory alone. It
+// tells good callers from an address that shows bad tokens as well.
+func (r *Registry) Recent(text secret.Value) bool {
+	id, hash, malformed := splitToken(text)
+	if malformed != nil {
+		return false
+	}
+	r.mu.Lock()
+	cached, ok := r.known[id]
+	r.mu.Unlock()
+	return ok && subtle.ConstantTimeCompare(hash[:], cached.hash[:]) == 1
 }
 
 func (r *Registry) read(ctx context.Context, id string) (Token, error) {
@@ -283,6 +395,9 @@ func (r *Registry) read(ctx context.Context, id string) (Token, error) {
 func (r *Registry) remember(id string, cached cachedToken, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if cached.revocations != r.revocations {
+		return // it may be this one that was revoked since it was read
+	}
 	if len(r.known) >= maxCached {
 		clear(r.known)
 		clear(r.used)
@@ -292,11 +407,32 @@ func (r *Registry) remember(id string, cached cachedToken, now time.Time) {
 }
 
 // Redeem exchanges a join token for a token of role agent that belongs to the
-// party. What the join token fixes of the party wins over what is asked for.
-func (r *Registry) Redeem(ctx context.Context, text secret.Value, wanted PartyShape) (PartyShape, secret.Value, error) {
+// party. What the join token fixes of the party wins over what is asked for. An
+// ID that the join token leaves open must be new: it fails with ErrInvalid when a
+// token was redeemed for it, or when taken says that there is such a party.
+func (r *Registry) Redeem(ctx context.Context, text secret.Value, wanted PartyShape, taken func(ctx context.Context, id string) (bool, error)) (PartyShape, secret.Value, error) {
 	id, hash, err := splitToken(text)
 	if err != nil {
 		return PartyShape{}, secret.Value{}, ErrUnauthenticated
+	}
+	join, err := r.read(ctx, id)
+	if err == nil {
+		err = r.checkJoin(&join, hash)
+	}
+	if errors.Is(err, ErrNotFound) {
+		err = ErrUnauthenticated
+	}
+	if err != nil {
+		return PartyShape{}, secret.Value{}, err
+	}
+	if wanted.ID != "" && join.Party.ID == "" {
+		is, err := taken(ctx, wanted.ID)
+		if err != nil {
+			return PartyShape{}, secret.Value{}, err
+		}
+		if is {
+			return PartyShape{}, secret.Value{}, errTaken(wanted.ID)
+		}
 	}
 	var party PartyShape
 	var issued secret.Value
@@ -309,26 +445,60 @@ func (r *Registry) Redeem(ctx context.Context, text secret.Value, wanted PartySh
 		if err != nil {
 			return err
 		}
-		expired := !join.Expires.IsZero() && !r.config.Now().Before(join.Expires)
-		if subtle.ConstantTimeCompare(hash[:], join.Hash) != 1 || join.Role != authz.Join.String() || expired {
-			return ErrUnauthenticated
+		if err := r.checkJoin(&join, hash); err != nil {
+			return err
 		}
-		party = join.Party.over(wanted)
-		if party.ID == "" {
-			return fmt.Errorf("%w: party: it needs an ID", ErrInvalid)
+		if party = join.Party.Over(wanted); party.ID == "" {
+			return fmt.Errorf("%w: party.id: it is missing, and the join token names none", ErrInvalid)
 		}
 		if err := tx.Docs.Delete(ctx, kindToken, id, doc.Rev); err != nil {
 			return err
 		}
 		enter(audit.Entry{Action: "token.redeem", Target: id, Detail: map[string]string{"party": party.ID}})
-		_, issued, err = r.issue(ctx, tx, enter, Request{Name: party.ID, Role: authz.Agent, Keys: join.Keys, Party: party})
-		return err
+		fixed := join.Party
+		fixed.ID = party.ID
+		var token Token
+		token, issued, err = r.issue(ctx, tx, enter, Request{Name: party.ID, Role: authz.Agent, Keys: join.Keys, Party: fixed})
+		if err != nil {
+			return err
+		}
+		return r.claim(ctx, tx, &join, token.ID, party.ID)
 	})
 	return party, issued, err
 }
 
-// over returns p with its gaps filled from wanted.
-func (p PartyShape) over(wanted PartyShape) PartyShape {
+func (r *Registry) checkJoin(join *Token, hash [32]byte) error {
+	if subtle.ConstantTimeCompare(hash[:], join.Hash) != 1 || join.Role != authz.Join.String() {
+		return ErrUnauthenticated
+	}
+	return join.expired(r.config.Now())
+}
+
+func errTaken(party string) error {
+	return fmt.Errorf("%w: party.id: there is a party %q already; choose another ID, or ask for a join token that names this party", ErrInvalid, party)
+}
+
+// claim notes for which party a token was redeemed.
+func (r *Registry) claim(ctx context.Context, tx store.Tx, join *Token, token, party string) error {
+	doc, err := tx.Docs.Get(ctx, kindOfParty, party)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if err == nil && join.Party.ID == "" {
+		_, err := tx.Docs.Get(ctx, kindToken, string(doc.Body))
+		if err == nil {
+			return errTaken(party)
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+	}
+	_, err = tx.Docs.Put(ctx, store.Doc{Kind: kindOfParty, Name: party, Rev: doc.Rev, Body: []byte(token)})
+	return err
+}
+
+// Over returns p with its gaps filled from wanted.
+func (p PartyShape) Over(wanted PartyShape) PartyShape {
 	if p.ID == "" {
 		p.ID = wanted.ID
 	}
@@ -345,19 +515,36 @@ func (p PartyShape) over(wanted PartyShape) PartyShape {
 }
 
 // Bootstrap issues a first admin token when there is no token at all, and
-// returns false otherwise.
-func (r *Registry) Bootstrap(ctx context.Context, actor audit.Actor) (secret.Value, bool, error) {
-	var text secret.Value
-	first := false
-	err := r.config.Journal.Transact(ctx, actor, func(tx store.Tx, enter func(audit.Entry)) error {
-		first = false
+// returns false otherwise. keep makes the token's text durable; it is called
+// before the token is valid, so that no crash loses the only token there is.
+func (r *Registry) Bootstrap(ctx context.Context, actor audit.Actor, keep func(secret.Value) error) (bool, error) {
+	none := func(tx store.Tx) (bool, error) {
 		docs, err := tx.Index.List(ctx, kindToken, "", "", 1)
-		if err != nil || len(docs) > 0 {
-			return err
-		}
-		first = true
-		_, text, err = r.issue(ctx, tx, enter, Request{Name: "root", Role: authz.Admin, Keys: []string{"**"}})
+		return len(docs) == 0, err
+	}
+	first := false
+	err := r.config.Store.View(ctx, func(tx store.Tx) error {
+		var err error
+		first, err = none(tx)
 		return err
 	})
-	return text, first, err
+	if err != nil || !first {
+		return false, err
+	}
+	id, text, hash, err := mintToken(r.config.Random)
+	if err != nil {
+		return false, err
+	}
+	if err := keep(text); err != nil {
+		return false, err
+	}
+	err = r.config.Journal.Transact(ctx, actor, func(tx store.Tx, enter func(audit.Entry)) error {
+		var err error
+		if first, err = none(tx); err != nil || !first {
+			return err
+		}
+		_, err = r.put(ctx, tx, enter, Request{Name: "root", Role: authz.Admin, Keys: []string{"**"}}, id, hash)
+		return err
+	})
+	return first, err
 }
