@@ -11,8 +11,6 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/engine"
-	"github.com/keyturn/keyturn/internal/identity"
-	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -23,6 +21,7 @@ const (
 	maxReason    = 1000
 	maxRequestID = 128
 	maxDocuments = 1000
+	maxVersions  = 1000
 )
 
 // Control implements the control API.
@@ -37,9 +36,10 @@ func (c Control) Apply(ctx context.Context, request *keyturnv1.ApplyRequest) (*k
 	if n := len(request.GetDocuments()); n > maxDocuments {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("documents: %d are too many, at most %d are allowed", n, maxDocuments))
 	}
-	apply := engine.ApplyRequest{DryRun: request.GetDryRun(), Prune: request.GetPrune(), Allowed: func(name key.Name) bool {
-		return authz.Covers(principal.Keys, name)
-	}}
+	apply := engine.ApplyRequest{DryRun: request.GetDryRun(), Prune: request.GetPrune()}
+	if !coversAll(principal) {
+		apply.Allowed = func(name key.Name) bool { return authz.Covers(principal.Keys, name) }
+	}
 	for _, document := range request.GetDocuments() {
 		apply.Documents = append(apply.Documents, engine.Document{Name: document.GetName(), Content: document.GetContent()})
 	}
@@ -60,21 +60,38 @@ func (c Control) ListKeys(ctx context.Context, request *keyturnv1.ListKeysReques
 	if err != nil {
 		return nil, err
 	}
-	views, err := c.config.Engine.Keys(ctx, request.GetPrefix(), request.GetPageToken(), limit)
-	if err != nil {
-		return nil, wire(err)
+	if err := checkPage(request.GetPageToken()); err != nil {
+		return nil, err
 	}
 	response := &keyturnv1.ListKeysResponse{}
-	for i := range views {
-		if authz.Covers(principal.Keys, views[i].Resource.Metadata.Name) {
+	// A page is filled with what the token covers, so that the name of no other key
+	// is where the next one begins.
+	for after := request.GetPageToken(); ; {
+		views, err := c.config.Engine.Keys(ctx, request.GetPrefix(), after, limit)
+		if err != nil {
+			return nil, wire(err)
+		}
+		for i := range views {
+			after = string(views[i].Resource.Metadata.Name)
+			if !authz.Covers(principal.Keys, key.Name(after)) {
+				continue
+			}
 			response.Keys = append(response.Keys, keyMessage(&views[i]))
+			if len(response.GetKeys()) == limit {
+				response.NextPageToken = after
+				return response, nil
+			}
+		}
+		if len(views) < limit {
+			return response, nil
 		}
 	}
-	if len(views) == limit {
-		response.NextPageToken = string(views[limit-1].Resource.Metadata.Name)
-	}
-	return response, nil
 }
+
+// maxPageToken is the longest a page token can be.
+const maxPageToken = 512
+
+func checkPage(token string) error { return checkText("page_token", token, maxPageToken) }
 
 func pageSize(asked int32) (int, error) {
 	switch {
@@ -105,7 +122,7 @@ func (s *Service) allowKey(ctx context.Context, a authz.Action, text string) (ke
 	if err != nil {
 		return "", principal, err
 	}
-	name, err := parseKey(text)
+	name, err := parseKey("name", text)
 	if err != nil {
 		return "", principal, err
 	}
@@ -122,7 +139,7 @@ func (c Control) GetSecret(ctx context.Context, request *keyturnv1.GetSecretRequ
 	label := key.Current
 	if text := request.GetLabel(); text != "" {
 		if request.GetVersion() != 0 {
-			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("version and label exclude each other"))
+			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("label: version and label exclude each other; leave one out"))
 		}
 		if err := label.UnmarshalText([]byte(text)); err != nil {
 			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("label: %w; use current, previous or pending", err))
@@ -147,9 +164,12 @@ func (c Control) Rotate(ctx context.Context, request *keyturnv1.RotateRequest) (
 	if err := checkText("request_id", request.GetRequestId(), maxRequestID); err != nil {
 		return nil, err
 	}
+	if n := len(request.GetCompromised()); n > maxVersions {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("compromised: %d versions are too many, at most %d are allowed; leave them out to name all", n, maxVersions))
+	}
 	rotate := engine.RotateRequest{Key: name, Reason: request.GetReason(), Emergency: request.GetEmergency(), RequestID: request.GetRequestId()}
 	if !rotate.Emergency && (request.GetStrategy() != "" || len(request.GetCompromised()) > 0) {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("strategy and compromised belong to an emergency; set emergency too"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("strategy, compromised: they belong to an emergency; set emergency, too"))
 	}
 	if err := rotate.Strategy.UnmarshalText([]byte(request.GetStrategy())); err != nil {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("strategy: %q is unknown; use replace-first or contain-first", request.GetStrategy()))
@@ -178,22 +198,25 @@ func (c Control) rotation(ctx context.Context, a authz.Action, text string) (eng
 	if err != nil {
 		return engine.RotationView{}, principal, err
 	}
-	view, err := c.findRotation(ctx, text)
+	view, err := c.findRotation(ctx, principal, text)
 	if err != nil {
 		return engine.RotationView{}, principal, err
 	}
-	principal, err = c.allow(ctx, a, view.Key)
-	return view, principal, err
+	if _, err := c.allow(ctx, a, view.Key); err != nil {
+		// Whose token does not cover its key learns nothing of the rotation.
+		return engine.RotationView{}, principal, wire(fmt.Errorf("%w: rotation %v", engine.ErrNotFound, view.ID))
+	}
+	return view, principal, nil
 }
 
-func (c Control) findRotation(ctx context.Context, text string) (engine.RotationView, error) {
+func (c Control) findRotation(ctx context.Context, principal authz.Principal, text string) (engine.RotationView, error) {
 	id, err := key.ParseRotationID(text)
 	if err == nil {
 		view, err := c.config.Engine.Rotation(ctx, id)
 		return view, wire(err)
 	}
 	if len(text) < 4 || len(text) >= 32 || strings.Trim(text, "0123456789abcdef") != "" {
-		return engine.RotationView{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%w; the first 4 or more digits of one suffice if they are unique", err))
+		return engine.RotationView{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("rotation_id: %w; the first 4 or more digits of one suffice if they are unique", err))
 	}
 	latest, err := c.config.Engine.Rotations(ctx, "", key.RotationID{}, maxPage)
 	if err != nil {
@@ -201,7 +224,7 @@ func (c Control) findRotation(ctx context.Context, text string) (engine.Rotation
 	}
 	var found []engine.RotationView
 	for _, view := range latest {
-		if strings.HasPrefix(view.ID.String(), text) {
+		if strings.HasPrefix(view.ID.String(), text) && authz.Covers(principal.Keys, view.Key) {
 			found = append(found, view)
 		}
 	}
@@ -211,7 +234,7 @@ func (c Control) findRotation(ctx context.Context, text string) (engine.Rotation
 	case 0:
 		return engine.RotationView{}, connect.NewError(connect.CodeNotFound, fmt.Errorf("no rotation begins with %s; see keyturn rotation list", text))
 	}
-	return engine.RotationView{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d rotations begin with %s; write more digits", len(found), text))
+	return engine.RotationView{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("rotation_id: %d rotations begin with %s; write more digits", len(found), text))
 }
 
 // Rollback implements ControlService.
@@ -242,7 +265,7 @@ func (c Control) ListRotations(ctx context.Context, request *keyturnv1.ListRotat
 	}
 	name := key.Name("")
 	if request.GetKey() != "" {
-		if name, err = parseKey(request.GetKey()); err != nil {
+		if name, err = parseKey("key", request.GetKey()); err != nil {
 			return nil, err
 		}
 	}
@@ -283,18 +306,23 @@ func (c Control) GetRotation(ctx context.Context, request *keyturnv1.GetRotation
 
 // WatchRotation implements ControlService.
 func (c Control) WatchRotation(ctx context.Context, request *keyturnv1.WatchRotationRequest, stream *connect.ServerStream[keyturnv1.WatchRotationResponse]) error {
-	view, _, err := c.rotation(ctx, authz.Read, request.GetId())
+	view, principal, err := c.rotation(ctx, authz.Read, request.GetId())
 	if err != nil {
 		return err
 	}
+	ctx, end := c.guard(ctx, principal.ID)
+	defer end()
 	err = c.config.Engine.WatchRotation(ctx, view.ID, func(view engine.RotationView) error {
 		return stream.Send(&keyturnv1.WatchRotationResponse{Rotation: rotationMessage(&view)})
 	})
-	return wire(err)
+	return ended(ctx, err)
 }
 
 // Steer implements ControlService.
 func (c Control) Steer(ctx context.Context, request *keyturnv1.SteerRequest) (*keyturnv1.SteerResponse, error) {
+	if _, err := caller(ctx); err != nil {
+		return nil, err
+	}
 	action := authz.Operate
 	var steer engine.Steer
 	switch request.GetAction() {
@@ -333,199 +361,4 @@ func (c Control) Plan(ctx context.Context, request *keyturnv1.PlanRequest) (*key
 		return nil, wire(err)
 	}
 	return planMessage(plan), nil
-}
-
-// ListParties implements ControlService.
-func (c Control) ListParties(ctx context.Context, request *keyturnv1.ListPartiesRequest) (*keyturnv1.ListPartiesResponse, error) {
-	if _, err := c.allow(ctx, authz.Read, ""); err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(request.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	parties, err := c.config.Engine.Parties(ctx, request.GetPageToken(), limit)
-	if err != nil {
-		return nil, wire(err)
-	}
-	response := &keyturnv1.ListPartiesResponse{}
-	states := map[key.Name]*rotation.State{}
-	for i := range parties {
-		status, err := c.partyStatus(ctx, &parties[i], key.Name(request.GetKey()), states)
-		if err != nil {
-			return nil, wire(err)
-		}
-		if status != nil {
-			response.Parties = append(response.Parties, status)
-		}
-	}
-	if len(parties) == limit {
-		response.NextPageToken = parties[limit-1].ID
-	}
-	return response, nil
-}
-
-// RemoveParty implements ControlService.
-func (c Control) RemoveParty(ctx context.Context, request *keyturnv1.RemovePartyRequest) (*keyturnv1.RemovePartyResponse, error) {
-	principal, err := c.allow(ctx, authz.Operate, "")
-	if err != nil {
-		return nil, err
-	}
-	if err := c.config.Hub.Leave(ctx, actorOf(principal), request.GetId(), clip(request.GetReason())); err != nil {
-		return nil, wire(err)
-	}
-	return &keyturnv1.RemovePartyResponse{}, nil
-}
-
-// CreateToken implements ControlService.
-func (c Control) CreateToken(ctx context.Context, request *keyturnv1.CreateTokenRequest) (*keyturnv1.CreateTokenResponse, error) {
-	principal, err := c.allow(ctx, authz.Administer, "")
-	if err != nil {
-		return nil, err
-	}
-	role, err := authz.ParseRole(request.GetRole())
-	if err != nil {
-		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("role: %w", err))
-	}
-	for _, pattern := range request.GetKeys() {
-		if err := withinReach(principal, pattern); err != nil {
-			return nil, c.deny(ctx, principal, authz.Administer, "", err)
-		}
-	}
-	wanted := identity.Request{Name: request.GetName(), Role: role, Keys: request.GetKeys(), Lifetime: request.GetLifetime().AsDuration()}
-	if request.GetParty() != nil {
-		party, err := partyOf(request.GetParty(), true)
-		if err != nil {
-			return nil, err
-		}
-		wanted.Party = identity.PartyShape{ID: party.ID, Kind: party.Kind, Region: party.Region, Labels: party.Labels}
-	}
-	token, text, err := c.config.Identity.Issue(ctx, actorOf(principal), wanted)
-	if err != nil {
-		return nil, wire(err)
-	}
-	return &keyturnv1.CreateTokenResponse{Id: token.ID, Token: text.RevealString(), ExpiresAt: timestamp(token.Expires)}, nil
-}
-
-// withinReach keeps an admin of some keys from making tokens for others.
-func withinReach(p authz.Principal, pattern string) error {
-	for _, own := range p.Keys {
-		if own == "**" || own == pattern {
-			return nil
-		}
-		if prefix, ok := strings.CutSuffix(own, "/**"); ok && !strings.Contains(prefix, "*") && strings.HasPrefix(pattern, prefix+"/") {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: your token covers %s, and so cannot make one for %s", authz.ErrDenied, strings.Join(p.Keys, ", "), pattern)
-}
-
-// ListTokens implements ControlService.
-func (c Control) ListTokens(ctx context.Context, _ *keyturnv1.ListTokensRequest) (*keyturnv1.ListTokensResponse, error) {
-	if _, err := c.allow(ctx, authz.Administer, ""); err != nil {
-		return nil, err
-	}
-	tokens, err := c.config.Identity.List(ctx)
-	if err != nil {
-		return nil, wire(err)
-	}
-	response := &keyturnv1.ListTokensResponse{}
-	for i := range tokens {
-		t := &tokens[i]
-		response.Tokens = append(response.Tokens, &keyturnv1.Token{
-			Id: t.ID, Name: t.Name, Role: t.Role, Keys: t.Keys,
-			CreatedAt: timestamp(t.Created), ExpiresAt: timestamp(t.Expires), LastUsedAt: timestamp(t.LastUsed),
-		})
-	}
-	return response, nil
-}
-
-// RevokeToken implements ControlService.
-func (c Control) RevokeToken(ctx context.Context, request *keyturnv1.RevokeTokenRequest) (*keyturnv1.RevokeTokenResponse, error) {
-	principal, err := c.allow(ctx, authz.Administer, "")
-	if err != nil {
-		return nil, err
-	}
-	if err := c.config.Identity.Revoke(ctx, actorOf(principal), request.GetId()); err != nil {
-		return nil, wire(err)
-	}
-	return &keyturnv1.RevokeTokenResponse{}, nil
-}
-
-// ReadLog implements ControlService.
-func (c Control) ReadLog(ctx context.Context, request *keyturnv1.ReadLogRequest) (*keyturnv1.ReadLogResponse, error) {
-	if _, err := c.allow(ctx, authz.Read, ""); err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(request.GetLimit())
-	if err != nil {
-		return nil, err
-	}
-	var id key.RotationID
-	if request.GetRotationId() != "" {
-		view, _, err := c.rotation(ctx, authz.Read, request.GetRotationId())
-		if err != nil {
-			return nil, err
-		}
-		id = view.ID
-	}
-	page, err := c.config.Engine.ReadLog(ctx, request.GetFrom(), limit, key.Name(request.GetKey()), id)
-	if err != nil {
-		return nil, wire(err)
-	}
-	return &keyturnv1.ReadLogResponse{Entries: page.Entries, Next: page.Next, Size: page.Size}, nil
-}
-
-// ExportLog implements ControlService.
-func (c Control) ExportLog(ctx context.Context, _ *keyturnv1.ExportLogRequest, stream *connect.ServerStream[keyturnv1.ExportLogResponse]) error {
-	if _, err := c.allow(ctx, authz.Read, ""); err != nil {
-		return err
-	}
-	pieces := &pieceWriter{send: func(piece []byte) error { return stream.Send(&keyturnv1.ExportLogResponse{Piece: piece}) }}
-	if err := c.config.Engine.ExportLog(ctx, pieces, c.config.LogKeys...); err != nil {
-		return wire(err)
-	}
-	return pieces.flush()
-}
-
-// pieceWriter sends what is written in pieces of about 64 KiB.
-type pieceWriter struct {
-	buffer []byte
-	send   func([]byte) error
-}
-
-const pieceSize = 64 << 10
-
-// Write implements io.Writer.
-func (w *pieceWriter) Write(p []byte) (int, error) {
-	w.buffer = append(w.buffer, p...)
-	if len(w.buffer) < pieceSize {
-		return len(p), nil
-	}
-	return len(p), w.flush()
-}
-
-func (w *pieceWriter) flush() error {
-	if len(w.buffer) == 0 {
-		return nil
-	}
-	err := w.send(w.buffer)
-	w.buffer = w.buffer[:0]
-	return err
-}
-
-// Doctor implements ControlService.
-func (c Control) Doctor(ctx context.Context, _ *keyturnv1.DoctorRequest) (*keyturnv1.DoctorResponse, error) {
-	if _, err := c.allow(ctx, authz.Read, ""); err != nil {
-		return nil, err
-	}
-	checks, err := c.config.Engine.Doctor(ctx)
-	if err != nil {
-		return nil, wire(err)
-	}
-	response := &keyturnv1.DoctorResponse{}
-	for _, check := range checks {
-		response.Checks = append(response.Checks, &keyturnv1.Check{Name: check.Name, Status: check.Status, Message: check.Message, Hint: check.Hint})
-	}
-	return response, nil
 }

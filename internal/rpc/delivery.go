@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -26,6 +27,7 @@ const (
 	maxDetail   = 1000
 	maxOutcomes = 1000
 	maxPollWait = 60 * time.Second
+	maxAttempts = 1 << 31
 )
 
 // Delivery implements the delivery API.
@@ -39,8 +41,17 @@ func (d Delivery) Join(ctx context.Context, request *keyturnv1.JoinRequest) (*ke
 	}
 	party, token, err := d.config.Identity.Redeem(ctx, secret.NewString(request.GetJoinToken()), identity.PartyShape{
 		ID: wanted.ID, Kind: wanted.Kind, Region: wanted.Region, Labels: wanted.Labels,
+	}, func(ctx context.Context, id string) (bool, error) {
+		_, err := d.config.Engine.Party(ctx, id)
+		if errors.Is(err, engine.ErrNotFound) {
+			return false, nil
+		}
+		return true, err
 	})
 	if err != nil {
+		if refused, ok := ctx.Value(refusedKey{}).(func()); ok && errors.Is(err, identity.ErrUnauthenticated) {
+			refused()
+		}
 		return nil, wire(err)
 	}
 	return &keyturnv1.JoinResponse{PartyId: party.ID, Token: token.RevealString()}, nil
@@ -48,12 +59,19 @@ func (d Delivery) Join(ctx context.Context, request *keyturnv1.JoinRequest) (*ke
 
 // Watch implements DeliveryService.
 func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, stream *connect.ServerStream[keyturnv1.WatchResponse]) error {
-	session, err := d.connect(ctx, request.GetParty(), request.GetKeys())
+	party, holdings, principal, err := d.present(ctx, request.GetParty(), request.GetKeys())
 	if err != nil {
 		return err
 	}
+	ctx, end := d.streams.begin(ctx, principal.ID)
+	defer end()
+	session, err := d.config.Hub.Connect(ctx, actorOf(principal), party, holdings)
+	if err != nil {
+		return ended(ctx, err)
+	}
 	defer session.Close()
 	heartbeat := durationpb.New(3 * d.config.Heartbeat)
+	checked := time.Now()
 	for first := true; ; first = false {
 		wait := d.config.Heartbeat
 		if first {
@@ -61,7 +79,14 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 		}
 		deliveries, err := session.Next(ctx, wait)
 		if err != nil {
-			return wire(err)
+			return ended(ctx, err)
+		}
+		if time.Since(checked) >= d.config.Heartbeat {
+			// While the store does not answer, what is known holds.
+			if err := d.config.Identity.Check(ctx, principal.ID); errors.Is(err, identity.ErrUnauthenticated) {
+				return wire(err)
+			}
+			checked = time.Now()
 		}
 		if err := stream.Send(&keyturnv1.WatchResponse{Assignments: assignments(deliveries), Heartbeat: heartbeat}); err != nil {
 			return err
@@ -71,42 +96,58 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 
 // Poll implements DeliveryService.
 func (d Delivery) Poll(ctx context.Context, request *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
+	if _, err := d.allow(ctx, authz.Present, ""); err != nil {
+		return nil, err
+	}
 	wait := request.GetWait().AsDuration()
 	if wait < 0 || wait > maxPollWait {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("wait: %v is not between 0 and %v", wait, maxPollWait))
 	}
-	session, err := d.connect(ctx, request.GetParty(), request.GetKeys())
+	party, holdings, principal, err := d.present(ctx, request.GetParty(), request.GetKeys())
 	if err != nil {
 		return nil, err
 	}
-	defer session.Close()
-	deliveries, err := session.Next(ctx, max(wait, time.Millisecond))
+	ctx, end := d.streams.begin(ctx, principal.ID)
+	defer end()
+	deliveries, err := d.config.Hub.Poll(ctx, actorOf(principal), party, holdings, max(wait, time.Millisecond))
 	if err != nil {
-		return nil, wire(err)
+		return nil, ended(ctx, err)
 	}
 	return &keyturnv1.PollResponse{Assignments: assignments(deliveries)}, nil
 }
 
-// connect authorises the party for its keys and opens its session.
-func (d Delivery) connect(ctx context.Context, p *keyturnv1.Party, keys []*keyturnv1.Known) (*hub.Session, error) {
+// present authorises the party for its keys. What the token fixes of the party
+// wins over what the party says.
+func (d Delivery) present(ctx context.Context, p *keyturnv1.Party, keys []*keyturnv1.Known) (engine.PartyRecord, []engine.Holding, authz.Principal, error) {
 	principal, err := d.allow(ctx, authz.Present, "")
 	if err != nil {
-		return nil, err
+		return engine.PartyRecord{}, nil, principal, err
 	}
 	party, err := partyOf(p, false)
 	if err != nil {
-		return nil, err
+		return party, nil, principal, err
 	}
-	if err := authz.MaySpeakFor(principal, party.ID); err != nil {
-		return nil, d.deny(ctx, principal, authz.Present, "", err)
+	if err := d.maySpeakFor(ctx, principal, party.ID); err != nil {
+		return party, nil, principal, err
 	}
+	c, err := caller(ctx)
+	if err != nil {
+		return party, nil, principal, err
+	}
+	shape := c.Fixed.Over(identity.PartyShape{ID: party.ID, Kind: party.Kind, Region: party.Region, Labels: party.Labels})
+	party.Kind, party.Region, party.Labels = shape.Kind, shape.Region, shape.Labels
+	holdings, err := d.holdings(ctx, principal, keys)
+	return party, holdings, principal, err
+}
+
+func (d Delivery) holdings(ctx context.Context, principal authz.Principal, keys []*keyturnv1.Known) ([]engine.Holding, error) {
 	if len(keys) == 0 || len(keys) > engine.MaxPartyKeys {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("keys: 1 to %d are needed, not %d", engine.MaxPartyKeys, len(keys)))
 	}
 	holdings := make([]engine.Holding, 0, len(keys))
 	seen := map[key.Name]bool{}
 	for i, known := range keys {
-		name, err := parseKey(known.GetKey())
+		name, err := parseKey(fmt.Sprintf("keys[%d].key", i), known.GetKey())
 		if err != nil {
 			return nil, err
 		}
@@ -119,8 +160,7 @@ func (d Delivery) connect(ctx context.Context, p *keyturnv1.Party, keys []*keytu
 		}
 		holdings = append(holdings, engine.Holding{Key: name, Version: key.Version(known.GetVersion()), Epoch: known.GetEpoch()})
 	}
-	session, err := d.config.Hub.Connect(ctx, actorOf(principal), party, holdings)
-	return session, wire(err)
+	return holdings, nil
 }
 
 // partyOf checks how a party describes itself.
@@ -199,6 +239,9 @@ func (d Delivery) party(ctx context.Context, id string, keys []key.Name) (authz.
 	if err != nil {
 		return principal, err
 	}
+	if err := checkPartyID(id); err != nil {
+		return principal, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("party_id: %w", err))
+	}
 	if err := authz.MaySpeakFor(principal, id); err != nil {
 		return principal, d.deny(ctx, principal, authz.Present, "", err)
 	}
@@ -212,13 +255,16 @@ func (d Delivery) party(ctx context.Context, id string, keys []key.Name) (authz.
 
 // Ack implements DeliveryService.
 func (d Delivery) Ack(ctx context.Context, request *keyturnv1.AckRequest) (*keyturnv1.AckResponse, error) {
+	if _, err := d.allow(ctx, authz.Present, ""); err != nil {
+		return nil, err
+	}
 	if len(request.GetOutcomes()) > maxOutcomes {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("outcomes: %d are too many, at most %d are allowed", len(request.GetOutcomes()), maxOutcomes))
 	}
 	var outcomes []hub.Outcome
 	var keys []key.Name
 	for i, o := range request.GetOutcomes() {
-		name, err := parseKey(o.GetKey())
+		name, err := parseKey(fmt.Sprintf("outcomes[%d].key", i), o.GetKey())
 		if err != nil {
 			return nil, err
 		}
@@ -227,7 +273,7 @@ func (d Delivery) Ack(ctx context.Context, request *keyturnv1.AckRequest) (*keyt
 		case keyturnv1.OutcomeCode_OUTCOME_CODE_APPLIED:
 			outcome.OK = true
 			if o.GetUsing() != o.GetVersion() {
-				return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("outcomes[%d]: version %d is applied, yet %d is used; they must be equal", i, o.GetVersion(), o.GetUsing()))
+				return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("outcomes[%d].using: version %d is applied, yet %d is used; they must be equal", i, o.GetVersion(), o.GetUsing()))
 			}
 		case keyturnv1.OutcomeCode_OUTCOME_CODE_FAILED:
 		default:
@@ -245,22 +291,25 @@ func (d Delivery) Ack(ctx context.Context, request *keyturnv1.AckRequest) (*keyt
 	return &keyturnv1.AckResponse{}, nil
 }
 
-// clip bounds text that parties wrote.
-func clip(s string) string { return s[:min(len(s), maxDetail)] }
+// clip bounds text that parties wrote, without cutting a character in two.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxDetail)], "") }
 
 // Report implements DeliveryService.
 func (d Delivery) Report(ctx context.Context, request *keyturnv1.ReportRequest) (*keyturnv1.ReportResponse, error) {
+	if _, err := d.allow(ctx, authz.Present, ""); err != nil {
+		return nil, err
+	}
 	if len(request.GetSamples()) > maxOutcomes {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("samples: %d are too many, at most %d are allowed", len(request.GetSamples()), maxOutcomes))
 	}
 	var keys []key.Name
 	for i, sample := range request.GetSamples() {
-		name, err := parseKey(sample.GetKey())
+		name, err := parseKey(fmt.Sprintf("samples[%d].key", i), sample.GetKey())
 		if err != nil {
 			return nil, err
 		}
-		if sample.GetAuthFailures() > sample.GetAttempts() {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("samples[%d]: more failures than attempts", i))
+		if sample.GetAttempts() > maxAttempts || sample.GetAuthFailures() > sample.GetAttempts() {
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("samples[%d].auth_failures: %d of %d attempts; they are part of the attempts, which are %d at most", i, sample.GetAuthFailures(), sample.GetAttempts(), uint64(maxAttempts)))
 		}
 		keys = append(keys, name)
 	}
@@ -284,6 +333,9 @@ func (d Delivery) Report(ctx context.Context, request *keyturnv1.ReportRequest) 
 func (d Delivery) Leave(ctx context.Context, request *keyturnv1.LeaveRequest) (*keyturnv1.LeaveResponse, error) {
 	principal, err := d.party(ctx, request.GetPartyId(), nil)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := d.coveredParty(ctx, principal, authz.Present, request.GetPartyId()); err != nil {
 		return nil, err
 	}
 	if err := d.config.Hub.Leave(ctx, actorOf(principal), request.GetPartyId(), "left"); err != nil {

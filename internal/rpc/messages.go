@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -163,8 +164,9 @@ func planMessage(plan policy.Timeline) *keyturnv1.PlanResponse {
 	return response
 }
 
-// partyStatus describes a party; nil if it does not present the key asked for.
-func (c Control) partyStatus(ctx context.Context, party *engine.PartyRecord, only key.Name, states map[key.Name]*rotation.State) (*keyturnv1.PartyStatus, error) {
+// partyStatus describes a party and those of its keys that are visible; nil if
+// none is.
+func (c Control) partyStatus(ctx context.Context, party *engine.PartyRecord, visible func(key.Name) bool, states map[key.Name]*rotation.State) (*keyturnv1.PartyStatus, error) {
 	kind := keyturnv1.PartyKind_PARTY_KIND_AGENT
 	if party.Kind == hub.KindClient {
 		kind = keyturnv1.PartyKind_PARTY_KIND_CLIENT
@@ -175,11 +177,14 @@ func (c Control) partyStatus(ctx context.Context, party *engine.PartyRecord, onl
 		Connected: connected, LastSeen: timestamp(seen),
 	}
 	for _, name := range party.Keys {
-		if only != "" && name != only {
+		if !visible(name) {
 			continue
 		}
 		if states[name] == nil {
 			view, err := c.config.Engine.Key(ctx, name)
+			if errors.Is(err, engine.ErrNotFound) {
+				continue // deleted meanwhile
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -189,7 +194,7 @@ func (c Control) partyStatus(ctx context.Context, party *engine.PartyRecord, onl
 			status.Keys = append(status.Keys, partyKey(name, p))
 		}
 	}
-	if only != "" && len(status.GetKeys()) == 0 {
+	if len(status.GetKeys()) == 0 {
 		return nil, nil //nolint:nilnil // no status is the answer
 	}
 	return status, nil

@@ -8,7 +8,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/keyturn/keyturn/internal/audit"
-	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
@@ -33,9 +32,10 @@ type Engine interface {
 	Timeline(ctx context.Context, id key.RotationID) ([]engine.Moved, error)
 	Plan(ctx context.Context, name key.Name) (policy.Timeline, error)
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
+	Party(ctx context.Context, id string) (engine.PartyRecord, error)
 
 	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
-	ReadLog(ctx context.Context, from uint64, limit int, name key.Name, id key.RotationID) (engine.LogPage, error)
+	ReadLog(ctx context.Context, from uint64, limit int, filter engine.LogFilter) (engine.LogPage, error)
 	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error
 	Doctor(ctx context.Context) ([]engine.Check, error)
 }
@@ -43,6 +43,7 @@ type Engine interface {
 // Hub is what the transport needs of the hub.
 type Hub interface {
 	Connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (*hub.Session, error)
+	Poll(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding, wait time.Duration) ([]hub.Delivery, error)
 	Acknowledge(ctx context.Context, party string, outcomes []hub.Outcome) error
 	Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error
 	Leave(ctx context.Context, actor audit.Actor, id, reason string) error
@@ -51,9 +52,12 @@ type Hub interface {
 
 // Identity is what the transport needs of the identity registry.
 type Identity interface {
-	Authenticate(ctx context.Context, token secret.Value) (authz.Principal, error)
+	Authenticate(ctx context.Context, token secret.Value) (identity.Caller, error)
+	Recent(token secret.Value) bool
+	Check(ctx context.Context, id string) error
+	Find(ctx context.Context, id string) (identity.Token, error)
 	Issue(ctx context.Context, actor audit.Actor, request identity.Request) (identity.Token, secret.Value, error)
-	Redeem(ctx context.Context, token secret.Value, wanted identity.PartyShape) (identity.PartyShape, secret.Value, error)
+	Redeem(ctx context.Context, token secret.Value, wanted identity.PartyShape, taken func(ctx context.Context, id string) (bool, error)) (identity.PartyShape, secret.Value, error)
 	List(ctx context.Context) ([]identity.Token, error)
 	Revoke(ctx context.Context, actor audit.Actor, id string) error
 }
@@ -74,6 +78,9 @@ type Service struct {
 	config Config
 	// denials bounds how fast denied calls can make the audit log grow.
 	denials *rate.Limiter
+	streams streams
+	// doctors lets one examination run at a time.
+	doctors chan struct{}
 }
 
 // New returns a service.
@@ -81,5 +88,5 @@ func New(config Config) *Service {
 	if config.Heartbeat == 0 {
 		config.Heartbeat = 15 * time.Second
 	}
-	return &Service{config: config, denials: rate.NewLimiter(10, 100)}
+	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1)}
 }

@@ -3,11 +3,8 @@ package server
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
+	"io"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -74,7 +71,7 @@ type LimitsConfig struct {
 	Body int64 `yaml:"body"`
 	// Parties is how many may be connected. Default: 20,000.
 	Parties int `yaml:"parties"`
-	// PerSecond is how many calls one address may make per second, Burst at once.
+	// PerSecond is how many calls one token may make per second, Burst at once.
 	// Defaults: 200 and 2,000.
 	PerSecond float64 `yaml:"perSecond"`
 	Burst     int     `yaml:"burst"`
@@ -109,64 +106,19 @@ func LoadConfig(path string) (Config, error) {
 // ParseConfig reads a configuration; the file name is used for messages.
 func ParseConfig(file string, source []byte) (Config, error) {
 	var config Config
-	if err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict()); err != nil {
-		return Config{}, fmt.Errorf("%w: %s: %s", ErrConfig, file, yaml.FormatError(err, false, true))
+	err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict())
+	if err != nil && !errors.Is(err, io.EOF) { // an empty file lacks what is required, and no more
+		return Config{}, fmt.Errorf("%w: %s", ErrConfig, placed(file, err))
 	}
-	if err := config.complete(); err != nil {
-		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, file, err)
+	config.fill()
+	problems := config.check()
+	if len(problems) == 0 {
+		return config, nil
 	}
-	return config, nil
-}
-
-// complete checks the configuration and fills in defaults.
-func (c *Config) complete() error {
-	var problems []error
-	wrong := func(field, format string, args ...any) {
-		problems = append(problems, fmt.Errorf(field+": "+format, args...))
+	lines := linesOf(source)
+	errs := make([]error, len(problems))
+	for i, p := range problems {
+		errs[i] = fmt.Errorf("%w: %s:%d: %w", ErrConfig, file, lines.of(p.field), p)
 	}
-	if c.DataDir == "" {
-		wrong("dataDir", "it is missing; write for example dataDir: /var/lib/keyturn")
-	}
-	fill(&c.Listen, "127.0.0.1:7447")
-	fill(&c.LogName, "keyturn")
-	fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
-	fill(&c.Log.Level, "info")
-	fill(&c.Log.Format, "json")
-	fill(&c.Limits.Body, 4<<20)
-	fill(&c.Limits.Parties, 20_000)
-	fill(&c.Limits.PerSecond, 200)
-	fill(&c.Limits.Burst, 2000)
-	fill(&c.Limits.ForgetClients, 2*time.Minute)
-	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-		wrong("listen", "%v; write for example 127.0.0.1:7447", err)
-	}
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		wrong("tls", "cert and key belong together; give both, or neither")
-	}
-	if _, err := parseLevel(c.Log.Level); err != nil {
-		wrong("log.level", "%v", err)
-	}
-	if c.Log.Format != "text" && c.Log.Format != "json" {
-		wrong("log.format", "%q is unknown; use text or json", c.Log.Format)
-	}
-	if strings.ContainsAny(c.LogName, " +\n") {
-		wrong("logName", "%q contains a space or a plus sign; use for example keyturn.example.com/log", c.LogName)
-	}
-	for _, address := range append(append([]string{c.Telemetry.Traces}, c.Telemetry.Pages...), c.Telemetry.Alertmanagers...) {
-		if u, err := url.Parse(address); address != "" && (err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http") {
-			wrong("telemetry", "%q is not an address; write for example https://collector:4318", address)
-		}
-	}
-	if c.Limits.Body < 1024 || c.Limits.Parties < 1 || c.Limits.PerSecond <= 0 || c.Limits.Burst < 1 || c.Limits.ForgetClients < time.Second {
-		wrong("limits", "a limit is too small: body has 1,024 bytes at least, forgetClients 1s, the others are positive")
-	}
-	return errors.Join(problems...)
-}
-
-// fill sets *v to a default if it is zero.
-func fill[T comparable](v *T, otherwise T) {
-	var zero T
-	if *v == zero {
-		*v = otherwise
-	}
+	return Config{}, errors.Join(errs...)
 }

@@ -52,12 +52,37 @@ func readPrivate(path string) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
+// dataDir makes the data folder if it is missing, and refuses one in which others
+// could replace files.
+func dataDir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("data folder: %w", err)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("data folder %s: others may write to it (mode %v); run: chmod 700 %s", path, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// missing reports whether there is no file yet; what cannot be told is an error.
+func missing(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return false, err
+}
+
 // logSigner reads the audit log's signing key from the data folder, creating it
 // on the first start. Keys that signed before are kept beside it by their owner.
-func logSigner(dir, origin string) (*audit.Signer, error) {
+func logSigner(dir, origin string, mustExist bool) (*audit.Signer, error) {
 	path := filepath.Join(dir, "audit.key")
 	content, err := readPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !mustExist {
 		signing, _, err := audit.GenerateKey(rand.Reader, origin)
 		if err != nil {
 			return nil, err
@@ -68,7 +93,7 @@ func logSigner(dir, origin string) (*audit.Signer, error) {
 		return audit.ParseSigner(signing)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the audit log's key: %w", err)
+		return nil, fmt.Errorf("read the audit log's key: %w; it belongs to the database, so restore it from the backup", err)
 	}
 	signer, err := audit.ParseSigner(secret.New(content))
 	if err != nil {
@@ -83,16 +108,18 @@ func logSigner(dir, origin string) (*audit.Signer, error) {
 // rootToken issues a first admin token on the first start and leaves it in a
 // file for whoever set the server up. It returns the file's path, empty later on.
 func rootToken(ctx context.Context, registry *identity.Registry, dir string) (string, error) {
-	token, first, err := registry.Bootstrap(ctx, audit.Actor{ID: "keyturn", Kind: "server"})
+	path := filepath.Join(dir, "root.token")
+	first, err := registry.Bootstrap(ctx, audit.Actor{ID: "keyturn", Kind: "server"}, func(token secret.Value) error {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("replace the first token: %w", err)
+		}
+		if err := writeNew(path, append(token.Reveal(), '\n'), 0o600); err != nil {
+			return fmt.Errorf("write the first token: %w", err)
+		}
+		return nil
+	})
 	if err != nil || !first {
 		return "", err
-	}
-	path := filepath.Join(dir, "root.token")
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	if err := writeNew(path, append(token.Reveal(), '\n'), 0o600); err != nil {
-		return "", fmt.Errorf("write the first token: %w", err)
 	}
 	return path, nil
 }

@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -11,12 +14,16 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Timeouts of calls. Streams are bounded by their heartbeats instead.
+// Timeouts of calls. Streams are bounded by their heartbeats instead; a request
+// must have arrived in full within callTimeout even so.
 const (
 	headerTimeout = 5 * time.Second
 	idleTimeout   = 2 * time.Minute
 	callTimeout   = 30 * time.Second
 	pollTimeout   = 90 * time.Second
+	exportTimeout = 10 * time.Minute
+	// answerTimeout is how long the last piece of an answer may take to be read.
+	answerTimeout = 10 * time.Second
 )
 
 const (
@@ -40,6 +47,7 @@ func newLimiters(perSecond float64, burst int) *limiters {
 	return &limiters{perSecond: rate.Limit(perSecond), burst: burst, callers: map[string]*rate.Limiter{}}
 }
 
+// of returns the limiter of a caller, a new one if there is none.
 func (l *limiters) of(caller string) *rate.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,51 +62,102 @@ func (l *limiters) of(caller string) *rate.Limiter {
 	return limit
 }
 
+// exhausted reports whether a caller has no call left; it keeps nothing of
+// callers that were never limited.
+func (l *limiters) exhausted(caller string, now time.Time) bool {
+	l.mu.Lock()
+	limit, ok := l.callers[caller]
+	l.mu.Unlock()
+	return ok && limit.TokensAt(now) < 1
+}
+
 // gate bounds what clients can ask for: addresses that show bad tokens, the
-// rate of each token, and the size and time of calls.
+// rate of each token, and the size and time of calls. It implements rpc.Gate.
 type gate struct {
 	refused *limiters
 	tokens  *limiters
 	maxBody int64
-	streams []string
-	now     func() time.Time
+	// times are the limits of calls by the end of their path; 0 means a stream.
+	times map[string]time.Duration
+	now   func() time.Time
 }
 
+// addressOf is the client's address; of an IPv6 address the network of one
+// subscriber (RFC 6177), who could otherwise count as 2^64 clients.
 func addressOf(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
 	}
-	return host
+	address, err := netip.ParseAddr(host)
+	if err != nil || address.Unmap().Is4() {
+		return host
+	}
+	network, err := address.WithZone("").Prefix(64)
+	if err != nil {
+		return host
+	}
+	return network.String()
 }
 
-// refuse notes that an address showed a bad token.
-func (g *gate) refuse(r *http.Request) { g.refused.of(addressOf(r)).AllowN(g.now(), 1) }
+// Blocked implements rpc.Gate.
+func (g *gate) Blocked(r *http.Request) bool { return g.refused.exhausted(addressOf(r), g.now()) }
 
-// admit reports whether a token may make another call now.
-func (g *gate) admit(token string) bool { return g.tokens.of(token).AllowN(g.now(), 1) }
+// Refused implements rpc.Gate.
+func (g *gate) Refused(r *http.Request) { g.refused.of(addressOf(r)).AllowN(g.now(), 1) }
+
+// Admit implements rpc.Gate.
+func (g *gate) Admit(token string) bool { return g.tokens.of(token).AllowN(g.now(), 1) }
 
 // wrap applies the limits that hold before a caller is known.
 func (g *gate) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if g.refused.of(addressOf(r)).TokensAt(g.now()) < 1 {
-			w.Header().Set("Retry-After", "10")
-			http.Error(w, "too many bad tokens from this address; wait ten seconds", http.StatusTooManyRequests)
-			return
-		}
-		r.Body = http.MaxBytesReader(w, r.Body, g.maxBody)
 		timeout := callTimeout
-		for _, stream := range g.streams {
-			if strings.HasSuffix(r.URL.Path, stream) {
-				next.ServeHTTP(w, r)
-				return
+		for suffix, other := range g.times {
+			if strings.HasSuffix(r.URL.Path, suffix) {
+				timeout = other
 			}
 		}
-		if strings.HasSuffix(r.URL.Path, "/Poll") {
-			timeout = pollTimeout
+		control := http.NewResponseController(w)
+		until := time.Time{}
+		if timeout > 0 {
+			until = time.Now().Add(timeout + answerTimeout)
+		}
+		// A writer that knows no deadlines is one of a test.
+		if err := control.SetWriteDeadline(until); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return // the connection is gone
+		}
+		r.Body = boundBody(control, http.MaxBytesReader(w, r.Body, g.maxBody))
+		if timeout == 0 {
+			next.ServeHTTP(w, r)
+			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)
 		defer cancel()
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// body is a request's body that must arrive in time. The deadline ends with it:
+// it must not cut off the answer.
+type body struct {
+	io.ReadCloser
+	control *http.ResponseController
+	once    sync.Once
+}
+
+func boundBody(control *http.ResponseController, r io.ReadCloser) io.ReadCloser {
+	if err := control.SetReadDeadline(time.Now().Add(callTimeout)); err != nil {
+		return r // the connection is gone, or knows no deadlines
+	}
+	return &body{ReadCloser: r, control: control}
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		b.once.Do(func() { _ = b.control.SetReadDeadline(time.Time{}) }) // the connection is gone if this fails
+	}
+	return n, err
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/internal/rpc"
@@ -64,6 +65,10 @@ type Server struct {
 	caFile    string
 	tokenFile string
 	failed    chan error
+	service   *rpc.Service
+
+	stopSweeping context.CancelFunc
+	running      sync.WaitGroup
 
 	stopOnce sync.Once
 	stopErr  error
@@ -84,18 +89,33 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if options.Drivers == nil {
 		options.Drivers = Drivers()
 	}
-	if err := os.MkdirAll(config.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data folder: %w", err)
+	if err := dataDir(config.DataDir); err != nil {
+		return nil, err
 	}
 	s := &Server{config: config, log: newLogger(&config, options.LogTo), failed: make(chan error, 2)}
+	// The keys come before the database: a start that is cut short in between is
+	// repeated, and a database without keys is never a new one.
 	database := filepath.Join(config.DataDir, "keyturn.db")
-	_, missing := os.Stat(database)
+	first, err := missing(database)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := file.Open(file.Config{Path: config.Keeper.File, MustExist: !first})
+	if err != nil {
+		return nil, fmt.Errorf("key-encryption key: %w", err)
+	}
+	if s.signer, err = logSigner(config.DataDir, config.LogName, !first); err != nil {
+		return nil, err
+	}
 	if s.store, err = sqlite.Open(ctx, sqlite.Config{Path: database}); err != nil {
 		return nil, err
 	}
-	if err := s.assemble(ctx, options, missing != nil); err != nil {
+	if err := s.assemble(ctx, options, keys); err != nil {
 		return nil, errors.Join(err, s.store.Stop())
 	}
+	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
+	s.stopSweeping = stopSweeping
+	s.running.Go(func() { s.sweep(sweeping) })
 	s.telemetry.start(ctx, s.engine)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
@@ -107,14 +127,8 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 }
 
 // assemble makes the parts and connects them; it starts nothing.
-func (s *Server) assemble(ctx context.Context, options Options, first bool) error {
-	keys, err := file.Open(file.Config{Path: s.config.Keeper.File, MustExist: !first})
-	if err != nil {
-		return fmt.Errorf("key-encryption key: %w", err)
-	}
-	if s.signer, err = logSigner(s.config.DataDir, s.config.LogName); err != nil {
-		return err
-	}
+func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keeper) error {
+	var err error
 	s.hub = hub.New(hub.Config{
 		Logger: s.log, Now: options.Now, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
 		Sampled: func(name key.Name, cohort string, sample engine.Sample) {
@@ -134,7 +148,26 @@ func (s *Server) assemble(ctx context.Context, options Options, first bool) erro
 	s.hub.Use(s.engine)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
+	s.service = rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}})
 	return err
+}
+
+// sweepEvery is how often expired tokens are deleted.
+const sweepEvery = time.Hour
+
+func (s *Server) sweep(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		if err := s.identity.Sweep(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "expired tokens could not be deleted; trying again later", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 // serve begins to answer calls.
@@ -185,26 +218,26 @@ func (s *Server) watch(serve func() error) {
 
 // routes is everything that the API's address answers.
 func (s *Server) routes(options Options) http.Handler {
-	service := rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}})
 	limit := connect.WithReadMaxBytes(int(s.config.Limits.Body))
 	gate := &gate{
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
 		maxBody: s.config.Limits.Body, now: options.Now,
-		streams: []string{"/Watch", "/WatchRotation", "/ExportLog"},
+		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Poll": pollTimeout},
 	}
-	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate.refuse, gate.admit) }
+	service := s.service
+	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate) }
 	api := http.NewServeMux()
 	deliveryPath, delivery := keyturnv1connect.NewDeliveryServiceHandler(rpc.Delivery{Service: service}, limit)
 	controlPath, control := keyturnv1connect.NewControlServiceHandler(rpc.Control{Service: service}, limit)
 	api.Handle(deliveryPath, authenticated(delivery))
-	api.Handle(keyturnv1connect.DeliveryServiceJoinProcedure, delivery)
+	api.Handle(keyturnv1connect.DeliveryServiceJoinProcedure, service.Public(delivery, gate))
 	api.Handle(controlPath, authenticated(control))
-	api.Handle("GET /metrics", authenticated(s.telemetry.handler()))
+	api.Handle("GET /metrics", authenticated(service.Everything(s.telemetry.handler())))
 	mux := http.NewServeMux()
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r.Context())) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
 	return mux
 }
 
@@ -218,14 +251,24 @@ func answer(w http.ResponseWriter, err error) {
 	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
 }
 
+// errNotReady is all that a caller without a token learns of why.
+var errNotReady = errors.New("the store does not answer; the server's log says why")
+
 // checkReady reports whether the store answers.
-func (s *Server) checkReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+func (s *Server) checkReady(r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	return s.store.View(ctx, func(tx store.Tx) error {
+	err := s.store.View(ctx, func(tx store.Tx) error {
 		_, err := tx.Index.List(ctx, "ready", "", "", 1)
 		return err
 	})
+	if err == nil {
+		return nil
+	}
+	if r.Context().Err() == nil {
+		s.log.WarnContext(r.Context(), "not ready", "error", err)
+	}
+	return errNotReady
 }
 
 // Address is where the API answers, for example https://127.0.0.1:7447.
@@ -250,12 +293,15 @@ func (s *Server) Failed() <-chan error { return s.failed }
 func (s *Server) Stop(ctx context.Context) error {
 	s.stopOnce.Do(func() {
 		s.hub.Stop()
+		s.service.Stop()
 		var problems []error
 		for _, server := range s.servers {
 			if err := server.Shutdown(ctx); err != nil {
 				problems = append(problems, err, server.Close())
 			}
 		}
+		s.stopSweeping()
+		s.running.Wait()
 		s.engine.Stop()
 		problems = append(problems, s.telemetry.stop(ctx), s.store.Stop())
 		s.stopErr = errors.Join(problems...)

@@ -15,7 +15,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -30,14 +32,11 @@ const (
 func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error) {
 	base := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
 	if config.TLS.Cert != "" {
-		if _, err := tls.LoadX509KeyPair(config.TLS.Cert, config.TLS.Key); err != nil {
+		own := &ownPair{config: &config.TLS}
+		if err := own.load(); err != nil {
 			return nil, "", fmt.Errorf("tls: %w", err)
 		}
-		// Read for every handshake, so that a renewed certificate needs no restart.
-		base.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(config.TLS.Cert, config.TLS.Key)
-			return &cert, err
-		}
+		base.GetCertificate = own.get
 		return base, "", nil
 	}
 	caPath := filepath.Join(config.DataDir, "ca.pem")
@@ -51,6 +50,27 @@ func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error
 	}
 	base.GetCertificate = leaves.get
 	return base, caPath, nil
+}
+
+// ownPair hands out the operator's certificate. It reads the files for every
+// handshake, so that a renewed certificate needs no restart; while they do not
+// fit together, because they are just being replaced, the last pair holds.
+type ownPair struct {
+	config *TLSConfig
+	last   atomic.Pointer[tls.Certificate]
+}
+
+func (p *ownPair) load() error {
+	pair, err := tls.LoadX509KeyPair(p.config.Cert, p.config.Key)
+	if err == nil {
+		p.last.Store(&pair)
+	}
+	return err
+}
+
+func (p *ownPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	_ = p.load() // the last pair holds, and a client sees when it expires
+	return p.last.Load(), nil
 }
 
 // leaves hands out the server's certificate and renews it in time.
@@ -139,7 +159,7 @@ func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certifica
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	template.DNSNames = []string{"localhost"}
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-	names := config.TLS.Names
+	names := slices.Clone(config.TLS.Names)
 	if host, err := os.Hostname(); err == nil {
 		names = append(names, host)
 	}

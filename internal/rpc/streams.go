@@ -1,0 +1,107 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/hub"
+	"github.com/keyturn/keyturn/internal/identity"
+)
+
+// streams are the calls that outlive their authentication, by token.
+type streams struct {
+	mu      sync.Mutex
+	open    map[string]map[*stream]struct{}
+	stopped bool
+}
+
+type stream struct{ cancel context.CancelCauseFunc }
+
+// begin returns a context that ends, with the reason as its cause, when the
+// token is revoked or the server stops. end must be called.
+func (s *streams) begin(ctx context.Context, token string) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	one := &stream{cancel: cancel}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		cancel(hub.ErrStopped)
+		return ctx, func() {}
+	}
+	if s.open == nil {
+		s.open = map[string]map[*stream]struct{}{}
+	}
+	if s.open[token] == nil {
+		s.open[token] = map[*stream]struct{}{}
+	}
+	s.open[token][one] = struct{}{}
+	return ctx, func() {
+		cancel(context.Canceled)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.open[token], one)
+		if len(s.open[token]) == 0 {
+			delete(s.open, token)
+		}
+	}
+}
+
+// revoke ends the streams of a token.
+func (s *streams) revoke(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for one := range s.open[token] {
+		one.cancel(identity.ErrUnauthenticated)
+	}
+}
+
+// Stop ends all streams, now and from now on; their callers are told to come back.
+func (s *Service) Stop() {
+	s.streams.mu.Lock()
+	defer s.streams.mu.Unlock()
+	s.streams.stopped = true
+	for _, list := range s.streams.open {
+		for one := range list {
+			one.cancel(hub.ErrStopped)
+		}
+	}
+}
+
+// guard is begin for streams that do not look at their token themselves: it
+// checks every heartbeat that the token is still good.
+func (s *Service) guard(ctx context.Context, token string) (context.Context, func()) {
+	ctx, end := s.streams.begin(ctx, token)
+	var running sync.WaitGroup
+	done := make(chan struct{})
+	running.Go(func() {
+		ticker := time.NewTicker(s.config.Heartbeat)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if errors.Is(s.config.Identity.Check(ctx, token), identity.ErrUnauthenticated) {
+				s.streams.revoke(token)
+			}
+		}
+	})
+	return ctx, func() {
+		close(done)
+		end()
+		running.Wait()
+	}
+}
+
+// ended is the error of a stream: why its context ended, if that is the reason.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && err != nil {
+		return wire(context.Cause(ctx))
+	}
+	return wire(err)
+}

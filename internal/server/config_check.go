@@ -1,0 +1,173 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+// problem is what is wrong with one field, and how to mend it.
+type problem struct{ field, message string }
+
+// Error names the field.
+func (p problem) Error() string { return p.field + ": " + p.message }
+
+// fill sets the defaults of fields that are absent.
+func (c *Config) fill() {
+	fill(&c.Listen, "127.0.0.1:7447")
+	fill(&c.LogName, "keyturn")
+	fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
+	fill(&c.Log.Level, "info")
+	fill(&c.Log.Format, "json")
+	fill(&c.Limits.Body, 4<<20)
+	fill(&c.Limits.Parties, 20_000)
+	fill(&c.Limits.PerSecond, 200)
+	fill(&c.Limits.Burst, 2000)
+	fill(&c.Limits.ForgetClients, 2*time.Minute)
+}
+
+// complete fills in defaults and checks the configuration.
+func (c *Config) complete() error {
+	c.fill()
+	var errs []error
+	for _, p := range c.check() {
+		errs = append(errs, p)
+	}
+	return errors.Join(errs...)
+}
+
+// Bounds of the limits.
+const (
+	minBody, maxBody       = 1 << 10, 64 << 20
+	maxParties             = 1_000_000
+	maxRate                = 1e6
+	minForget, maxForget   = time.Second, 365 * 24 * time.Hour
+	maxLogName, maxTLSName = 255, 253
+)
+
+// check returns all that is wrong with a configuration whose defaults are set.
+func (c *Config) check() []problem {
+	var problems []problem
+	wrong := func(field, format string, args ...any) {
+		problems = append(problems, problem{field: field, message: fmt.Sprintf(format, args...)})
+	}
+	if c.DataDir == "" {
+		wrong("dataDir", "it is missing; write for example dataDir: /var/lib/keyturn")
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		wrong("listen", "%v; write for example 127.0.0.1:7447", err)
+	}
+	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		wrong("tls", "cert and key belong together; give both, or neither")
+	}
+	for i, name := range c.TLS.Names {
+		if name == "" || len(name) > maxTLSName || strings.ContainsAny(name, " /") || net.ParseIP(name) == nil && strings.Contains(name, ":") {
+			wrong(fmt.Sprintf("tls.names[%d]", i), "%q is neither a host name nor an IP address; write for example keyturn.example.com, without scheme and port", name)
+		}
+	}
+	if _, err := parseLevel(c.Log.Level); err != nil {
+		wrong("log.level", "%v", err)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		wrong("log.format", "%q is unknown; use text or json", c.Log.Format)
+	}
+	if len(c.LogName) > maxLogName || strings.ContainsFunc(c.LogName, func(r rune) bool { return r <= ' ' || r == '+' || r > '~' }) {
+		wrong("logName", "%q has characters other than letters, digits and punctuation, or a plus sign; use for example keyturn.example.com/log", c.LogName)
+	}
+	problems = append(problems, c.Telemetry.check()...)
+	return append(problems, c.Limits.check()...)
+}
+
+func (c *TelemetryConfig) check() []problem {
+	var problems []problem
+	address := func(field, value string) {
+		u, err := url.Parse(value)
+		switch {
+		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+			problems = append(problems, problem{field: field, message: fmt.Sprintf("%q is not an address; write for example https://collector:4318", value)})
+		case u.Scheme == "http" && !c.Insecure:
+			problems = append(problems, problem{field: field, message: fmt.Sprintf("%q is not encrypted; write https, or set telemetry.insecure: true", value)})
+		}
+	}
+	if c.Traces != "" {
+		address("telemetry.traces", c.Traces)
+	}
+	for i, value := range c.Pages {
+		address(fmt.Sprintf("telemetry.pages[%d]", i), value)
+	}
+	for i, value := range c.Alertmanagers {
+		address(fmt.Sprintf("telemetry.alertmanagers[%d]", i), value)
+	}
+	if c.MetricsListen != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
+			problems = append(problems, problem{field: "telemetry.metricsListen", message: fmt.Sprintf("%v; write for example 127.0.0.1:7448", err)})
+		}
+	}
+	return problems
+}
+
+func (c *LimitsConfig) check() []problem {
+	var problems []problem
+	between := func(field string, ok bool, value, least, most any) {
+		if !ok {
+			problems = append(problems, problem{field: "limits." + field, message: fmt.Sprintf("%v is not between %v and %v", value, least, most)})
+		}
+	}
+	between("body", c.Body >= minBody && c.Body <= maxBody, c.Body, minBody, maxBody)
+	between("parties", c.Parties >= 1 && c.Parties <= maxParties, c.Parties, 1, maxParties)
+	between("perSecond", c.PerSecond > 0 && c.PerSecond <= maxRate, c.PerSecond, "more than 0", int(maxRate))
+	between("burst", c.Burst >= 1 && c.Burst <= maxRate, c.Burst, 1, int(maxRate))
+	between("forgetClients", c.ForgetClients >= minForget && c.ForgetClients <= maxForget, c.ForgetClients, minForget, maxForget)
+	return problems
+}
+
+// placed is a decoder's error as file:line:column and what is wrong.
+func placed(file string, err error) string {
+	var at yaml.Error
+	if errors.As(err, &at) && at.GetToken() != nil {
+		position := at.GetToken().Position
+		return fmt.Sprintf("%s:%d:%d: %s; see docs/reference/server.md for all fields", file, position.Line, position.Column, at.GetMessage())
+	}
+	return file + ": " + err.Error()
+}
+
+// sourceLines says on which line of a configuration a field stands.
+type sourceLines struct{ file *ast.File }
+
+func linesOf(source []byte) sourceLines {
+	file, err := parser.ParseBytes(source, 0)
+	if err != nil {
+		return sourceLines{}
+	}
+	return sourceLines{file: file}
+}
+
+// of returns the line of the field, or of the nearest one around it that is
+// there, or 1.
+func (l sourceLines) of(field string) int {
+	for l.file != nil && field != "" {
+		if path, err := yaml.PathString("$." + field); err == nil {
+			if node, err := path.FilterFile(l.file); err == nil && node != nil && node.GetToken() != nil {
+				return node.GetToken().Position.Line
+			}
+		}
+		field = field[:max(strings.LastIndexAny(field, ".["), 0)]
+	}
+	return 1
+}
+
+// fill sets *v to a default if it is zero.
+func fill[T comparable](v *T, otherwise T) {
+	var zero T
+	if *v == zero {
+		*v = otherwise
+	}
+}
