@@ -79,7 +79,8 @@ type Declare struct {
 
 // Revert asks to return from the version the rotation Of brought in to the one
 // before. During the cut-over the rotation itself rolls back; after it the event's
-// Rotation names a new one, which runs under Plan.
+// Rotation names a new one, which runs under Plan and takes the place of a
+// rotation that is only planned, unless that is an emergency.
 type Revert struct {
 	Of     key.RotationID `json:"of"`
 	Plan   Plan           `json:"plan"`

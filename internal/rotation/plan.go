@@ -47,7 +47,9 @@ type Plan struct {
 // Stage is a group of presenters that move together.
 type Stage struct {
 	Name string `json:"name"`
-	// Bake is how long all presenters of the stage must have been well.
+	// Bake is how long the stage is watched after all its presenters were well for
+	// the first time. One that joins meanwhile does not begin it anew, but must be
+	// well, too, before the stage passes.
 	Bake time.Duration `json:"bake,omitempty"`
 	// AckTimeout is after how long a missing acknowledgement pages (0: never).
 	AckTimeout time.Duration `json:"ackTimeout,omitempty"`
