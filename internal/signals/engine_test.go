@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"slices"
@@ -349,7 +350,7 @@ func (w *run) checkTrace(t *testing.T, id key.RotationID, phases ...string) {
 // searchSecrets looks for the plaintext of all versions in all signals.
 func (w *run) searchSecrets(t *testing.T) {
 	t.Helper()
-	request := httptest.NewRequest("GET", "/metrics", nil)
+	request := httptest.NewRequest(http.MethodGet, "/metrics", nil)
 	request.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
 	recorder := httptest.NewRecorder()
 	w.Handler().ServeHTTP(recorder, request)

@@ -172,7 +172,7 @@ func (b *outbox) run(ctx context.Context) {
 			pause = b.hook.RetryFirst
 			continue
 		case errors.Is(err, errRefused):
-			b.warn(ctx, "a page was refused and is not sent again", &page, err)
+			b.log.LogAttrs(ctx, slog.LevelError, "a page was refused and is not sent again", b.attrs(&page, err)...)
 			continue
 		}
 		b.back(page)
@@ -180,7 +180,7 @@ func (b *outbox) run(ctx context.Context) {
 			return
 		}
 		if pause == b.hook.RetryFirst {
-			b.warn(ctx, "a page could not be delivered; trying again", &page, err)
+			b.log.LogAttrs(ctx, slog.LevelError, "a page could not be delivered; trying again", b.attrs(&page, err)...)
 		}
 		timer.Reset(pause)
 		select {
@@ -200,11 +200,23 @@ func (b *outbox) flush(ctx context.Context) error {
 			return nil
 		}
 		if err := b.deliver(ctx, &page); err != nil && !errors.Is(err, errRefused) {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			return fmt.Errorf("webhook %s: %d pages could not be delivered: %w", b.hook.Name, len(b.order)+1, err)
+			return fmt.Errorf("webhook %s: %d pages could not be delivered: %w", b.hook.Name, b.waiting()+1, err)
 		}
 	}
+}
+
+func (b *outbox) attrs(page *Page, err error) []slog.Attr {
+	return []slog.Attr{
+		slog.String("webhook", b.hook.Name), slog.String("key", string(page.Key)), slog.String("rotation", page.Rotation.String()),
+		slog.String("trace_id", page.Rotation.String()), slog.String("reason", string(page.Reason)), slog.Any("error", err),
+	}
+}
+
+// waiting is how many pages wait.
+func (b *outbox) waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.order)
 }
 
 func (b *outbox) count(state string) { b.metrics.pages.WithLabelValues(b.hook.Name, state).Inc() }

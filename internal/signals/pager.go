@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/url"
 	"sync"
 	"time"
@@ -225,9 +224,4 @@ func (p *pager) page(h *hold) Page {
 		Key: h.key, Rotation: h.rotation, Kind: h.kind, Reason: h.reason, Message: clip(h.message), Human: h.human,
 		Parties: h.parties, Runbook: p.runbooks + string(h.reason) + ".md", StartedAt: h.since,
 	}
-}
-
-func (b *outbox) warn(ctx context.Context, text string, page *Page, err error) {
-	b.log.LogAttrs(ctx, slog.LevelError, text, slog.String("webhook", b.hook.Name),
-		slog.String("key", string(page.Key)), slog.String("rotation", page.Rotation.String()), slog.String("reason", string(page.Reason)), slog.Any("error", err))
 }

@@ -169,8 +169,9 @@ func (h *hook) until(t *testing.T, enough func() bool) {
 		case <-h.news:
 		case <-deadline:
 			h.mu.Lock()
-			defer h.mu.Unlock()
-			t.Fatalf("waited in vain; received after %d tries: %+v", h.tries, h.pages)
+			tries, pages := h.tries, h.pages
+			h.mu.Unlock()
+			t.Fatalf("waited in vain; received after %d tries: %+v", tries, pages)
 		}
 	}
 }

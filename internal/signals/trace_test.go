@@ -31,9 +31,11 @@ func TestOneTracePerRotation(t *testing.T) {
 			c.pass(123456 * time.Nanosecond) // finer than the store keeps
 			s := newStory(c, "prod/db", rotation.Scheduled)
 			begun := c.Now()
-			var history []engine.Moved
+			from := &source{}
 			tell := func(f *fixture) {
-				history = append(history, s.told...)
+				from.mu.Lock()
+				from.history = append(from.history, s.told...) // committed before it is told
+				from.mu.Unlock()
 				s.tell(f)
 			}
 			attempt := func(f *fixture, kind rotation.EffectKind, attempt int, err error) {
@@ -58,7 +60,7 @@ func TestOneTracePerRotation(t *testing.T) {
 			if restart {
 				f.end()
 				clock := f.clock
-				f = begin(t, func() signals.Config { config := traced(o); config.Now = clock.Now; return config }(), &source{history: history})
+				f = begin(t, func() signals.Config { config := traced(o); config.Now = clock.Now; return config }(), from)
 			}
 			c.pass(time.Second)
 			attempt(f, rotation.Accept, 2, nil)

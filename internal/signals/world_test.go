@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
@@ -102,7 +103,7 @@ func (f *fixture) end() {
 func (f *fixture) scrape() string {
 	f.t.Helper()
 	recorder := httptest.NewRecorder()
-	f.Handler().ServeHTTP(recorder, httptest.NewRequest("GET", "/metrics", nil))
+	f.Handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	if recorder.Code != 200 {
 		f.t.Fatalf("scrape: %d: %s", recorder.Code, recorder.Body)
 	}
