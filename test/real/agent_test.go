@@ -31,6 +31,8 @@ type agentApp struct {
 	stop    func(*testing.T)
 	// joinToken is the one-time token it joined with.
 	joinToken string
+	// result is what the application saw, once it has ended.
+	result *appResult
 }
 
 // file is the path of what the agent renders.
@@ -123,11 +125,16 @@ func (a *agentApp) startApplication(t *testing.T, w *world) string {
 	return address[:len(address)-1]
 }
 
-// endApplication ends the process and fails the test for what failed there.
+// endApplication ends the process, if it runs, and fails the test for what
+// failed there.
 func (a *agentApp) endApplication(t *testing.T) {
 	t.Helper()
+	if a.result != nil {
+		return
+	}
 	_ = a.stdin.Close() // that is the sign to end
 	var result appResult
+	a.result = &result
 	if err := json.NewDecoder(a.stdout).Decode(&result); err != nil {
 		t.Errorf("%s: its result: %v", a.id, err)
 	}

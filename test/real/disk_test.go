@@ -1,0 +1,93 @@
+package real
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+)
+
+// smallDisk mounts a file system of its own for the server's data. Only root may
+// do that.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	dir := t.TempDir()
+	switch err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,size="+size); {
+	case errors.Is(err, syscall.EPERM):
+		t.Skipf("mount a small file system: %v; run the test as root", err)
+	case err != nil:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount the small file system: %v", err)
+		}
+	})
+	return dir
+}
+
+// fill takes all the space there is, in a file that is returned.
+func fill(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "ballast")
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for block := make([]byte, 4096); ; {
+		if _, err := file.Write(block); errors.Is(err, syscall.ENOSPC) {
+			return path
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestFullDisk: with no space left the server refuses what it cannot store and
+// says so, goes on to serve what it has, and recovers when there is space again.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	w, clock := newSystems(t), &clock{}
+	w.options.Now = clock.now
+	disk := smallDisk(t, "24m")
+	w.config.DataDir = filepath.Join(disk, "data")
+	w.start(t)
+	t.Cleanup(func() { w.stop(t) })
+	w.apply(t, quickPolicy+"---\n"+w.keyDocument(w.primary.Addr()))
+	w.first(t)
+	l := w.fleet(t, 3)
+	l.more(t, 20)
+
+	// In the middle of a rotation: after the database has heard of the password.
+	g, reached, release := at(point{op: "accept", endpoint: "primary", version: 2, after: true})
+	w.tap.stand(g)
+	id := w.rotate(t, &keyturnv1.RotateRequest{Reason: "the disk fills up"})
+	await(t, "the primary accepts", reached)
+	ballast := fill(t, disk)
+	release()
+	eventually(t, "the log speaks of the full disk", func() bool { return strings.Contains(w.logs.String(), "full") })
+	// What must be stored is refused in so many words.
+	_, err := w.control.Steer(t.Context(), &keyturnv1.SteerRequest{RotationId: id, Action: keyturnv1.SteerAction_STEER_ACTION_PAUSE})
+	if err == nil {
+		t.Error("a pause was accepted that cannot have been stored")
+	} else {
+		says(t, "the refusal", err.Error(), "full")
+	}
+	l.more(t, 50)
+	w.mustAccept(t, 1)
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	// An effect whose result could not be stored is repeated when its lease is over.
+	clock.jump(lease)
+	w.finish(t, id, "done")
+	w.mustAccept(t, 2)
+	w.mustRefuse(t, 1)
+	l.check(t)
+	w.healthy(t)
+}
