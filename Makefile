@@ -46,10 +46,10 @@ race: ## run every test under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout 20m -p $(JOBS) $(TESTFLAGS) $(PKG)
 
 .PHONY: bench
-bench: ## measure ours against the limit of this machine; writes bench.json
+bench: build ## measure ours against the limit of this machine; writes bench.json
 	@scripts/install-parts test
 	@rm -f bench.json
-	KEYTURN_BENCH_JSON=$(CURDIR)/bench.json go test -count=1 -timeout 30m -p 1 -run '^$$' -bench . -benchtime 1x $(TESTFLAGS) ./test/bench/...
+	KEYTURN_BENCH_BIN=$(CURDIR)/$(BIN) KEYTURN_BENCH_JSON=$(CURDIR)/bench.json go test -count=1 -timeout 30m -p 1 -run '^$$' -bench . -benchtime 1x $(TESTFLAGS) ./test/bench/...
 
 .PHONY: soak
 soak: ## run the long tests as well, with every real part

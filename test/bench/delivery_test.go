@@ -2,10 +2,17 @@ package bench
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -144,6 +151,9 @@ func deliverBare(b *testing.B) (d delivered) {
 	mux.HandleFunc("/ack", s.ack)
 	srv := httptest.NewUnstartedServer(mux)
 	srv.EnableHTTP2 = true
+	// The same kind of key as that of Keyturn's own certificates.
+	certificate := selfSigned(b)
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13}
 	srv.StartTLS()
 	b.Cleanup(srv.Close)
 	b.Cleanup(srv.CloseClientConnections)
@@ -151,7 +161,7 @@ func deliverBare(b *testing.B) (d delivered) {
 	b.Cleanup(cancel)
 	go s.keep(ctx)
 	caFile := filepath.Join(b.TempDir(), "ca.pem")
-	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}), 0o600); err != nil {
+	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}), 0o600); err != nil {
 		b.Fatal(err)
 	}
 	fleet, joined := startAgents(b, roleBare, orders{Address: srv.URL, CAFile: caFile, Count: agentCount}, agentProcesses)
@@ -178,6 +188,23 @@ func deliverBare(b *testing.B) (d delivered) {
 		d.durable = append(d.durable, durable)
 	}
 	return d
+}
+
+func selfSigned(b *testing.B) tls.Certificate {
+	b.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
 }
 
 func (s *bare) publish(at time.Time, version uint64) {
