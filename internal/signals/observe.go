@@ -66,7 +66,7 @@ func (s *Signals) begun(ctx context.Context, m *engine.Moved) {
 // see it reads from the engine; nil means that it cannot be known.
 func (s *Signals) track(ctx context.Context, m *engine.Moved) *track {
 	t := s.tracks.open[m.Rotation]
-	if t != nil && (m.Kind != rotation.RotationPhase || t.present().name == m.From) {
+	if t != nil && (m.Kind != rotation.RotationPhase || t.present().name == m.From || t.entered(m.To, m.At) >= 0) {
 		return t
 	}
 	if s.source == nil {
@@ -82,9 +82,7 @@ func (s *Signals) track(ctx context.Context, m *engine.Moved) *track {
 	}
 	t = &track{key: m.Key, id: m.Rotation}
 	for i := range moves {
-		if moves[i].At.Before(m.At) {
-			t.fold(&moves[i])
-		}
+		t.fold(&moves[i])
 	}
 	s.tracks.put(t)
 	return t
@@ -102,8 +100,8 @@ func (s *Signals) phased(ctx context.Context, m *engine.Moved) {
 		s.count(m)
 	}
 	if t != nil {
-		s.leave(ctx, t, m)
 		t.fold(m)
+		s.leave(ctx, t, m)
 	}
 	if m.Record != nil && m.Record.Ended() {
 		if t != nil {
@@ -118,8 +116,8 @@ func (s *Signals) phased(ctx context.Context, m *engine.Moved) {
 
 // leave records the phase that the rotation leaves.
 func (s *Signals) leave(ctx context.Context, t *track, m *engine.Moved) {
-	phase := t.present()
-	if phase.name == "" || phase.name != m.From {
+	phase, known := t.left(m)
+	if !known {
 		return
 	}
 	took := m.At.Sub(phase.since)
@@ -127,7 +125,7 @@ func (s *Signals) leave(ctx context.Context, t *track, m *engine.Moved) {
 	if phase.name == rotation.Revoking.String() && m.Record != nil {
 		observe(s.metrics.revocation, took, m.Rotation, m.Record.Kind.String())
 	}
-	s.tracer.phase(ctx, t, m)
+	s.tracer.phase(ctx, phase, m)
 }
 
 // count counts what a change of phase means.

@@ -125,11 +125,10 @@ func (t *tracer) root(ctx context.Context, track *track, m *engine.Moved) {
 }
 
 // phase writes the span of the phase that a rotation leaves by m.
-func (t *tracer) phase(ctx context.Context, track *track, m *engine.Moved) {
-	phase := track.present()
+func (t *tracer) phase(ctx context.Context, phase phaseAt, m *engine.Moved) {
 	s := span{
 		rotation: m.Rotation, id: phaseID(m.Rotation, phase), parent: rootID(m.Rotation),
-		name: phase.name, start: phase.since, end: m.At, events: track.events,
+		name: phase.name, start: phase.since, end: m.At, events: phase.events,
 		attributes: append(common(m.Key, m.Rotation), attribute.String("keyturn.phase", phase.name), attribute.String("keyturn.phase.next", m.To)),
 	}
 	if failedPhase(m.To) && phase.name != rotation.RollingBack.String() {

@@ -1,6 +1,7 @@
 package signals
 
 import (
+	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/engine"
@@ -25,18 +26,17 @@ type track struct {
 	started time.Time
 	// phases that it went through, in order; the last is the present one.
 	phases  []phaseAt
-	hold    string
-	events  []spanEvent
 	touched time.Time
 }
 
-// phaseAt is a phase and when it began.
+// phaseAt is a phase, when it began, and what happened in it.
 type phaseAt struct {
-	name  string
-	since time.Time
+	name   string
+	since  time.Time
+	events []spanEvent
 }
 
-// spanEvent is something that happened within the present phase.
+// spanEvent is something that happened within a phase.
 type spanEvent struct {
 	at      time.Time
 	name    string
@@ -52,6 +52,21 @@ func (t *track) present() phaseAt {
 	return t.phases[len(t.phases)-1]
 }
 
+// entered returns the index of the phase that the rotation entered at a time, -1
+// if it did not.
+func (t *track) entered(name string, at time.Time) int {
+	return slices.IndexFunc(t.phases, func(p phaseAt) bool { return p.name == name && p.since.Equal(at) })
+}
+
+// left returns the phase that m ends, once m was folded.
+func (t *track) left(m *engine.Moved) (phaseAt, bool) {
+	i := t.entered(m.To, m.At) - 1
+	if i < 0 || t.phases[i].name != m.From {
+		return phaseAt{}, false
+	}
+	return t.phases[i], true
+}
+
 // at returns the phase that the rotation was in at a time.
 func (t *track) at(when time.Time) phaseAt {
 	for i := len(t.phases) - 1; i > 0; i-- {
@@ -65,8 +80,9 @@ func (t *track) at(when time.Time) phaseAt {
 	return t.phases[0]
 }
 
-// fold takes up one transition of the rotation. The live feed and a timeline read
-// from the store lead to the same track.
+// fold takes up one transition of the rotation; a second time it does nothing. The
+// live feed and a timeline read from the store lead to the same track, in whatever
+// way they overlap.
 func (t *track) fold(moved *engine.Moved) {
 	t.touched = moved.At
 	event := spanEvent{at: moved.At, name: string(moved.Kind), message: clip(moved.Message)}
@@ -75,23 +91,26 @@ func (t *track) fold(moved *engine.Moved) {
 		t.key, t.id, t.kind, t.started = moved.Key, moved.Rotation, moved.To, moved.At
 		return
 	case rotation.RotationPhase:
-		t.phases = append(t.phases, phaseAt{name: moved.To, since: moved.At})
-		t.events = nil
+		if t.entered(moved.To, moved.At) < 0 {
+			t.phases = append(t.phases, phaseAt{name: moved.To, since: moved.At})
+		}
 		return
 	case rotation.RotationHold:
 		event.reason = moved.To
 		if moved.To == "" {
 			event.name, event.reason = "rotation.resumed", moved.From
 		}
-		t.hold = moved.To
 	case rotation.RotationStage:
 		event.reason = moved.To
 	case rotation.VersionState, rotation.VersionLabel, rotation.VerifierChange, rotation.VerifierGone,
 		rotation.PresenterTold, rotation.PresenterAcked, rotation.PresenterLeft:
 		return
 	}
-	if len(t.events) < maxEvents {
-		t.events = append(t.events, event)
+	if len(t.phases) == 0 || slices.ContainsFunc(t.phases, func(p phaseAt) bool { return slices.Contains(p.events, event) }) {
+		return
+	}
+	if last := &t.phases[len(t.phases)-1]; len(last.events) < maxEvents {
+		last.events = append(last.events, event)
 	}
 }
 
