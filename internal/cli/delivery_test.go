@@ -16,13 +16,21 @@ import (
 
 // TestDelivery runs exec and agent against the delivery API.
 func TestDelivery(t *testing.T) {
+	cmds := commands()
+	// parties NUMBER: so many are registered.
+	cmds["parties"] = func(ts *testscript.TestScript, _ bool, args []string) {
+		if n := len(ts.Value("server").(*clienttest.Server).Parties()); fmt.Sprint(n) != args[0] {
+			ts.Fatalf("%d parties are registered, want %s", n, args[0])
+		}
+	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/delivery", RequireExplicitExec: true, RequireUniqueNames: true, Cmds: commands(),
+		Dir: "testdata/delivery", RequireExplicitExec: true, RequireUniqueNames: true, Cmds: cmds,
 		Setup: func(e *testscript.Env) error {
 			s := clienttest.New(t)
 			s.Set(clienttest.Value{
 				Key: "prod/orders/db", Attributes: map[string]string{"username": "orders_a"}, Secrets: map[string]string{"password": "pa55"},
 			})
+			e.Values["server"] = s
 			config := s.Config()
 			token, err := config.Token.Token(t.Context())
 			if err != nil {

@@ -3,9 +3,11 @@ package cli
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -96,6 +98,7 @@ func (a *app) exec(ctx context.Context, f execFlags, command []string) error {
 	defer signal.Stop(signals)
 	o.Signals = signals
 	code, err := execute.Run(context.WithoutCancel(ctx), o)
+	a.leave(ctx, delivery, o.Logger)
 	switch {
 	case errors.Is(err, execute.ErrOptions):
 		return usage("see keyturn exec --help", "%w", err)
@@ -107,6 +110,19 @@ func (a *app) exec(ctx context.Context, f execFlags, command []string) error {
 		return programEnded(code)
 	}
 	return nil
+}
+
+// leaveTime bounds how long a program that has ended is signed off.
+const leaveTime = 3 * time.Second
+
+// leave tells the server that the program presents nothing any more, so that
+// rotations do not wait for it.
+func (a *app) leave(ctx context.Context, delivery *client.Client, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTime)
+	defer cancel()
+	if err := delivery.Leave(ctx); err != nil {
+		log.DebugContext(ctx, "the server did not hear that the program has ended; it forgets it after a while", "error", err)
+	}
 }
 
 // parse reads the flags that name keys.

@@ -105,6 +105,8 @@ func outcome(r *keyturnv1.Rotation) string {
 	switch {
 	case r.GetPhase() == rotation.RolledBack.String():
 		return fmt.Sprintf("rolled back; version %d is in use", r.GetFrom())
+	case r.GetEnded() && r.GetFrom() == 0:
+		return fmt.Sprintf("done; version %d is current", r.GetTo())
 	case r.GetEnded():
 		return fmt.Sprintf("done; version %d is current, version %d is gone", r.GetTo(), r.GetFrom())
 	case r.GetPhase() == rotation.Quarantine.String() || r.GetPhase() == rotation.Destroying.String():
