@@ -1,6 +1,7 @@
 // Package doccheck finds where the documentation has drifted from the source:
 // requirements without a row in docs/coverage.md, rows that name a test or a
-// command that does not exist, relative links that lead nowhere, make targets
+// command that does not exist, relative links that lead nowhere, code blocks that
+// are not what stands in the file they are from, make targets
 // and Go versions that are not those of the Makefile and go.mod.
 //
 // The package reads files and runs nothing; its test runs the built binary for
