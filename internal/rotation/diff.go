@@ -62,16 +62,7 @@ func diffRotations(before, after *State, add func(Transition)) {
 			old = &Rotation{}
 			add(Transition{Kind: RotationBegun, Rotation: r.ID, Version: r.From, To: r.Kind.String(), Reason: r.Actor, Message: r.Reason})
 		}
-		if old.Phase != r.Phase {
-			t := Transition{Kind: RotationPhase, Rotation: r.ID, Version: r.To, To: r.Phase.String()}
-			if known {
-				t.From = old.Phase.String()
-			}
-			if r.Phase == RollingBack || r.Phase.Ended() && r.Phase != Done {
-				t.Message = r.Reason
-			}
-			add(t)
-		}
+		diffPhases(old, r, add)
 		if r.Phase == Presenting && (old.Phase != Presenting || old.Stage != r.Stage) {
 			add(Transition{Kind: RotationStage, Rotation: r.ID, Version: r.To, To: r.Plan.Stages[r.Stage].Name})
 		}
@@ -81,6 +72,27 @@ func diffRotations(before, after *State, add func(Transition)) {
 				Reason: humanHold(r.Hold.Human), Message: r.Hold.Message,
 			})
 		}
+	}
+}
+
+// diffPhases tells every phase that a rotation went through, also those that it
+// left again within the same event.
+func diffPhases(old, r *Rotation, add func(Transition)) {
+	trail := r.Trail
+	if len(trail) == 0 && old.Phase != r.Phase {
+		trail = []Phase{r.Phase}
+	}
+	from := old.Phase
+	for _, phase := range trail {
+		t := Transition{Kind: RotationPhase, Rotation: r.ID, Version: r.To, To: phase.String()}
+		if from != 0 {
+			t.From = from.String()
+		}
+		if phase == RollingBack || phase.Ended() && phase != Done {
+			t.Message = r.Reason
+		}
+		add(t)
+		from = phase
 	}
 }
 

@@ -3,6 +3,7 @@ package rotation
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/key"
@@ -138,7 +139,9 @@ func (m *machine) hastenRetirements(emergency Rotation, taken bool) {
 func (m *machine) takeOver(r *Rotation, emergency Rotation) {
 	ended := *r
 	ended.Phase, ended.PhaseSince, ended.Hold, ended.Task = Superseded, m.Now, Hold{}, Task{}
+	ended.Trail = append(slices.Clone(r.Trail), Superseded)
 	m.Ended = append(m.Ended, ended)
+	r.Trail = []Phase{r.Phase}
 	r.ID, r.Kind, r.Plan = emergency.ID, emergency.Kind, emergency.Plan
 	r.Reason, r.Actor, r.StartedAt = emergency.Reason, emergency.Actor, m.Now
 	r.Approvals = nil

@@ -209,9 +209,17 @@ func checkStep(w *world, before, after *State, e Event, effects []Effect) *viola
 		if now == nil {
 			return violated("diff", "rotation %d is gone without having ended", old.ID[15])
 		}
-		if old.Phase != now.Phase && !slices.ContainsFunc(transitions, func(t Transition) bool {
-			return t.Kind == RotationPhase && t.Rotation == old.ID && t.From == old.Phase.String() && t.To == now.Phase.String()
-		}) {
+		// Every phase on the way is listed: the links form a chain from old to now.
+		at := old.Phase.String()
+		for _, t := range transitions {
+			if t.Kind == RotationPhase && t.Rotation == old.ID {
+				if t.From != at {
+					return violated("diff", "rotation %d goes on from %s, having reached %s", old.ID[15], t.From, at)
+				}
+				at = t.To
+			}
+		}
+		if at != now.Phase.String() {
 			return violated("diff", "rotation %d from %v to %v is not listed", old.ID[15], old.Phase, now.Phase)
 		}
 		if err := rotationStep(w, before, after, old, now, e); err != nil {

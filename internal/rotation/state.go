@@ -170,6 +170,9 @@ type Rotation struct {
 	Task Task `json:"task,omitzero"`
 	// Presented: presenters may have been told to use To.
 	Presented bool `json:"presented,omitempty"`
+	// Trail are the phases that the last event led through, the present one last;
+	// empty when it changed none. It is not part of the stored state.
+	Trail []Phase `json:"-"`
 	// Exit is the final phase a roll-back leads to.
 	Exit Phase `json:"exit,omitempty"`
 }
@@ -313,6 +316,9 @@ func (s State) clone() State {
 	s.Verifiers = slices.Clone(s.Verifiers)
 	s.Presenters = slices.Clone(s.Presenters)
 	s.Rotations = slices.Clone(s.Rotations)
+	for i := range s.Rotations {
+		s.Rotations[i].Trail = nil
+	}
 	s.Ended = nil
 	return s
 }

@@ -188,6 +188,7 @@ func (m *machine) checkNew(id key.RotationID, plan Plan) error {
 // open adds a rotation in phase planned.
 func (m *machine) open(r Rotation) {
 	r.Phase, r.StartedAt, r.PhaseSince = Planned, m.Now, m.Now
+	r.Trail = []Phase{Planned}
 	m.Rotations = append(m.Rotations, r)
 }
 
@@ -414,6 +415,7 @@ func (r *Rotation) clear(reason HoldReason) {
 // enter moves r to another phase.
 func (m *machine) enter(r *Rotation, p Phase) {
 	r.Phase, r.PhaseSince = p, m.Now
+	r.Trail = append(r.Trail, p)
 	r.Task = Task{Try: r.Task.Try}
 	r.QuietSince, r.MeasureAt = time.Time{}, time.Time{}
 	if !r.Hold.Human {
