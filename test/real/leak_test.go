@@ -184,6 +184,9 @@ func TestNoSecretLeaks(t *testing.T) {
 	// its WAL and -shm as they are while the server runs.
 	found.folder(t, w.dir, "root.token", "rotator.password", "kek.json", "ca.key", "audit.key")
 	found.folder(t, a.dir, "db.json", "token")
+	for _, path := range []string{"/page", "/v1/traces"} {
+		found["sent to "+path] = []byte(strings.Join(w.heard.all(path), "\n"))
+	}
 	found.file(t, w.primary.LogFile())
 	found.file(t, w.standby.LogFile())
 
@@ -202,7 +205,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "/v1/traces"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0

@@ -94,7 +94,7 @@ func (w *world) roles(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close(t.Context()) //nolint:errcheck // nothing is pending on it
+	defer conn.Close(t.Context())
 	var all string
 	err = conn.QueryRow(t.Context(), `SELECT coalesce(string_agg(rolname || ' ' || rolcanlogin || ' ' || coalesce(rolpassword, '-') || ' ' || coalesce(shobj_description(oid, 'pg_authid'), ''), E'\n' ORDER BY rolname), '')
 		FROM pg_authid`).Scan(&all)

@@ -72,6 +72,7 @@ func TestVault28989FailingPasswordReplayedForEver(t *testing.T) {
 		t.Error("no human is asked")
 	}
 	says(t, "the hold", r.GetHold().GetMessage(), "accept v2 at primary", "the password was used before", "begin a new rotation")
+	w.paged(t, id, "effect-failed", "the password was used before")
 	l.more(t, 50)
 	if n := w.tap.calls(accept); n != 1 {
 		t.Errorf("it was tried %d times", n)
@@ -166,6 +167,7 @@ func TestYuzu3015ConfirmedWithoutProof(t *testing.T) {
 		t.Errorf("it is %s, waiting for a human: %v", r.GetPhase(), r.GetHold().GetHuman())
 	}
 	says(t, "the hold", r.GetHold().GetMessage(), "primary", "v2", "says one thing")
+	w.paged(t, id, "verifier-contradicts", "primary")
 	if timeline := w.timeline(t, id); strings.Contains(timeline, "presenter.told") {
 		t.Errorf("somebody was told:\n%s", timeline)
 	}

@@ -108,6 +108,7 @@ func TestDrainHoldsForWhoStaysOn(t *testing.T) {
 	if len(r.GetHolders()) != 1 || r.GetHolders()[0].GetApplication() != "month-end" || r.GetHolders()[0].GetEndpoint() == "primary" {
 		t.Errorf("the holders are %v", r.GetHolders())
 	}
+	w.paged(t, id, "drain-max")
 	if ended(t.Context(), stays) {
 		t.Error("the session was ended")
 	}

@@ -37,7 +37,9 @@ type world struct {
 	options          server.Options
 	primary, standby *pgserver.Server
 	// tap is the server's PostgreSQL driver; see there.
-	tap     *tap
+	tap *tap
+	// heard is what the server sends elsewhere.
+	heard   *receiver
 	server  *server.Server
 	control keyturnv1connect.ControlServiceClient
 	client  *http.Client
@@ -128,6 +130,7 @@ func newSystems(t *testing.T) *world {
 		Listen: "127.0.0.1:0", DataDir: filepath.Join(w.dir, "data"), Log: server.LogConfig{Format: "text", Level: "debug"},
 		Limits: server.LimitsConfig{PerSecond: 5000, Burst: 20_000},
 	}
+	w.heard, w.config.Telemetry = newReceiver(t)
 	w.options = server.Options{LogTo: w.logs, Drivers: map[string]provider.Driver{"postgres": w.tap}}
 	t.Cleanup(func() {
 		if t.Failed() {
