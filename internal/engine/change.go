@@ -359,6 +359,11 @@ func (c *change) putRotation(doc store.Doc, record *RotationRecord) error {
 
 // versionDestroyed notes when a version's material was shredded.
 func (c *change) versionDestroyed(name key.Name, v key.Version) error {
+	return c.editVersion(name, v, func(r *VersionRecord) { r.Destroyed = c.now })
+}
+
+// editVersion changes a version's record.
+func (c *change) editVersion(name key.Name, v key.Version, edit func(*VersionRecord)) error {
 	doc, err := c.tx.Docs.Get(c.ctx, kindVersion, versionName(name, v))
 	if err != nil {
 		return err
@@ -367,7 +372,7 @@ func (c *change) versionDestroyed(name key.Name, v key.Version) error {
 	if err := decodeInto(doc.Body, &record); err != nil {
 		return err
 	}
-	record.Destroyed = c.now
+	edit(&record)
 	if doc.Body, err = encode(record); err != nil {
 		return err
 	}

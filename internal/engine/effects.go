@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
@@ -164,9 +165,35 @@ func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotatio
 			return failed(err)
 		}
 	}
+	escrow, err := e.escrowed(ctx, call.Key)
+	if err != nil {
+		return failed(err)
+	}
 	return done{outcome: rotation.OK, write: func(c *change) error {
+		if escrow {
+			return c.editVersion(call.Key, effect.Version, func(r *VersionRecord) { r.Destroyed, r.Escrowed = time.Time{}, c.now })
+		}
 		return c.tx.Materials.Delete(c.ctx, call.Key, effect.Version)
 	}}
+}
+
+// escrowed reports whether the key's policy keeps material in escrow, sealed,
+// instead of destroying it.
+func (e *Engine) escrowed(ctx context.Context, name key.Name) (bool, error) {
+	var escrow bool
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		_, k, _, err := e.readKey(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		compiled, err := e.policyOf(ctx, tx, &k)
+		if err != nil {
+			return err
+		}
+		escrow = compiled.Spec().Retain.Escrow
+		return nil
+	})
+	return escrow, err
 }
 
 // judge compares what the stage's presenters reported with the rotation's rules.

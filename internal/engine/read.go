@@ -111,7 +111,7 @@ func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v
 				return fmt.Errorf("%w: key %s has no %v version; begin one with keyturn rotate %s", ErrNotFound, name, label, name)
 			}
 		}
-		if _, ok := state.Version(revealed); !ok {
+		if _, ok := state.Version(revealed); !ok && !c.inEscrow(name, revealed) {
 			return fmt.Errorf("%w: %s has no version %d, or it is destroyed", ErrNotFound, name, uint64(revealed))
 		}
 		c.audit(audit.Entry{Action: audit.ActionRead, Key: name, Version: revealed})
@@ -122,6 +122,16 @@ func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v
 	}
 	material, err := e.material(ctx, name, revealed)
 	return revealed, material, err
+}
+
+// inEscrow reports whether a version has ended with its material kept.
+func (c *change) inEscrow(name key.Name, v key.Version) bool {
+	doc, err := c.tx.Docs.Get(c.ctx, kindVersion, versionName(name, v))
+	if err != nil {
+		return false
+	}
+	var record VersionRecord
+	return decodeInto(doc.Body, &record) == nil && !record.Escrowed.IsZero()
 }
 
 // RotationView is a rotation as it stands.

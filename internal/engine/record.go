@@ -42,10 +42,13 @@ type KeyRecord struct {
 
 // VersionRecord is what is public about a version, also after its destruction.
 type VersionRecord struct {
-	Number     key.Version       `json:"number"`
-	Rotation   key.RotationID    `json:"rotation"`
-	Created    time.Time         `json:"created"`
-	Destroyed  time.Time         `json:"destroyed,omitzero"`
+	Number    key.Version    `json:"number"`
+	Rotation  key.RotationID `json:"rotation"`
+	Created   time.Time      `json:"created"`
+	Destroyed time.Time      `json:"destroyed,omitzero"`
+	// Escrowed is when the version ended with its sealed material kept: it can be
+	// revealed by its number, and is accepted nowhere.
+	Escrowed   time.Time         `json:"escrowed,omitzero"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 }
 

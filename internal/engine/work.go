@@ -129,6 +129,9 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 		return nil
 	}
 	log := e.log.With("key", job.Key, "rotation", effect.Rotation, "effect", effect.Kind, "version", effect.Version, "attempt", job.Attempt)
+	if awaited, err := e.awaited(ctx, job, effect); err != nil || !awaited {
+		return e.dropUnawaited(ctx, job, err, log)
+	}
 	started := e.config.Now()
 	limited, cancel := context.WithTimeout(ctx, e.config.Lease*2/3)
 	done := e.attempt(limited, job, effect, log)
@@ -151,6 +154,30 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 		log.WarnContext(ctx, "the result of an effect could not be recorded; it will be repeated", "error", err)
 	}
 	return next
+}
+
+// awaited reports whether the machine still waits for the effect. Under the lease
+// of its lane that cannot change to an effect that contradicts it.
+func (e *Engine) awaited(ctx context.Context, job store.Job, effect rotation.Effect) (bool, error) {
+	var awaited bool
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		state, _, err := e.loadState(ctx, tx, job.Key)
+		awaited = state.Awaits(effect.EffectRef)
+		return err
+	})
+	return awaited, err
+}
+
+// dropUnawaited removes a job that nobody waits for any more; after an error the
+// job is repeated when its lease has run out.
+func (e *Engine) dropUnawaited(ctx context.Context, job store.Job, err error, log *slog.Logger) []store.Job {
+	if err == nil {
+		err = e.store.Update(ctx, func(tx store.Tx) error { return tx.Leases.Settle(ctx, job.ID, job.Fence, time.Time{}) })
+	}
+	if err != nil && ctx.Err() == nil {
+		log.WarnContext(ctx, "an effect could not be started; it is tried again when its lease has run out", "error", err)
+	}
+	return nil
 }
 
 // attempt carries out an effect. A panic of a provider is a failure like others; the

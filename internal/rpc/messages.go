@@ -66,6 +66,9 @@ func keyMessage(view *engine.KeyView) *keyturnv1.Key {
 			Number: uint64(record.Number), State: key.Destroyed.String(), CreatedAt: timestamp(record.Created),
 			Attributes: record.Attributes, RotationId: record.Rotation.String(),
 		}
+		if !record.Escrowed.IsZero() {
+			version.State = key.Deactivated.String()
+		}
 		if live, ok := view.State.Version(record.Number); ok {
 			version.State = live.State.String()
 			if live.Label != 0 {
