@@ -223,10 +223,8 @@ func TestJSONEverywhere(t *testing.T) {
 		if out.code == cli.ExitOK {
 			continue
 		}
-		// "key" alone prints its help before the error.
-		_, object, _ := strings.Cut(out.stderr, "{")
 		var e struct{ Code, Message string }
-		if err := json.Unmarshal([]byte("{"+object), &e); err != nil || e.Code == "" || e.Message == "" {
+		if err := json.Unmarshal([]byte(out.stderr), &e); err != nil || e.Code == "" || e.Message == "" {
 			t.Errorf("%v: the error is no JSON: %v: %s", args, err, out.stderr)
 		}
 	}

@@ -158,9 +158,11 @@ func (a *app) group(c *cobra.Command, commands ...*cobra.Command) *cobra.Command
 		return nil
 	}
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		cmd.SetOut(a.config.Stderr)
-		if err := cmd.Help(); err != nil {
-			return err
+		if !a.wantsJSON() {
+			cmd.SetOut(a.config.Stderr)
+			if err := cmd.Help(); err != nil {
+				return err
+			}
 		}
 		return usage("", "a command is missing: %s COMMAND", cmd.CommandPath())
 	}
