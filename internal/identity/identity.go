@@ -546,5 +546,5 @@ func (r *Registry) Bootstrap(ctx context.Context, actor audit.Actor, keep func(s
 		_, err = r.put(ctx, tx, enter, Request{Name: "root", Role: authz.Admin, Keys: []string{"**"}}, id, hash)
 		return err
 	})
-	return first, err
+	return first && err == nil, err
 }
