@@ -26,6 +26,9 @@ const (
 	answerTimeout = 10 * time.Second
 )
 
+// compressFrom is the size of an answer, in bytes, from which on it is compressed.
+const compressFrom = 4 << 10
+
 const (
 	// maxLimited bounds the memory of one set of rate limits.
 	maxLimited = 65_536

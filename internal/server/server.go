@@ -218,7 +218,9 @@ func (s *Server) watch(serve func() error) {
 
 // routes is everything that the API's address answers.
 func (s *Server) routes(options Options) http.Handler {
-	limit := connect.WithReadMaxBytes(int(s.config.Limits.Body))
+	// An assignment is small: compressing it costs more than it saves, a thousand
+	// times for each publication.
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithCompressMinBytes(compressFrom))
 	gate := &gate{
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
