@@ -228,7 +228,10 @@ func (w *world) addPhases(t *testing.T, id string, sums map[string]time.Duration
 		if !since.IsZero() {
 			sums[phase] += entry.GetAt().AsTime().Sub(since)
 		}
-		_, phase, _ = strings.Cut(entry.GetMessage(), "→ ")
+		phase = entry.GetMessage()
+		if _, to, found := strings.Cut(phase, "→ "); found {
+			phase = to
+		}
 		since = entry.GetAt().AsTime()
 	}
 }

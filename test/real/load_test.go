@@ -22,7 +22,7 @@ import (
 
 // pauseBetween is how long an application rests between two queries: the machine
 // must have time for the rotations too.
-const pauseBetween = 20 * time.Millisecond
+const pauseBetween = 30 * time.Millisecond
 
 // load is a fleet of applications and what they saw.
 type load struct {

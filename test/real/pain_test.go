@@ -166,8 +166,8 @@ func TestYuzu3015ConfirmedWithoutProof(t *testing.T) {
 	if !r.GetHold().GetHuman() || r.GetPhase() != "accepting" {
 		t.Errorf("it is %s, waiting for a human: %v", r.GetPhase(), r.GetHold().GetHuman())
 	}
-	says(t, "the hold", r.GetHold().GetMessage(), "primary", "v2", "says one thing")
-	w.paged(t, id, "verifier-contradicts", "primary")
+	says(t, "the hold", r.GetHold().GetMessage(), "v2", "says one thing")
+	w.paged(t, id, "verifier-contradicts", "primary", w.standby.Addr())
 	if timeline := w.timeline(t, id); strings.Contains(timeline, "presenter.told") {
 		t.Errorf("somebody was told:\n%s", timeline)
 	}
