@@ -194,7 +194,7 @@ func (m *machine) relabel(r *Rotation) {
 	for i := range m.Versions {
 		switch v := &m.Versions[i]; {
 		case v.Number == r.To:
-			v.Label = key.Current
+			v.Label, v.CurrentSince = key.Current, m.Now
 		case v.Number == r.From:
 			v.Label = key.Previous
 		case v.Label == key.Previous:

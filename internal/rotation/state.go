@@ -46,6 +46,8 @@ type Version struct {
 	// Rotation is the one that minted it.
 	Rotation key.RotationID `json:"rotation"`
 	MintedAt time.Time      `json:"mintedAt"`
+	// CurrentSince is when it last became the current version.
+	CurrentSince time.Time `json:"currentSince,omitzero"`
 	// Contained: it must be refused everywhere at once, whoever uses it.
 	Contained bool `json:"contained,omitempty"`
 	// DestroyAt is when its material is destroyed; zero while that is not decided.

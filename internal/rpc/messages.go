@@ -56,7 +56,7 @@ func keyMessage(view *engine.KeyView) *keyturnv1.Key {
 	}
 	if current, ok := view.State.Version(view.State.Labelled(key.Current)); ok {
 		message.Current = uint64(current.Number)
-		message.CurrentSince = timestamp(current.MintedAt)
+		message.CurrentSince = timestamp(current.CurrentSince)
 	}
 	for i := range view.State.Rotations {
 		message.RotationIds = append(message.RotationIds, view.State.Rotations[i].ID.String())
