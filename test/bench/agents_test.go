@@ -162,7 +162,7 @@ func watchBare(ctx context.Context, o *orders, roots *x509.CertPool, _ string, t
 	if err != nil {
 		return err
 	}
-	defer stream.Body.Close() //nolint:errcheck // it was read only
+	defer stream.Body.Close()
 	tell.join()
 	message := make([]byte, messageSize)
 	for {

@@ -104,7 +104,7 @@ func floorRotation(ctx context.Context, primary, standby *pgserver.Server, log *
 	if err != nil {
 		return err
 	}
-	defer admin.Close(ctx) //nolint:errcheck // every statement has ended
+	defer admin.Close(ctx)
 	password := "of-" + role + strconv.FormatInt(time.Now().UnixNano(), 36)
 	if _, err := admin.Exec(ctx, "ALTER ROLE "+role+" LOGIN PASSWORD '"+password+"'"); err != nil {
 		return err
@@ -119,7 +119,7 @@ func floorRotation(ctx context.Context, primary, standby *pgserver.Server, log *
 	if err != nil {
 		return err
 	}
-	defer replica.Close(ctx) //nolint:errcheck // every statement has ended
+	defer replica.Close(ctx)
 	for _, conn := range []*pgx.Conn{admin, replica} {
 		sessions := 0
 		if err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE usename = $1", old).Scan(&sessions); err != nil || sessions > 0 {
@@ -202,13 +202,11 @@ func (l *floorLog) append(records [][]byte) (err error) {
 	if err != nil {
 		return err
 	}
+	defer insert.Close()
 	for _, record := range records {
 		if _, err := insert.Exec(record); err != nil {
 			return err
 		}
-	}
-	if err := insert.Close(); err != nil {
-		return err
 	}
 	return tx.Commit()
 }

@@ -115,7 +115,7 @@ func (w *world) rotate(b *testing.B) rotated {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer stream.Close() //nolint:errcheck // it has ended
+	defer stream.Close()
 	var seen rotated
 	for stream.Receive() {
 		seen.rotation = stream.Msg().GetRotation()
