@@ -65,7 +65,8 @@ var _ store.Store = (*Store)(nil)
 
 // Open opens the database, creates it when missing, and brings its schema up to
 // date. It fails with ErrLocked, ErrPermissions, ErrCorrupt, ErrNewer or
-// store.ErrFull, each with a hint. ctx bounds Open only. Stop must be called.
+// store.ErrFull, each with a hint. Leases that another process held have run out
+// then. ctx bounds Open only. Stop must be called.
 func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if config.Path == "" {
 		return nil, errors.New("sqlite: Config.Path is required")
@@ -125,6 +126,11 @@ func (s *Store) connect(ctx context.Context, config Config) (err error) {
 	}
 	if err := s.migrate(ctx, writeDB); err != nil {
 		return err
+	}
+	// The file belongs to this process alone, so whoever held a lease is gone: the
+	// next claim may take over at once.
+	if _, err := writeDB.ExecContext(ctx, "UPDATE jobs SET until = 0 WHERE state = 3"); err != nil {
+		return s.fault("end the leases of the process before", err)
 	}
 	c, err := newConn(ctx, writeDB)
 	if err != nil {
