@@ -29,14 +29,15 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	config := client.Config{
 		Address:    os.Getenv("KEYTURN_ADDR"),
 		Token:      client.TokenEnv("KEYTURN_TOKEN"),
 		CACertFile: os.Getenv("KEYTURN_CACERT"),
 		Party:      client.Party{Labels: map[string]string{"cohort": "canary"}},
 	}
-	if err := run(ctx, config, "dev/orders/db", connect); err != nil && !errors.Is(err, context.Canceled) {
+	err := run(ctx, config, "dev/orders/db", connect)
+	stop()
+	if err != nil && !errors.Is(err, context.Canceled) {
 		log.Fatal(err)
 	}
 }
@@ -50,9 +51,8 @@ func run(ctx context.Context, config client.Config, name key.Name, connect sqlke
 	defer keys.Close() // it also tells the server that no rotation need wait for us
 	connector := newConnector(keys.Key(name), connect)
 	db := sql.OpenDB(connector)
-	defer db.Close()
 	db.SetMaxOpenConns(4)
-	return work(ctx, db, connector)
+	return errors.Join(work(ctx, db, connector), db.Close())
 }
 
 func newConnector(handle *client.Handle, connect sqlkey.OpenFunc) *sqlkey.Connector {
@@ -62,7 +62,7 @@ func newConnector(handle *client.Handle, connect sqlkey.OpenFunc) *sqlkey.Connec
 // connect logs in with one version. It is called for each new connection, and
 // once to try a version before it becomes current.
 func connect(_ context.Context, cred client.Credential) (driver.Connector, error) {
-	config, err := pgx.ParseConfig(fmt.Sprintf("postgres://%s:%s/%s",
+	config, err := pgx.ParseConfig(fmt.Sprintf("host=%s port=%s dbname=%s",
 		cred.Attribute("host"), cred.Attribute("port"), cred.Attribute("database")))
 	if err != nil {
 		return nil, fmt.Errorf("the key's host, port and database make no address: %w", err)
