@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -106,12 +107,24 @@ func LoadConfig(path string) (Config, error) {
 // ParseConfig reads a configuration; the file name is used for messages.
 func ParseConfig(file string, source []byte) (Config, error) {
 	var config Config
-	err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict())
+	// A bad duration is told like other bad values, with its line.
+	var notDuration []problem
+	durations := yaml.CustomUnmarshaler(func(d *time.Duration, text []byte) error {
+		value := strings.Trim(string(text), "\"' \n")
+		parsed, err := time.ParseDuration(value)
+		if err != nil {
+			notDuration = append(notDuration, problem{field: "limits.forgetClients", message: fmt.Sprintf("%q is not a duration; write for example 2m", value)})
+			parsed = 0
+		}
+		*d = parsed
+		return nil
+	})
+	err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict(), durations)
 	if err != nil && !errors.Is(err, io.EOF) { // an empty file lacks what is required, and no more
 		return Config{}, fmt.Errorf("%w: %s", ErrConfig, placed(file, err))
 	}
 	config.fill()
-	problems := config.check()
+	problems := append(notDuration, config.check()...)
 	if len(problems) == 0 {
 		return config, nil
 	}

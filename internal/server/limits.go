@@ -82,7 +82,9 @@ type gate struct {
 	maxBody int64
 	// times are the limits of calls by the end of their path; 0 means a stream.
 	times map[string]time.Duration
-	now   func() time.Time
+	// call is the limit of all others, and of the arrival of every request.
+	call time.Duration
+	now  func() time.Time
 }
 
 // addressOf is the client's address; of an IPv6 address the network of one
@@ -115,7 +117,7 @@ func (g *gate) Admit(token string) bool { return g.tokens.of(token).AllowN(g.now
 // wrap applies the limits that hold before a caller is known.
 func (g *gate) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		timeout := callTimeout
+		timeout := g.call
 		for suffix, other := range g.times {
 			if strings.HasSuffix(r.URL.Path, suffix) {
 				timeout = other
@@ -130,7 +132,7 @@ func (g *gate) wrap(next http.Handler) http.Handler {
 		if err := control.SetWriteDeadline(until); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return // the connection is gone
 		}
-		r.Body = boundBody(control, http.MaxBytesReader(w, r.Body, g.maxBody))
+		r.Body = boundBody(control, http.MaxBytesReader(w, r.Body, g.maxBody), g.call)
 		if timeout == 0 {
 			next.ServeHTTP(w, r)
 			return
@@ -149,8 +151,8 @@ type body struct {
 	once    sync.Once
 }
 
-func boundBody(control *http.ResponseController, r io.ReadCloser) io.ReadCloser {
-	if err := control.SetReadDeadline(time.Now().Add(callTimeout)); err != nil {
+func boundBody(control *http.ResponseController, r io.ReadCloser, within time.Duration) io.ReadCloser {
+	if err := control.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return r // the connection is gone, or knows no deadlines
 	}
 	return &body{ReadCloser: r, control: control}

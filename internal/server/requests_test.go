@@ -172,7 +172,11 @@ func FuzzRequests(f *testing.F) {
 		if slices.Contains([]string{"Join", "Poll", "Ack", "Report", "Leave"}, name) {
 			path = "/keyturn.v1.DeliveryService/" + name
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		patience := 10 * time.Second
+		if name == "Poll" {
+			patience = 50 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.Address()+path, bytes.NewReader(body))
 		if err != nil {

@@ -224,7 +224,7 @@ func (s *Server) routes(options Options) http.Handler {
 	gate := &gate{
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
-		maxBody: s.config.Limits.Body, now: options.Now,
+		maxBody: s.config.Limits.Body, call: callTimeout, now: options.Now,
 		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Poll": pollTimeout},
 	}
 	service := s.service
