@@ -133,7 +133,7 @@ func (s settings) windowOf(m marker, n node, present bool) window {
 }
 
 func (s *system) refuseReplica(ctx context.Context, call provider.Call, n node, user string, version provider.Version) error {
-	primary, err := s.readPrimary(ctx, user)
+	primary, err := s.awaitPrimary(ctx, call, user, version)
 	if err != nil {
 		return err
 	}
@@ -156,6 +156,33 @@ func (s *system) refuseReplica(ctx context.Context, call provider.Call, n node, 
 		}
 		return true, s.endSessions(ctx, conn, user, s.settings.windowAfter(primary, n))
 	})
+}
+
+// How long a replica's refusal waits for the primary's, which is usually under
+// way at the same time.
+const (
+	followWait = 2 * time.Second
+	followPoll = 25 * time.Millisecond
+)
+
+// awaitPrimary returns the role as the primary has it, once it refuses the version
+// there or followWait is over.
+func (s *system) awaitPrimary(ctx context.Context, call provider.Call, user string, version provider.Version) (role, error) {
+	over := time.NewTimer(followWait)
+	defer over.Stop()
+	for {
+		r, err := s.readPrimary(ctx, user)
+		if err != nil || !r.canLogin || !r.marker.holds(call.Key, version.Number) {
+			return r, err
+		}
+		select {
+		case <-ctx.Done():
+			return r, ctx.Err()
+		case <-over.C:
+			return r, nil
+		case <-time.After(followPoll):
+		}
+	}
 }
 
 const (
