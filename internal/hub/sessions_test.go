@@ -122,6 +122,13 @@ func (c *core) acks() [][]rotation.Ack {
 	return slices.Clone(c.acked)
 }
 
+// gone returns who was detached, sorted.
+func (c *core) gone() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(slices.Values(c.detached))
+}
+
 // start returns a hub with the core. It is stopped when the test ends.
 func start(t *testing.T, c *core, config hub.Config) *hub.Hub {
 	t.Helper()
@@ -322,17 +329,14 @@ func TestClientsThatStayAwayAreForgotten(t *testing.T) {
 		defer cancel()
 		<-ctx.Done()
 		synctest.Wait()
-		if len(c.detached) != 0 {
-			t.Fatalf("too early: %v", c.detached)
+		if gone := c.gone(); len(gone) != 0 {
+			t.Fatalf("too early: %v", gone)
 		}
 		ctx, cancel = context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		<-ctx.Done()
 		synctest.Wait()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		slices.Sort(c.detached)
-		want(t, c.detached, "before", "goes")
+		want(t, c.gone(), "before", "goes")
 	})
 }
 
