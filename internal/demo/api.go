@@ -22,6 +22,7 @@ import (
 // rotates them. It stands in where there is no PostgreSQL.
 type apiTarget struct {
 	server *http.Server
+	client *http.Client
 	url    string
 
 	mu       sync.Mutex
@@ -33,7 +34,7 @@ type apiTarget struct {
 const inUse = 300 * time.Millisecond
 
 func startAPI(ctx context.Context) (*apiTarget, error) {
-	t := &apiTarget{accepted: map[[32]byte]key.Version{}, used: map[key.Version]map[string]time.Time{}}
+	t := &apiTarget{client: &http.Client{Timeout: 5 * time.Second}, accepted: map[[32]byte]key.Version{}, used: map[key.Version]map[string]time.Time{}}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func (t *apiTarget) get(ctx context.Context, apiKey secret.Value, who string) (i
 	}
 	r.Header.Set("X-Api-Key", apiKey.RevealString())
 	r.Header.Set("User-Agent", who)
-	response, err := http.DefaultClient.Do(r)
+	response, err := t.client.Do(r)
 	if err != nil {
 		return 0, err
 	}

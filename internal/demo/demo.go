@@ -88,7 +88,8 @@ func Run(ctx context.Context, options Options) (summary Summary, err error) {
 	}
 	defer func() { err = errors.Join(err, target.close()) }()
 	summary.Target, summary.Why, summary.Applications = target.name(), why, options.Applications
-	return summary, runOn(ctx, dir, target, options, show, &summary)
+	err = runOn(ctx, dir, target, options, show, &summary)
+	return summary, err
 }
 
 func runOn(ctx context.Context, dir string, target target, options Options, show *display, summary *Summary) (err error) {

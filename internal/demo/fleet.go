@@ -27,10 +27,9 @@ type fleet struct {
 	closing sync.Once
 	apps    []*app
 
-	mu        sync.Mutex
-	delays    []time.Duration
-	errors    []string
-	breakFrom key.Version
+	mu     sync.Mutex
+	delays []time.Duration
+	errors []string
 }
 
 // app is one application.

@@ -29,7 +29,7 @@ type user interface {
 // The names of the targets.
 const (
 	targetPostgres = "postgresql"
-	targetAPIKeys  = "http-api-keys"
+	targetAPIKeys  = "http-api-keys" //nolint:gosec // the name of a target, no key
 )
 
 // chooseTarget starts the system to rotate: a private PostgreSQL where its

@@ -62,7 +62,7 @@ func (e *Engine) Apply(ctx context.Context, actor audit.Actor, request ApplyRequ
 		return result, fmt.Errorf("%w: %d resources at once, at most %d are allowed; apply them in parts", ErrInvalid, len(resources), maxResources)
 	}
 	if result.Problems.Err() != nil {
-		return result, nil
+		return result, nil //nolint:nilerr // the problems are the answer
 	}
 	parseProblems := result.Problems
 	apply := func(c *change) error {
@@ -93,7 +93,7 @@ func (c *change) apply(request ApplyRequest, resources []policy.Resource, result
 		return err
 	}
 	if request.DryRun || result.Problems.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the problems are the answer
 	}
 	for _, change := range result.Changes {
 		if change.Op == policy.Unchanged {
@@ -225,7 +225,7 @@ func (c *change) reschedule(change policy.Change, before []policy.Resource, reso
 		}
 		after = docs[len(docs)-1].Name
 		for _, doc := range docs {
-			record, k, doc, err := c.e.readKey(c.ctx, c.tx, key.Name(doc.Name))
+			record, k, current, err := c.e.readKey(c.ctx, c.tx, key.Name(doc.Name))
 			if err != nil {
 				return err
 			}
@@ -235,8 +235,8 @@ func (c *change) reschedule(change policy.Change, before []policy.Resource, reso
 			if cadence {
 				record.Scheduled = c.now
 			}
-			doc.Due = c.now
-			if err := c.putKey(doc, &record, &k); err != nil {
+			current.Due = c.now
+			if err := c.putKey(current, &record, &k); err != nil {
 				return err
 			}
 		}
@@ -291,7 +291,7 @@ func (c *change) configure(name key.Name, topology provider.Topology) error {
 	if same {
 		return nil
 	}
-	_, _, err = c.step(name, key.RotationID{}, body)
+	_, err = c.step(name, key.RotationID{}, body)
 	return err
 }
 

@@ -120,37 +120,38 @@ func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rot
 
 // step folds one event into the state of a key: it writes the event, the state,
 // the rotations' records and the effects, and adds the audit entries.
-func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (before, after rotation.State, err error) {
+func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (after rotation.State, err error) {
 	before, doc, err := c.state(name)
 	if err != nil {
-		return before, before, err
+		return before, err
 	}
 	after, effects, err := rotation.Step(before, rotation.Event{At: c.now, Rotation: id, Body: body})
 	if err != nil {
-		return before, before, fmt.Errorf("key %s: %w", name, err)
+		return before, fmt.Errorf("key %s: %w", name, err)
 	}
 	eventType, data, err := rotation.MarshalBody(body)
 	if err != nil {
-		return before, before, err
+		return before, err
 	}
 	event := store.Event{Key: name, Seq: after.Seq, Rotation: id, Type: eventType, At: c.now, Body: data}
 	if err := c.tx.Events.Append(c.ctx, event); err != nil {
-		return before, before, err
+		return before, err
 	}
 	if doc.Body, err = encode(after); err != nil {
-		return before, before, err
+		return before, err
 	}
 	doc.Due = after.Wake()
 	rev, err := c.tx.Docs.Put(c.ctx, doc)
 	if err != nil {
-		return before, before, err
+		return before, err
 	}
 	c.e.states.put(name, rev, after)
 	c.wake = c.wake || !doc.Due.IsZero()
 	if err := c.queue(name, effects); err != nil {
-		return before, before, err
+		return before, err
 	}
-	return before, after, c.record(name, &before, &after)
+	err = c.record(name, &before, &after)
+	return after, err
 }
 
 // queue writes the effects as jobs; tells go to the fleet after the commit.
@@ -331,7 +332,7 @@ func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotati
 	if !r.Phase.Ended() {
 		return c.putRotation(doc, &record)
 	}
-	if err := c.rotationEnded(name, &record); err != nil {
+	if err := c.rotationEnded(name); err != nil {
 		return err
 	}
 	return c.putRotation(doc, &record)

@@ -124,15 +124,13 @@ func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, rea
 		return err
 	}
 	if kind == rotation.Scheduled {
-		if plan.NotAfter, err = c.windowEnd(compiled); err != nil {
-			return err
-		}
+		plan.NotAfter = c.windowEnd(compiled)
 	}
 	body := rotation.Begin{Kind: kind, Plan: plan, Reason: reason, Actor: c.actor.ID}
 	if body.Stages, err = c.stages(&state, compiled, &k); err != nil {
 		return err
 	}
-	if _, _, err := c.step(name, id, body); err != nil {
+	if _, err := c.step(name, id, body); err != nil {
 		return err
 	}
 	// The step itself may have written the record, when it ended another rotation.
@@ -148,12 +146,12 @@ func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, rea
 }
 
 // windowEnd is when a scheduled rotation that has not begun by then is given up.
-func (c *change) windowEnd(compiled *policy.Compiled) (time.Time, error) {
+func (c *change) windowEnd(compiled *policy.Compiled) time.Time {
 	next, ok := compiled.NextWindow(c.now)
 	if !ok || next.Open.After(c.now) {
-		return time.Time{}, nil
+		return time.Time{}
 	}
-	return next.Close, nil
+	return next.Close
 }
 
 // stages assigns the key's presenters to the stages of its policy.
@@ -220,7 +218,7 @@ func (c *change) declare(request RotateRequest, id key.RotationID) error {
 		return fmt.Errorf("%w: key %s has no version that could be compromised", ErrState, request.Key)
 	}
 	body := rotation.Declare{Compromised: compromised, Plan: plan, Reason: request.Reason, Actor: c.actor.ID}
-	_, _, err = c.step(request.Key, id, body)
+	_, err = c.step(request.Key, id, body)
 	return err
 }
 
@@ -254,7 +252,7 @@ func (e *Engine) Rollback(ctx context.Context, actor audit.Actor, of key.Rotatio
 		// Everybody returns at once: the version was proven before.
 		plan.Stages = []rotation.Stage{{Name: "all", AckTimeout: plan.Stages[len(plan.Stages)-1].AckTimeout, SkipEmpty: true}}
 		plan.Judged, plan.Approvals, plan.HoldOnFailure = false, 0, true
-		_, after, err := c.step(record.Key, fresh, rotation.Revert{Of: of, Plan: plan, Reason: reason, Actor: actor.ID})
+		after, err := c.step(record.Key, fresh, rotation.Revert{Of: of, Plan: plan, Reason: reason, Actor: actor.ID})
 		if _, begun := after.Rotation(fresh); begun {
 			id = fresh
 		}
@@ -300,7 +298,7 @@ func (e *Engine) Steer(ctx context.Context, actor audit.Actor, id key.RotationID
 		if steer == SteerApprove && record.Actor == actor.ID {
 			return fmt.Errorf("%w: whoever asked for a rotation cannot approve it; ask somebody else", ErrState)
 		}
-		_, after, err := c.step(record.Key, id, body)
+		after, err := c.step(record.Key, id, body)
 		if err != nil {
 			return err
 		}
@@ -396,7 +394,7 @@ func (c *change) putKey(doc store.Doc, record *KeyRecord, k *policy.Key) error {
 }
 
 // rotationEnded notes the end at the key, and when the key is due next.
-func (c *change) rotationEnded(name key.Name, record *RotationRecord) error {
+func (c *change) rotationEnded(name key.Name) error {
 	k, resource, doc, err := c.e.readKey(c.ctx, c.tx, name)
 	if errors.Is(err, ErrNotFound) {
 		return nil

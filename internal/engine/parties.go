@@ -217,7 +217,7 @@ func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
 	if _, ok := state.Version(h.Version); !ok {
 		body.Holding = 0 // never minted here, or destroyed: nothing that could be relied on
 	}
-	_, after, err := c.step(h.Key, key.RotationID{}, body)
+	after, err := c.step(h.Key, key.RotationID{}, body)
 	if err != nil {
 		return Tell{}, err
 	}
@@ -229,7 +229,7 @@ func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
 }
 
 func (c *change) detachKey(name key.Name, id string) error {
-	_, _, err := c.step(name, key.RotationID{}, rotation.Left{ID: id})
+	_, err := c.step(name, key.RotationID{}, rotation.Left{ID: id})
 	if errors.Is(err, rotation.ErrStale) {
 		return nil
 	}
@@ -292,7 +292,7 @@ func (e *Engine) Acknowledge(ctx context.Context, actor audit.Actor, name key.Na
 			}
 			taken = append(taken, ack)
 		}
-		_, _, err = c.step(name, id, rotation.Acked{Acks: taken})
+		_, err = c.step(name, id, rotation.Acked{Acks: taken})
 		if errors.Is(err, rotation.ErrStale) {
 			return nil
 		}
@@ -301,7 +301,7 @@ func (e *Engine) Acknowledge(ctx context.Context, actor audit.Actor, name key.Na
 		}
 		// One of them is malformed: the others must not suffer from it.
 		for _, ack := range taken {
-			_, _, err := c.step(name, id, rotation.Acked{Acks: []rotation.Ack{ack}})
+			_, err := c.step(name, id, rotation.Acked{Acks: []rotation.Ack{ack}})
 			switch {
 			case errors.Is(err, rotation.ErrInvalid):
 				refused[ack.ID] = err

@@ -142,7 +142,7 @@ func (e *Engine) tick(ctx context.Context, name key.Name) error {
 		if doc.Due.IsZero() || doc.Due.After(c.now) {
 			return rotation.ErrStale // somebody else was faster
 		}
-		_, _, err = c.step(name, key.RotationID{}, rotation.Tick{})
+		_, err = c.step(name, key.RotationID{}, rotation.Tick{})
 		return err
 	})
 	if errors.Is(err, rotation.ErrStale) {

@@ -134,7 +134,7 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 	}
 	started := e.config.Now()
 	limited, cancel := context.WithTimeout(ctx, e.config.Lease*2/3)
-	done := e.attempt(limited, job, effect, log)
+	ended := e.attempt(limited, job, effect, log)
 	cancel()
 	if ctx.Err() != nil {
 		if err := e.giveBack(ctx, job); err != nil {
@@ -144,12 +144,12 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 	}
 	e.config.Observer.Attempted(Attempted{
 		Key: job.Key, Effect: effect.EffectRef, Attempt: job.Attempt, Started: started, Took: e.config.Now().Sub(started),
-		Err: done.err, Outcome: done.outcome, Rotation: effect.Rotation,
+		Err: ended.err, Outcome: ended.outcome, Rotation: effect.Rotation,
 	})
-	if done.err != nil {
-		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", done.err)
+	if ended.err != nil {
+		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", ended.err)
 	}
-	next, err := e.settle(ctx, job, effect, done)
+	next, err := e.settle(ctx, job, effect, ended)
 	if err != nil && ctx.Err() == nil {
 		log.WarnContext(ctx, "the result of an effect could not be recorded; it will be repeated", "error", err)
 	}
@@ -272,7 +272,7 @@ func (c *change) result(job store.Job, effect rotation.Effect, done done, detail
 		}
 		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail}
 	}
-	if _, _, err := c.step(job.Key, effect.Rotation, body); err != nil {
+	if _, err := c.step(job.Key, effect.Rotation, body); err != nil {
 		return err
 	}
 	if done.outcome != 0 && done.write != nil {
@@ -292,5 +292,5 @@ func backoff(attempt int) time.Duration {
 	if attempt < 10 {
 		wait = min(retryMax, retryFirst<<max(attempt-1, 0))
 	}
-	return wait/2 + rand.N(wait/2)
+	return wait/2 + rand.N(wait/2) //nolint:gosec // it spreads retries and guards no secret
 }

@@ -376,7 +376,7 @@ func TestMaterialIsReadOnceAndNotKept(t *testing.T) {
 		first, second := connect(t, h, "web1"), connect(t, h, "web2")
 		h.Tell("a", []engine.Tell{{Presenter: "web1", Version: 1, Epoch: 1}, {Presenter: "web2", Version: 1, Epoch: 1}})
 		gone, cancel := context.WithCancel(t.Context())
-		go func() { _, _ = first.Next(gone, time.Minute) }() //nolint:errcheck // the party is gone
+		go func() { _, _ = first.Next(gone, time.Minute) }()
 		<-started
 		got := make(chan []string)
 		go func() { got <- next(t, second, time.Minute) }()

@@ -14,7 +14,6 @@ import (
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
-	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
@@ -181,25 +180,25 @@ func (s *Service) maySpeakFor(ctx context.Context, principal authz.Principal, id
 	if err := authz.MaySpeakFor(principal, id); err != nil {
 		return s.deny(ctx, principal, authz.Present, "", err)
 	}
-	_, err := s.coveredParty(ctx, principal, authz.Present, id)
+	err := s.coveredParty(ctx, principal, authz.Present, id)
 	if connect.CodeOf(err) == connect.CodeNotFound {
 		return nil // it is new
 	}
 	return err
 }
 
-// coveredParty returns a party if the caller's token covers every key that it is
-// registered for.
-func (s *Service) coveredParty(ctx context.Context, principal authz.Principal, a authz.Action, id string) (engine.PartyRecord, error) {
+// coveredParty reports whether the caller's token covers every key that a party
+// is registered for.
+func (s *Service) coveredParty(ctx context.Context, principal authz.Principal, a authz.Action, id string) error {
 	party, err := s.config.Engine.Party(ctx, id)
 	if err != nil {
-		return party, wire(err)
+		return wire(err)
 	}
 	for _, name := range party.Keys {
 		if !authz.Covers(principal.Keys, name) {
 			err := fmt.Errorf("%w: party %q presents keys that the token of %s does not cover; use one that covers them all", authz.ErrDenied, id, principal.Name)
-			return party, s.deny(ctx, principal, a, name, err)
+			return s.deny(ctx, principal, a, name, err)
 		}
 	}
-	return party, nil
+	return nil
 }

@@ -76,7 +76,7 @@ func (c Control) RemoveParty(ctx context.Context, request *keyturnv1.RemoveParty
 	if err := checkText("reason", request.GetReason(), maxReason); err != nil {
 		return nil, err
 	}
-	if _, err := c.coveredParty(ctx, principal, authz.Operate, request.GetId()); err != nil {
+	if err := c.coveredParty(ctx, principal, authz.Operate, request.GetId()); err != nil {
 		return nil, err
 	}
 	if err := c.config.Hub.Leave(ctx, actorOf(principal), request.GetId(), request.GetReason()); err != nil {

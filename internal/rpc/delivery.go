@@ -335,7 +335,7 @@ func (d Delivery) Leave(ctx context.Context, request *keyturnv1.LeaveRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	if _, err := d.coveredParty(ctx, principal, authz.Present, request.GetPartyId()); err != nil {
+	if err := d.coveredParty(ctx, principal, authz.Present, request.GetPartyId()); err != nil {
 		return nil, err
 	}
 	if err := d.config.Hub.Leave(ctx, actorOf(principal), request.GetPartyId(), "left"); err != nil {

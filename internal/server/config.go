@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func ParseConfig(file string, source []byte) (Config, error) {
 		return Config{}, fmt.Errorf("%w: %s", ErrConfig, placed(file, err))
 	}
 	config.fill()
-	problems := append(notDuration, config.check()...)
+	problems := slices.Concat(notDuration, config.check())
 	if len(problems) == 0 {
 		return config, nil
 	}

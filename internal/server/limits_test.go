@@ -256,7 +256,7 @@ func TestStartRefuses(t *testing.T) {
 	}
 	t.Run("a folder that others may write to", func(t *testing.T) {
 		dir := t.TempDir()
-		if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // that is the test
+		if err := os.Chmod(dir, 0o777); err != nil {
 			t.Fatal(err)
 		}
 		_ = refuse(t, configOf(dir), "chmod 700")
@@ -264,7 +264,7 @@ func TestStartRefuses(t *testing.T) {
 	for _, name := range []string{"kek.json", "audit.key", "ca.key", "keyturn.db"} {
 		t.Run(name+" that others may read", func(t *testing.T) {
 			dir := used(t)
-			if err := os.Chmod(filepath.Join(dir, name), 0o644); err != nil { //nolint:gosec // that is the test
+			if err := os.Chmod(filepath.Join(dir, name), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			_ = refuse(t, configOf(dir), name)
@@ -378,10 +378,10 @@ func TestOwnCertificateIsRenewed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Stop(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { _ = s.Stop(context.Background()) })
 	presented := func() *x509.Certificate {
 		t.Helper()
-		dialer := &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the test looks at the certificate itself
+		dialer := &tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
 		conn, err := dialer.DialContext(t.Context(), "tcp", strings.TrimPrefix(s.Address(), "https://"))
 		if err != nil {
 			t.Fatal(err)

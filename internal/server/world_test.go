@@ -188,7 +188,7 @@ func (w *world) mustApply(tb testing.TB) {
 }
 
 // watched opens a stream and returns it after its first answer.
-func (w *world) watched(tb testing.TB, ctx context.Context, token string, request *keyturnv1.WatchRequest) (*connect.ServerStreamForClient[keyturnv1.WatchResponse], error) { //nolint:revive // the context is the stream's, not the test's
+func (w *world) watched(tb testing.TB, ctx context.Context, token string, request *keyturnv1.WatchRequest) (*connect.ServerStreamForClient[keyturnv1.WatchResponse], error) {
 	tb.Helper()
 	stream, err := w.delivery(token).Watch(ctx, request)
 	if err != nil {

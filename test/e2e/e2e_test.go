@@ -69,7 +69,7 @@ func startSystems(t *testing.T, env *testscript.Env, bin string) error {
 	if err := os.WriteFile(config, []byte(document), 0o600); err != nil {
 		return err
 	}
-	server := exec.Command(filepath.Join(bin, "keyturn"), "server", "--config", config) //nolint:noctx // it is stopped by a signal, as a supervisor does
+	server := exec.Command(filepath.Join(bin, "keyturn"), "server", "--config", config)
 	server.Env = append(os.Environ(), "ROTATOR_PASSWORD=rotator-of-the-script")
 	logs, err := os.Create(filepath.Join(env.WorkDir, "server.log"))
 	if err != nil {
