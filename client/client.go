@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
@@ -20,6 +21,10 @@ type Client struct {
 	acks *acks
 	// random returns numbers in [0, 1).
 	random func() float64
+
+	// boxes are those of the watches that run.
+	mu    sync.Mutex
+	boxes map[*inbox]struct{}
 }
 
 // New returns a client; it does not connect yet. The error wraps ErrConfig.
@@ -39,7 +44,7 @@ func New(cfg Config) (*Client, error) {
 }
 
 func newClient(cfg Config, w transport) *Client {
-	c := &Client{cfg: cfg, wire: w, random: rand.Float64}
+	c := &Client{cfg: cfg, wire: w, random: rand.Float64, boxes: map[*inbox]struct{}{}}
 	c.acks = newAcks(c.sendAcks, cfg.Logger)
 	return c
 }
@@ -82,6 +87,7 @@ func (c *Client) Ack(ctx context.Context, outcomes []Outcome) error {
 			return err
 		}
 	}
+	c.amend(outcomes)
 	rejected := make(chan error, len(outcomes))
 	tickets, err := c.acks.add(outcomes, rejected)
 	if err != nil {
@@ -103,6 +109,30 @@ func (c *Client) Ack(ctx context.Context, outcomes []Outcome) error {
 		if sleep(ctx, c.retryIn(err, attempt)) != nil {
 			return fmt.Errorf("acknowledge %d outcomes: %w", len(outcomes), errors.Join(ctx.Err(), err))
 		}
+	}
+}
+
+// amend makes the running watches answer with the outcomes when an assignment is
+// sent again, and tell the version in use when they connect again.
+func (c *Client) amend(outcomes []Outcome) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for box := range c.boxes {
+		for _, o := range outcomes {
+			box.amend(o)
+		}
+	}
+}
+
+// open adds the box of a watch; what it returns removes it.
+func (c *Client) open(box *inbox) (closeBox func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.boxes[box] = struct{}{}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.boxes, box)
 	}
 }
 

@@ -98,6 +98,16 @@ func (b *inbox) take() []Assignment {
 	return out
 }
 
+// amend records an outcome that was told later than the handler returned. It
+// counts only while it is about the newest assignment that was handled.
+func (b *inbox) amend(o Outcome) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entries[o.Key]; e != nil && e.last != nil && e.last.Epoch == o.Epoch {
+		e.using, e.last = o.Using, &o
+	}
+}
+
 // done records the outcome of an assignment that take returned.
 func (b *inbox) done(o Outcome) {
 	b.mu.Lock()

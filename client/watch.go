@@ -43,6 +43,7 @@ func (c *Client) Watch(ctx context.Context, known []Known, handle HandleFunc) er
 // watch is Watch with a channel by which the caller asks for an extra poll.
 func (c *Client) watch(ctx context.Context, known []Known, handle HandleFunc, refresh <-chan struct{}) error {
 	w := &watcher{client: c, box: newInbox(known), handle: handle, secrets: make(map[key.Name]map[string]secret.Value)}
+	defer c.open(w.box)()
 	running, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() { newLink(c, w.box, refresh).run(running) })
