@@ -171,7 +171,7 @@ func (w *worker) changeOne(ctx context.Context, comp component) []client.Outcome
 	var out []client.Outcome
 	for _, k := range comp.keys {
 		a := w.desired[k]
-		log := w.log.With("key", k.String(), "version", uint64(a.Version), "epoch", a.Epoch, "rotation_id", a.Rotation.String())
+		log := w.log.With("key", k.String(), "version", uint64(a.Version), "epoch", a.Epoch, "rotation_id", a.Rotation)
 		switch how {
 		case stageDone:
 			w.applied[k] = a

@@ -308,7 +308,7 @@ func (s *supervisor) take(ctx context.Context, c change) error {
 	}
 	next := maps.Clone(s.desired)
 	for _, a := range c.batch {
-		s.Logger.InfoContext(ctx, "a credential changes", "key", a.Key.String(), "version", uint64(a.Version), "rotation_id", a.Rotation.String())
+		s.Logger.InfoContext(ctx, "a credential changes", "key", a.Key.String(), "version", uint64(a.Version), "rotation_id", a.Rotation)
 	}
 	switch {
 	case s.alike(old, next):
