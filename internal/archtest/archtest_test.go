@@ -109,6 +109,19 @@ func wanted(m *Module) []string {
 	return want
 }
 
+// TestMachine puts the texts together, because this file may not contain them.
+func TestMachine(t *testing.T) {
+	folder, registry := "/wo"+"rk/here", "pro"+"xy.golang"+".org"
+	for text, want := range map[string]bool{
+		"a path: " + folder: true, "https://" + registry: true, "var" + folder: false, "/var" + folder: false, "~" + folder: false,
+		"the proxy of golang": false,
+	} {
+		if machine.MatchString(text) != want {
+			t.Errorf("%q: want found %v", text, want)
+		}
+	}
+}
+
 // TestFloorsGoDown checks the table itself: no place twice, nothing allowed that
 // stands on the same floor or higher, nothing both allowed and forbidden.
 func TestFloorsGoDown(t *testing.T) {
