@@ -217,30 +217,16 @@ func (c *change) reschedule(change policy.Change, before []policy.Resource, reso
 		old, had := find(before, change.Kind, change.Name)
 		cadence = had && !old.Policy.Spec.Rotate.SameCadence(resource.Policy.Spec.Rotate)
 	}
-	after := ""
-	for {
-		docs, err := c.tx.Index.List(c.ctx, kindKey, "", after, 1000)
-		if err != nil || len(docs) == 0 {
-			return err
+	return c.eachKey(func(k *policy.Key, record KeyRecord, doc store.Doc) error {
+		if change.Kind == policy.KindPolicy && k.PolicyName() != change.Name {
+			return nil
 		}
-		after = docs[len(docs)-1].Name
-		for _, doc := range docs {
-			record, k, current, err := c.e.readKey(c.ctx, c.tx, key.Name(doc.Name))
-			if err != nil {
-				return err
-			}
-			if change.Kind == policy.KindPolicy && k.PolicyName() != change.Name {
-				continue
-			}
-			if cadence {
-				record.Scheduled = c.now
-			}
-			current.Due = c.now
-			if err := c.putKey(current, &record, &k); err != nil {
-				return err
-			}
+		if cadence {
+			record.Scheduled = c.now
 		}
-	}
+		doc.Due = c.now
+		return c.putKey(doc, &record, k)
+	})
 }
 
 func (c *change) applyKey(doc store.Doc, resource policy.Resource) error {

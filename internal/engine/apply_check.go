@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/keyturn/keyturn/internal/policy"
+	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -75,7 +77,7 @@ func (c *change) checkRuleChange(request *ApplyRequest, change policy.Change, re
 		return nil, err
 	}
 	var problem *policy.Problem
-	err = c.eachKey(func(k *policy.Key) error {
+	err = c.eachKey(func(k *policy.Key, _ KeyRecord, _ store.Doc) error {
 		name := k.Metadata.Name
 		if replaced, ok := find(resources, policy.KindKey, string(name)); ok && request.allows(name) {
 			k = replaced.Key
@@ -137,21 +139,28 @@ func concernedBy(change policy.Change, resources, before []policy.Resource) (fun
 // errEnough ends eachKey early.
 var errEnough = errors.New("enough")
 
-// eachKey visits all keys as they are stored.
-func (c *change) eachKey(visit func(*policy.Key) error) error {
+// eachKey visits all keys as they are stored, by name.
+func (c *change) eachKey(visit func(k *policy.Key, record KeyRecord, doc store.Doc) error) error {
+	return eachKeyName(c.ctx, c.tx, func(name key.Name) error {
+		record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
+		if err != nil {
+			return err
+		}
+		return visit(&k, record, doc)
+	})
+}
+
+// eachKeyName visits the names of all keys in their order.
+func eachKeyName(ctx context.Context, tx store.Tx, visit func(key.Name) error) error {
 	after := ""
 	for {
-		docs, err := c.tx.Index.List(c.ctx, kindKey, "", after, 1000)
+		docs, err := tx.Index.List(ctx, kindKey, "", after, 1000)
 		if err != nil || len(docs) == 0 {
 			return err
 		}
 		after = docs[len(docs)-1].Name
 		for _, doc := range docs {
-			_, k, _, err := c.e.readKey(c.ctx, c.tx, key.Name(doc.Name))
-			if err != nil {
-				return err
-			}
-			if err := visit(&k); err != nil {
+			if err := visit(key.Name(doc.Name)); err != nil {
 				return err
 			}
 		}

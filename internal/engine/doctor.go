@@ -26,32 +26,24 @@ func (e *Engine) Doctor(ctx context.Context) ([]Check, error) {
 	var checks []Check
 	err := e.store.View(ctx, func(tx store.Tx) error {
 		checks = nil
-		after := ""
 		var expected []audit.Transition
 		keys, held, differ := 0, 0, 0
-		for {
-			docs, err := tx.Index.List(ctx, kindKey, "", after, 1000)
+		err := eachKeyName(ctx, tx, func(name key.Name) error {
+			keys++
+			problem, holds, transitions, err := e.examine(ctx, tx, name)
 			if err != nil {
 				return err
 			}
-			for _, doc := range docs {
-				keys++
-				name := key.Name(doc.Name)
-				problem, holds, transitions, err := e.examine(ctx, tx, name)
-				if err != nil {
-					return err
-				}
-				if problem != "" {
-					differ++
-					checks = append(checks, Check{Name: "history of " + doc.Name, Status: "failed", Message: problem, Hint: "restore the database from a backup; the stored state is not what the events lead to"})
-				}
-				held += holds
-				expected = append(expected, transitions...)
+			if problem != "" {
+				differ++
+				checks = append(checks, Check{Name: "history of " + string(name), Status: "failed", Message: problem, Hint: "restore the database from a backup; the stored state is not what the events lead to"})
 			}
-			if len(docs) < 1000 {
-				break
-			}
-			after = docs[len(docs)-1].Name
+			held += holds
+			expected = append(expected, transitions...)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 		if differ == 0 {
 			checks = append(checks, Check{Name: "histories", Status: "ok", Message: fmt.Sprintf("the histories of %d keys lead to their states", keys)})

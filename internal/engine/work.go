@@ -20,8 +20,8 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 30 * time.Second
-	// maxMintTries and maxPreflightTries bound effects that change nothing outside:
-	// after them a rotation stops before it has begun.
+	// maxMintTries bounds an effect that changes nothing outside: after them a
+	// rotation stops before it has begun.
 	maxMintTries = 5
 	// maxProbeTries is how often a probe may contradict what is wanted before that
 	// counts as the verifier's answer.
