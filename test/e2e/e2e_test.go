@@ -14,7 +14,11 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	// The program is built from these: a change to them must not leave a cached result.
+	_ "github.com/keyturn/keyturn/internal/cli"
+	_ "github.com/keyturn/keyturn/internal/demo"
 	"github.com/keyturn/keyturn/internal/pgserver"
+	_ "github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/test/pgtest"
 )
 
