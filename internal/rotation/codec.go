@@ -33,6 +33,7 @@ func decoders() map[string]func([]byte) (Body, error) {
 	return map[string]func([]byte) (Body, error){
 		Configured{}.eventType(): decode[Configured],
 		Joined{}.eventType():     decode[Joined],
+		Arrived{}.eventType():    decode[Arrived],
 		Left{}.eventType():       decode[Left],
 		Begin{}.eventType():      decode[Begin],
 		Declare{}.eventType():    decode[Declare],

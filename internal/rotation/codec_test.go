@@ -34,6 +34,7 @@ func FuzzUnmarshalBody(f *testing.F) {
 	}
 	f.Add("begin", []byte(`{"kind":"manual","plan":{"stages":[]},"surprise":1}`))
 	f.Add("tick", []byte(`{} {}`))
+	f.Add("arrived", []byte(`{"joins":[{"id":"b","stage":0},{"id":"a","stage":1,"holding":1,"epoch":7},{"id":"b","stage":2}]}`))
 	f.Fuzz(func(t *testing.T, eventType string, data []byte) {
 		body, err := UnmarshalBody(eventType, data)
 		if err != nil {

@@ -43,6 +43,12 @@ type Joined struct {
 	Epoch uint64 `json:"epoch,omitempty"`
 }
 
+// Arrived tells that several presenters are there, or came back: each is one
+// fact, as if it were a Joined of its own.
+type Arrived struct {
+	Joins []Joined `json:"joins"`
+}
+
 // Left tells that a presenter presents nothing any more.
 type Left struct {
 	ID string `json:"id"`
@@ -151,6 +157,7 @@ type Tick struct{}
 
 func (Configured) eventType() string { return "configured" }
 func (Joined) eventType() string     { return "joined" }
+func (Arrived) eventType() string    { return "arrived" }
 func (Left) eventType() string       { return "left" }
 func (Begin) eventType() string      { return "begin" }
 func (Declare) eventType() string    { return "declare" }

@@ -464,6 +464,8 @@ func (p *Presenter) says(e Event, v key.Version) bool {
 	switch body := e.Body.(type) {
 	case Joined:
 		return body.ID == p.ID && body.Holding == v
+	case Arrived:
+		return slices.ContainsFunc(body.Joins, func(j Joined) bool { return j.ID == p.ID && j.Holding == v })
 	case Acked:
 		return slices.ContainsFunc(body.Acks, func(a Ack) bool { return a.ID == p.ID && a.Using == v })
 	}

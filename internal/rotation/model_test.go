@@ -303,7 +303,12 @@ func (s *State) refusedAnywhere(v key.Version) bool {
 func (r *run) join(m move, id string) {
 	p := &r.n.w.parties[m.a]
 	stage := r.c.stages[m.a]
-	r.send(Event{Body: Joined{ID: id, Region: [2]string{"west", "east"}[m.a%2], Stage: stage, Holding: p.using, Epoch: p.seen}})
+	body := Joined{ID: id, Region: [2]string{"west", "east"}[m.a%2], Stage: stage, Holding: p.using, Epoch: p.seen}
+	if m.a%2 == 1 {
+		r.send(Event{Body: Arrived{Joins: []Joined{body}}})
+		return
+	}
+	r.send(Event{Body: body})
 }
 
 func (r *run) configure() {

@@ -45,7 +45,9 @@ func (m *machine) apply(e Event) error {
 	case Configured:
 		return m.configure(body)
 	case Joined:
-		return m.join(body)
+		return m.join([]Joined{body})
+	case Arrived:
+		return m.join(body.Joins)
 	case Left:
 		return m.leave(body)
 	case Begin:
@@ -115,17 +117,49 @@ func (m *machine) tryNew(before []Verifier) {
 	}
 }
 
-func (m *machine) join(body Joined) error {
-	if body.ID == "" || body.Stage < 0 {
-		return fmt.Errorf("%w: a presenter needs an ID and a stage", ErrInvalid)
+func (m *machine) join(joins []Joined) error {
+	if len(joins) == 0 {
+		return fmt.Errorf("%w: nobody arrived", ErrInvalid)
 	}
+	var unknown []Presenter
+	for _, j := range joins {
+		if j.ID == "" || j.Stage < 0 {
+			return fmt.Errorf("%w: a presenter needs an ID and a stage", ErrInvalid)
+		}
+		if _, known := m.Presenter(j.ID); !known {
+			unknown = append(unknown, Presenter{ID: j.ID})
+		}
+	}
+	// One pass puts all of them in their places, however many there are.
+	byID := func(a, b Presenter) int { return cmp.Compare(a.ID, b.ID) }
+	slices.SortFunc(unknown, byID)
+	unknown = slices.CompactFunc(unknown, func(a, b Presenter) bool { return a.ID == b.ID })
+	m.Presenters = merge(m.Presenters, unknown, byID)
+	for _, j := range joins {
+		p, _ := m.Presenter(j.ID)
+		m.joined(p, j)
+	}
+	return nil
+}
+
+// merge returns the elements of two sorted lists in one.
+func merge[T any](a, b []T, order func(T, T) int) []T {
+	if len(b) == 0 {
+		return a
+	}
+	out := make([]T, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if order(a[0], b[0]) <= 0 {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
+}
+
+func (m *machine) joined(p *Presenter, body Joined) {
 	m.Epoch = max(m.Epoch, body.Epoch)
-	p, known := m.Presenter(body.ID)
-	if !known {
-		i, _ := slices.BinarySearchFunc(m.Presenters, body.ID, func(p Presenter, id string) int { return cmp.Compare(p.ID, id) })
-		m.Presenters = slices.Insert(m.Presenters, i, Presenter{ID: body.ID})
-		p = &m.Presenters[i]
-	}
 	p.Region, p.Stage = body.Region, body.Stage
 	if body.Holding != 0 && !p.MayUse(body.Holding) {
 		p.Maybe = append(slices.Clone(p.Maybe), body.Holding)
@@ -135,7 +169,6 @@ func (m *machine) join(body Joined) error {
 		// Whatever was told before did not arrive: advance tells it anew.
 		p.Told, p.Acked, p.Failed, p.Detail = 0, false, false, ""
 	}
-	return nil
 }
 
 func (m *machine) leave(body Left) error {
