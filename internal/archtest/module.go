@@ -95,7 +95,7 @@ func Load(root string) (*Module, error) {
 		switch {
 		case entry.IsDir() && leftOut(name):
 			return fs.SkipDir
-		case !entry.Type().IsRegular():
+		case !entry.Type().IsRegular(), name == ".git": // a file in a worktree
 			return nil
 		case path.Ext(name) != ".go" || inTestdata(name):
 			return m.addText(file, name)
