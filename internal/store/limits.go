@@ -98,8 +98,20 @@ func (c Claim) Check() error {
 		return fmt.Errorf("%w: Claim.Lease %v is not positive", ErrInvalid, c.Lease)
 	case c.PerTarget < 1:
 		return fmt.Errorf("%w: Claim.PerTarget %d is less than 1", ErrInvalid, c.PerTarget)
+	case len(c.Bounds) > MaxLimit:
+		return fmt.Errorf("%w: Claim.Bounds names %d targets, at most %d are allowed", ErrInvalid, len(c.Bounds), MaxLimit)
+	case c.Least < math.MinInt32 || c.Least > math.MaxInt32:
+		return fmt.Errorf("%w: Claim.Least %d does not fit 32 bits", ErrInvalid, c.Least)
 	}
 	return CheckLimit(c.Limit)
+}
+
+// Bound is how many jobs of the target may be leased.
+func (c Claim) Bound(target string) int {
+	if bound, ok := c.Bounds[target]; ok {
+		return bound
+	}
+	return c.PerTarget
 }
 
 // CheckVersion returns an error that wraps ErrInvalid unless name and version

@@ -173,12 +173,19 @@ type Claim struct {
 	// already included.
 	Limit     int
 	PerTarget int
+	// Bounds take the place of PerTarget for single targets; 0 leaves the target's
+	// jobs where they are. At most MaxLimit.
+	Bounds map[string]int
+	// Least leaves jobs of a lower priority where they are, unless it is 0.
+	Least int
 }
 
 // Leases hands jobs to workers.
 type Leases interface {
-	// Claim leases jobs that are due and not leased (or whose lease has run out),
-	// highest priority first, then earliest RunAt. Attempt and Fence are increased.
+	// Claim leases jobs that are due and not leased (or whose lease has run out):
+	// highest priority first, then the target with the fewest leases, then earliest
+	// RunAt. So no backlog of one target keeps another waiting. Attempt and Fence are
+	// increased.
 	Claim(ctx context.Context, claim Claim) ([]Job, error)
 	// Renew extends the lease; it fails with ErrFenced when it was lost.
 	Renew(ctx context.Context, id string, fence uint64, until time.Time) error

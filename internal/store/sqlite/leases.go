@@ -51,7 +51,7 @@ func (c *claimer) run(ctx context.Context) ([]store.Job, error) {
 	}
 	for bound := math.MaxInt32; ; {
 		level, found, err := c.nextLevel(bound)
-		if err != nil || !found {
+		if err != nil || !found || c.claim.Least != 0 && level < c.claim.Least {
 			return c.jobs, err
 		}
 		if err := c.claimLevel(ctx, level); err != nil {
@@ -125,34 +125,24 @@ func (c *claimer) nextLevel(bound int) (level int, found bool, err error) {
 	return level, found, nil
 }
 
-// claimLevel leases jobs of one priority, those with the earliest run_at first.
+// claimLevel leases jobs of one priority: those first whose target holds the
+// fewest leases, of these those with the earliest run_at.
 func (c *claimer) claimLevel(ctx context.Context, level int) error {
-	var ready []slot // in order
-	add := func(s slot) {
-		at, _ := slices.BinarySearchFunc(ready, s, func(a, b slot) int {
-			if a.before(b) {
-				return -1
-			}
-			return 1
-		})
-		ready = slices.Insert(ready, at, s)
-	}
-	fronts, err := c.fronts(ctx, level)
+	ready, err := c.fronts(ctx, level)
 	if err != nil {
 		return err
 	}
-	ready = append(ready, fronts...)
 	for _, e := range c.expired {
 		if e.priority == level {
-			add(e)
+			ready = append(ready, e)
 		}
 	}
-	for len(ready) > 0 && len(c.jobs) < c.claim.Limit {
-		s := ready[0]
-		ready = ready[1:]
-		if c.saturated(s.target) {
-			continue
+	for len(c.jobs) < c.claim.Limit {
+		s, found := c.first(ready)
+		if !found {
+			return nil
 		}
+		ready = slices.DeleteFunc(ready, func(other slot) bool { return other.seq == s.seq })
 		if err := c.lease(s); err != nil {
 			return err
 		}
@@ -164,23 +154,33 @@ func (c *claimer) claimLevel(ctx context.Context, level int) error {
 			return err
 		}
 		if found && next.runAt <= c.now {
-			add(next)
+			ready = append(ready, next)
 		}
 	}
 	return nil
 }
 
-func (c *claimer) saturated(target string) bool { return c.live[target] >= c.claim.PerTarget }
-
-// fronts returns the first job of each target that is due, in order. As many as
-// are wanted suffice, and one more for each target that will be skipped.
-func (c *claimer) fronts(ctx context.Context, level int) ([]slot, error) {
-	enough := c.claim.Limit - len(c.jobs)
-	for target := range c.live {
-		if c.saturated(target) {
-			enough++
+// first returns the job that is to be leased next.
+func (c *claimer) first(ready []slot) (best slot, found bool) {
+	for _, s := range ready {
+		if c.saturated(s.target) {
+			continue
+		}
+		live, least := c.live[s.target], c.live[best.target]
+		if !found || live < least || live == least && s.before(best) {
+			best, found = s, true
 		}
 	}
+	return best, found
+}
+
+func (c *claimer) saturated(target string) bool { return c.live[target] >= c.claim.Bound(target) }
+
+// fronts returns first jobs of targets that are due. As many as are wanted
+// suffice, and one more for each target that comes after them, because it holds
+// leases, or not at all.
+func (c *claimer) fronts(ctx context.Context, level int) ([]slot, error) {
+	enough := c.claim.Limit - len(c.jobs) + len(c.live) + len(c.claim.Bounds)
 	scan := func(r *sql.Rows) (slot, bool, error) {
 		s := slot{priority: level}
 		err := r.Scan(&s.seq, &s.target, &s.runAt)

@@ -195,13 +195,50 @@ func testBulkheads(t *testing.T, s store.Store) {
 	c.Limit = 1
 	wantIDs(t, "behind targets at their limit", idsOf(claimJobs(t, s, c)), "z1")
 	c.Limit, c.Now = 10, epoch.Add(time.Hour)
-	wantIDs(t, "leases that ran out do not count", idsOf(claimJobs(t, s, c)), "hanging 00", "hanging 01", "hanging 02", "z1", "y1", "x2", "x3")
+	wantIDs(t, "leases that ran out do not count", idsOf(claimJobs(t, s, c)), "hanging 00", "z1", "hanging 01", "hanging 02", "y1", "x2", "x3")
 
 	// Of one target, only what is due.
 	soon, later := job("soon", "soon", "w"), job("later", "later", "w")
 	later.RunAt = epoch.Add(2 * time.Hour)
 	enqueue(t, s, later, soon)
 	wantIDs(t, "one of two is due", idsOf(claimJobs(t, s, c)), "soon")
+}
+
+// testFairness: the backlogs of some targets keep no other target waiting, single
+// targets can be bounded, and places can be kept for what is urgent.
+func testFairness(t *testing.T, s store.Store) {
+	var backlog []store.Job
+	for i := range 10_000 {
+		j := job(fmt.Sprintf("%05d", i), fmt.Sprintf("%05d", i), fmt.Sprint("busy ", i%5))
+		j.RunAt = epoch.Add(-time.Hour + time.Duration(i)*time.Microsecond)
+		backlog = append(backlog, j)
+	}
+	enqueue(t, s, backlog...)
+	c := claim(epoch)
+	c.Limit, c.PerTarget = 20, 8
+	held := claimJobs(t, s, c)
+	if len(held) != 20 {
+		t.Fatalf("%d jobs", len(held))
+	}
+	enqueue(t, s, job("one", "one", "quiet")) // the youngest of all
+	// Every worker goes on with one job as soon as it has done another.
+	c.Limit = 1
+	if err := settle(t, s, held[0].ID, held[0].Fence, time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	wantIDs(t, "the next job after 10,000 older ones of others", idsOf(claimJobs(t, s, c)), "one")
+
+	c.Limit, c.Bounds = 3, map[string]int{"busy 0": 0, "busy 1": 5, "busy 2": 4, "busy 3": 4, "busy 4": 4}
+	wantIDs(t, "one more of the one that may have it", idsOf(claimJobs(t, s, c)), "00021")
+
+	urgent := job("urgent", "urgent", "busy 4")
+	urgent.Priority = 5
+	enqueue(t, s, urgent)
+	c.Bounds, c.Least = nil, 5
+	wantIDs(t, "what is urgent enough", idsOf(claimJobs(t, s, c)), "urgent")
+	wantIDs(t, "nothing else is", idsOf(claimJobs(t, s, c)))
+	c.Now = epoch.Add(time.Hour) // the leases have run out
+	wantIDs(t, "what has been lost and is urgent enough", idsOf(claimJobs(t, s, c)), "urgent")
 }
 
 func testFences(t *testing.T, s store.Store) {
@@ -294,7 +331,7 @@ func testJobLimits(t *testing.T, s store.Store) {
 	for what, spoil := range map[string]func(*store.Claim){
 		"no time": func(c *store.Claim) { c.Now = time.Time{} }, "no lease": func(c *store.Claim) { c.Lease = 0 },
 		"no limit": func(c *store.Claim) { c.Limit = 0 }, "large limit": func(c *store.Claim) { c.Limit = store.MaxLimit + 1 },
-		"no target limit": func(c *store.Claim) { c.PerTarget = 0 },
+		"no target limit": func(c *store.Claim) { c.PerTarget = 0 }, "large least": func(c *store.Claim) { c.Least = 1 << 40 },
 	} {
 		bad := claim(epoch)
 		spoil(&bad)

@@ -60,17 +60,32 @@ func (m *modelQueue) claim(c store.Claim) (ids []string) {
 			candidates = append(candidates, i)
 		}
 	}
-	slices.SortStableFunc(candidates, func(a, b int) int {
-		return cmp.Or(cmp.Compare(m.jobs[b].Priority, m.jobs[a].Priority), m.jobs[a].RunAt.Compare(m.jobs[b].RunAt))
-	})
-	for _, i := range candidates {
-		j := &m.jobs[i]
-		if len(ids) < c.Limit && live[j.Target] < c.PerTarget {
-			live[j.Target]++
-			j.leased, j.until = true, c.Now.Add(c.Lease)
-			j.Attempt++
-			ids = append(ids, j.ID)
+	for len(ids) < c.Limit {
+		// Highest priority, then fewest leases of its target, then earliest RunAt.
+		best := -1
+		for _, i := range candidates {
+			j := &m.jobs[i]
+			if live[j.Target] >= c.Bound(j.Target) || c.Least != 0 && j.Priority < c.Least {
+				continue
+			}
+			if best < 0 {
+				best = i
+				continue
+			}
+			b := &m.jobs[best]
+			if cmp.Or(cmp.Compare(b.Priority, j.Priority), cmp.Compare(live[j.Target], live[b.Target]), j.RunAt.Compare(b.RunAt)) < 0 {
+				best = i
+			}
 		}
+		if best < 0 {
+			break
+		}
+		candidates = slices.DeleteFunc(candidates, func(i int) bool { return i == best })
+		j := &m.jobs[best]
+		live[j.Target]++
+		j.leased, j.until = true, c.Now.Add(c.Lease)
+		j.Attempt++
+		ids = append(ids, j.ID)
 	}
 	return ids
 }
@@ -131,7 +146,7 @@ func testJobsModel(t *testing.T, s store.Store) {
 			"enqueue": func(rt *rapid.T) {
 				j := store.Job{
 					ID:   fmt.Sprint("job ", small(rt, "id", 11)),
-					Lane: fmt.Sprint("lane ", small(rt, "lane", 5)), Target: fmt.Sprint("target ", small(rt, "target", 1)),
+					Lane: fmt.Sprint("lane ", small(rt, "lane", 5)), Target: fmt.Sprint("target ", small(rt, "target", 2)),
 					Key: "prod/db", Priority: small(rt, "priority", 1), RunAt: now.Add(time.Duration(small(rt, "delay", 4)-2) * time.Second),
 				}
 				_ = do(rt, func(tx store.Tx) error { return tx.Queue.Enqueue(t.Context(), j) })
@@ -144,7 +159,10 @@ func testJobsModel(t *testing.T, s store.Store) {
 			},
 			"claim": func(rt *rapid.T) {
 				now = now.Add(time.Duration(small(rt, "passed", 3)) * time.Second)
-				c := store.Claim{Now: now, Lease: time.Duration(1+small(rt, "lease", 3)) * time.Second, Limit: 1 + small(rt, "limit", 5), PerTarget: 1 + small(rt, "per target", 2)}
+				c := store.Claim{Now: now, Lease: time.Duration(1+small(rt, "lease", 3)) * time.Second, Limit: 1 + small(rt, "limit", 5), PerTarget: 1 + small(rt, "per target", 2), Least: small(rt, "least", 1)}
+				if small(rt, "bounded", 2) == 0 {
+					c.Bounds = map[string]int{fmt.Sprint("target ", small(rt, "bounded target", 2)): small(rt, "bound", 2)}
+				}
 				var got []store.Job
 				_ = do(rt, func(tx store.Tx) (err error) {
 					got, err = tx.Leases.Claim(t.Context(), c)

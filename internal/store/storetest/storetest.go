@@ -58,6 +58,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"jobs/order", testClaimOrder},
 		{"jobs/lanes", testLanes},
 		{"jobs/bulkheads", testBulkheads},
+		{"jobs/fairness", testFairness},
 		{"jobs/fences", testFences},
 		{"jobs/limits", testJobLimits},
 		{"jobs/model", testJobsModel},
