@@ -316,10 +316,6 @@ func steerNames() map[Steer]audit.Action {
 // consider begins a scheduled rotation of a key if it is due, and notes when to
 // look again.
 func (e *Engine) consider(ctx context.Context, name key.Name) error {
-	id, err := e.newID()
-	if err != nil {
-		return err
-	}
 	return e.update(ctx, Server(), func(c *change) error {
 		record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
 		if err != nil {
@@ -335,7 +331,11 @@ func (e *Engine) consider(ctx context.Context, name key.Name) error {
 			return c.putKey(doc, &record, &k)
 		}
 		if decision.Due {
-			err := c.begin(name, id, rotation.Scheduled, decision.Message)
+			id, err := e.newID()
+			if err != nil {
+				return err
+			}
+			err = c.begin(name, id, rotation.Scheduled, decision.Message)
 			if err == nil {
 				if record, k, doc, err = c.e.readKey(c.ctx, c.tx, name); err != nil {
 					return err

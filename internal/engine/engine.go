@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -58,6 +59,9 @@ type Config struct {
 	// CheckpointEvery is how often the audit log is signed while it grows.
 	// Default: 1 s.
 	CheckpointEvery time.Duration
+	// Jitter spreads what failed together: it returns a duration from 0 to below its
+	// argument. Default: a uniformly random one.
+	Jitter func(time.Duration) time.Duration
 }
 
 // Fleet is the way to the presenters. Its methods may be called concurrently
@@ -161,6 +165,9 @@ func New(config Config) (*Engine, error) {
 	config.Lease = orDefault(config.Lease, 30*time.Second)
 	config.Poll = orDefault(config.Poll, time.Second)
 	config.CheckpointEvery = orDefault(config.CheckpointEvery, time.Second)
+	if config.Jitter == nil {
+		config.Jitter = rand.N[time.Duration]
+	}
 	return &Engine{config: config, store: config.Store, log: config.Logger, ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1)}, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -232,7 +231,7 @@ func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effe
 	if done.err != nil {
 		detail = done.err.Error()
 	}
-	pause := backoff(job.Attempt)
+	pause := e.backoff(job.Attempt)
 	var retryAt time.Time
 	err = e.update(ctx, Server(), func(c *change) error {
 		next, retryAt = nil, time.Time{}
@@ -287,10 +286,10 @@ func worthTelling(attempt int) bool { return attempt <= 3 || attempt&(attempt-1)
 
 // backoff is how long to wait after the given attempt, counted from 1: doubling,
 // bounded, and spread so that what failed together is not repeated together.
-func backoff(attempt int) time.Duration {
+func (e *Engine) backoff(attempt int) time.Duration {
 	wait := retryMax
 	if attempt < 10 {
 		wait = min(retryMax, retryFirst<<max(attempt-1, 0))
 	}
-	return wait/2 + rand.N(wait/2) //nolint:gosec // it spreads retries and guards no secret
+	return wait/2 + e.config.Jitter(wait/2)
 }

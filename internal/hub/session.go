@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -92,7 +93,8 @@ func (s *Session) take(ctx context.Context) ([]Delivery, error) {
 	}
 	s.mu.Unlock()
 	deliveries := make([]Delivery, 0, len(waiting))
-	for name, tell := range waiting {
+	for _, name := range slices.Sorted(maps.Keys(waiting)) {
+		tell := waiting[name]
 		material, err := s.hub.materials.get(ctx, s.hub, name, tell.Version)
 		if errors.Is(err, engine.ErrNotFound) {
 			continue // destroyed meanwhile: a newer assignment is on its way
@@ -102,12 +104,6 @@ func (s *Session) take(ctx context.Context) ([]Delivery, error) {
 		}
 		deliveries = append(deliveries, Delivery{Key: name, Tell: tell, Material: material})
 	}
-	slices.SortFunc(deliveries, func(a, b Delivery) int {
-		if a.Key < b.Key {
-			return -1
-		}
-		return 1
-	})
 	return deliveries, nil
 }
 
