@@ -3,6 +3,8 @@ package provider
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 var (
@@ -80,4 +82,49 @@ func IsPermanent(err error) bool {
 		}
 	}
 	return false
+}
+
+// MaxEndpoints bounds what Endpoints returns.
+const MaxEndpoints = 20
+
+// endpointError says at which endpoint something failed.
+type endpointError struct {
+	endpoint string
+	err      error
+}
+
+func (e *endpointError) Error() string { return e.err.Error() }
+func (e *endpointError) Unwrap() error { return e.err }
+
+// At marks err as the failure of one endpoint, by its name in the Topology. It
+// matters for calls that concern all endpoints, Preflight and Usage: by it Keyturn
+// tells the region that is cut off. It returns nil for nil.
+func At(endpoint string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &endpointError{endpoint: endpoint, err: err}
+}
+
+// Endpoints returns the endpoints that At named anywhere in err, sorted, at most
+// MaxEndpoints of them; none when err tells no place.
+func Endpoints(err error) []string {
+	found := map[string]bool{}
+	var walk func(error)
+	walk = func(err error) {
+		if at, ok := err.(*endpointError); ok { //nolint:errorlint // the tree is walked here
+			found[at.endpoint] = true
+		}
+		switch e := err.(type) { //nolint:errorlint // the tree is walked here
+		case interface{ Unwrap() []error }:
+			for _, inner := range e.Unwrap() {
+				walk(inner)
+			}
+		case interface{ Unwrap() error }:
+			walk(e.Unwrap())
+		}
+	}
+	walk(err)
+	names := slices.Sorted(maps.Keys(found))
+	return names[:min(len(names), MaxEndpoints)]
 }

@@ -112,7 +112,7 @@ type Verifier interface {
 type Meter interface {
 	// Usage reports the present use of version at all endpoints. It fails with an
 	// error that wraps ErrNoData when any endpoint could not be asked: a partial
-	// count is not a count.
+	// count is not a count. That endpoint is marked by At.
 	Usage(ctx context.Context, call Call, version Version) (Usage, error)
 }
 
@@ -120,7 +120,8 @@ type Meter interface {
 // any effect, whether it could succeed.
 type Preflighter interface {
 	// Preflight changes nothing. It returns an error when a rotation would fail,
-	// and findings, such as drift, that an operator should know of.
+	// and findings, such as drift, that an operator should know of. What failed at
+	// one endpoint is marked by At.
 	Preflight(ctx context.Context, call Call, live []Version) ([]Finding, error)
 }
 

@@ -90,7 +90,7 @@ func (s *system) Usage(ctx context.Context, call provider.Call, version provider
 	for endpoint := range s.regions {
 		answer, err := s.admin(ctx, http.MethodGet, endpoint, call, version.Number, nil)
 		if err != nil {
-			return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, err) // a part is not a count
+			return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, provider.At(endpoint, err)) // a part is not a count
 		}
 		var clients map[string]int // requests by client
 		if err := json.Unmarshal(answer, &clients); err != nil {

@@ -264,12 +264,16 @@ func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effe
 
 // result tells the machine how an effect ended, and stores what came with it.
 func (c *change) result(job store.Job, effect rotation.Effect, done done, detail string) error {
-	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail}
+	var at []string
+	if effect.Verifier == "" {
+		at = provider.Endpoints(done.err)
+	}
+	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail, Verifiers: at}
 	if done.outcome == 0 {
 		if !worthTelling(job.Attempt) {
 			return nil
 		}
-		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail}
+		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail, Verifiers: at}
 	}
 	if _, err := c.step(job.Key, effect.Rotation, body); err != nil {
 		return err

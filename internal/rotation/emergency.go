@@ -152,7 +152,7 @@ func (m *machine) takeOver(r *Rotation, emergency Rotation) {
 	if r.Phase == Presenting {
 		m.enterStage(r, 0)
 	}
-	r.Task = Task{Try: r.Task.Try}
+	r.Task, r.Unreached = Task{Try: r.Task.Try}, nil
 	r.MeasureAt = time.Time{}
 }
 

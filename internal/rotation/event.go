@@ -143,6 +143,8 @@ type Result struct {
 	// Uses is the answer of a measurement.
 	Uses   int    `json:"uses,omitempty"`
 	Detail string `json:"detail,omitempty"`
+	// Verifiers are those at which an effect that concerns all failed, if known.
+	Verifiers []string `json:"verifiers,omitempty"`
 }
 
 // Trouble tells that an effect failed and will be tried again.
@@ -150,6 +152,8 @@ type Trouble struct {
 	Effect  EffectRef `json:"effect"`
 	Attempt int       `json:"attempt"`
 	Detail  string    `json:"detail"`
+	// Verifiers are those at which an effect that concerns all failed, if known.
+	Verifiers []string `json:"verifiers,omitempty"`
 }
 
 // Tick tells the time and nothing else; see State.Wake.

@@ -77,7 +77,11 @@ func (s *State) explainPlanned(r *Rotation, add func(Waiting)) {
 		add(Waiting{Reason: "cut-over", Message: fmt.Sprintf("rotation %v to end its cut-over", cut.ID)})
 	}
 	if r.Task.Waiting {
-		add(Waiting{Reason: "effect", Message: "the preflight checks: " + orFine(r.Task.Trouble)})
+		w := Waiting{Reason: "effect", Message: "the preflight checks: " + orFine(r.Task.Trouble), Names: r.Unreached}
+		if len(r.Unreached) > 0 {
+			w.Region, _ = s.RegionOf(r.Unreached[0])
+		}
+		add(w)
 	}
 }
 

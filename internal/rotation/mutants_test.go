@@ -56,6 +56,26 @@ func mutants() []mutant {
 			"begin", "no lockout",
 		},
 		{
+			"the barrier before presenting forgets a region",
+			"advance.go", "\t\tif !accepts(&m.Verifiers[i], v) {\n\t\t\treturn false", "\t\tif !accepts(&m.Verifiers[i], v) && m.Verifiers[i].Region != \"east\" {\n\t\t\treturn false",
+			"begin", "regions",
+		},
+		{
+			"a stage passes while a region is missing",
+			"drive.go", "if !p.Uses(r.To) {\n\t\t\tmissing++", "if !p.Uses(r.To) && p.Region != \"east\" {\n\t\t\tmissing++",
+			"begin", "staged",
+		},
+		{
+			"a revocation does not wait for a region's presenters",
+			"advance.go", "if m.Presenters[i].MayUse(v) {", "if m.Presenters[i].MayUse(v) && m.Presenters[i].Region != \"east\" {",
+			"declare, join", "drained",
+		},
+		{
+			"what is waited for in a region is not told",
+			"regions.go", "trouble, late = next.Trouble, next.Acceptance != Accepted", "trouble, late = next.Trouble, next.Acceptance != Accepted && w.Region != \"east\"",
+			"begin", "regions",
+		},
+		{
 			"the new version is not tried before it is presented",
 			"result.go", "\tcase AcceptPending:\n\t\tm.ask(w, v, AcceptProbing)", "\tcase AcceptPending:\n\t\tsettle(Accepted)",
 			"begin, lie", "no lockout",

@@ -424,6 +424,7 @@ func (m *machine) trouble(body Trouble) error {
 		return fmt.Errorf("%w: %s", ErrStale, body.Effect.ID())
 	}
 	task.Trouble = body.Detail
+	m.unreached(body.Effect.Rotation, body.Verifiers)
 	return nil
 }
 
@@ -451,6 +452,7 @@ func (m *machine) enter(r *Rotation, p Phase) {
 	r.Trail = append(r.Trail, p)
 	r.Task = Task{Try: r.Task.Try}
 	r.QuietSince, r.MeasureAt = time.Time{}, time.Time{}
+	r.Unreached = nil
 	if !r.Hold.Human {
 		r.Hold = Hold{}
 	}

@@ -151,8 +151,12 @@ func (n node) describe() string {
 	return s
 }
 
-// admin runs fn with an administrator's connection to n.
+// admin runs fn with an administrator's connection to n; what fails, fails at n.
 func (s *system) admin(ctx context.Context, n node, fn func(*pgx.Conn) error) error {
+	return provider.At(n.name, s.withAdmin(ctx, n, fn))
+}
+
+func (s *system) withAdmin(ctx context.Context, n node, fn func(*pgx.Conn) error) error {
 	release, err := s.take(ctx, n, adminApplication)
 	if err != nil {
 		return fmt.Errorf("postgres: %w", err)

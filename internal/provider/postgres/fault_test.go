@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -251,8 +252,9 @@ func testStandbyAway(t *testing.T, p pair) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if u, err := s.System.(provider.Meter).Usage(ctx, s.call(), v); !errors.Is(err, provider.ErrNoData) {
-		t.Errorf("Usage without the replica: %+v, %v", u, err)
+	u, err := s.System.(provider.Meter).Usage(ctx, s.call(), v)
+	if !errors.Is(err, provider.ErrNoData) || !slices.Equal(provider.Endpoints(err), []string{replica}) {
+		t.Errorf("Usage without the replica: %+v, %v at %v", u, err, provider.Endpoints(err))
 	}
 	s.proxies[replica].Restore()
 	if err := s.Accept(t.Context(), provider.Call{Key: s.name}, replica, v); err != nil {
