@@ -184,7 +184,7 @@ func stageFor(compiled *policy.Compiled, k *policy.Key, party *PartyRecord) (int
 		return 0, fmt.Errorf("stage of party %s: %w", party.ID, err)
 	}
 	if !ok {
-		stage = len(compiled.Spec().Stages) - 1
+		stage = len(compiled.Stages()) - 1
 	}
 	return stage, nil
 }

@@ -140,7 +140,7 @@ func planOf(compiled *policy.Compiled, k *policy.Key, emergency bool) (rotation.
 		}
 		return plan, nil, nil
 	}
-	for _, stage := range spec.Stages {
+	for _, stage := range compiled.Stages() {
 		plan.Stages = append(plan.Stages, rotation.Stage{
 			Name: stage.Name, Bake: stage.Bake.Std(), AckTimeout: stage.AckTimeout.Std(), SkipEmpty: stage.OnEmpty == policy.EmptySkip,
 		})

@@ -27,6 +27,7 @@ func (s *Spec) check(r reporter) {
 		} else {
 			seen[stage.Name] = i
 		}
+		stage.checkRegions(at)
 		if stage.AckTimeout == 0 {
 			at.err("ackTimeout", "out-of-range", "a timeout of zero lets no party acknowledge", "write for example 5m")
 		}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/key"
@@ -12,6 +13,7 @@ import (
 type Compiled struct {
 	policy    Policy
 	stages    []*expression
+	waves     []wave
 	approvals *expression
 	windows   []window
 }
@@ -38,7 +40,7 @@ func Compile(p Policy) (*Compiled, error) {
 
 // policy compiles what it can and reports the rest.
 func (c *compiler) policy(p Policy, r reporter) *Compiled {
-	out := &Compiled{policy: p}
+	out := &Compiled{policy: p, waves: p.Spec.waves()}
 	r = r.within("spec")
 	for i, s := range p.Spec.Stages {
 		out.stages = append(out.stages, c.compile(c.party, s.Match, joinPath(indexPath("stages", i), "match"), r))
@@ -58,12 +60,12 @@ func (c *Compiled) Name() string { return c.policy.Metadata.Name }
 // Spec returns the effective policy. The caller must not change what it refers to.
 func (c *Compiled) Spec() Spec { return c.policy.Spec }
 
-// Stage returns the index of the stage that a party of the key belongs to: the
-// first one that matches; a stage without match takes every party. ok is false
-// when none matches, which Lint makes impossible by asking for a last stage
-// without match. An error means that an expression could not be evaluated, for
-// instance because a party's labels are beyond all bounds; nothing may be
-// concluded from it.
+// Stage returns the index, within Stages, of the stage that a party of the key
+// belongs to: the first one that matches, and of its regions the party's; a stage
+// without match takes every party. ok is false when none matches, which Lint makes
+// impossible by asking for a last stage without match. An error means that an
+// expression could not be evaluated, for instance because a party's labels are
+// beyond all bounds; nothing may be concluded from it.
 func (c *Compiled) Stage(k KeyInfo, p Party) (index int, ok bool, err error) {
 	for i, e := range c.stages {
 		match, err := e.eval(k, p)
@@ -71,7 +73,7 @@ func (c *Compiled) Stage(k KeyInfo, p Party) (index int, ok bool, err error) {
 			return 0, false, fmt.Errorf("policy %s, stage %s: %w", c.Name(), c.policy.Spec.Stages[i].Name, err)
 		}
 		if match {
-			return i, true, nil
+			return slices.IndexFunc(c.waves, func(w wave) bool { return w.of == i && w.takes(p) }), true, nil
 		}
 	}
 	return 0, false, nil

@@ -124,7 +124,7 @@ func (c *Compiled) Plan(in PlanInput) (Timeline, error) {
 
 // planStages adds a step for each stage.
 func (c *Compiled) planStages(p *planner, in PlanInput, report reporter) error {
-	members := make([][]string, len(c.policy.Spec.Stages))
+	members := make([][]string, len(c.waves))
 	var left []string
 	for _, party := range in.Parties {
 		i, ok, err := c.Stage(in.Key, party)
@@ -137,17 +137,21 @@ func (c *Compiled) planStages(p *planner, in PlanInput, report reporter) error {
 			left = append(left, party.label())
 		}
 	}
-	for i, stage := range c.policy.Spec.Stages {
+	for i, w := range c.waves {
+		stage := w.stage
 		slices.Sort(members[i])
 		switch {
 		case len(members[i]) > 0:
 			p.step("presenting", stage.Name, fmt.Sprintf("parties use the new version and acknowledge within %s, then bake for %s", stage.AckTimeout, stage.Bake), members[i], stage.Bake, stage.AckTimeout+stage.Bake)
 		case stage.OnEmpty == EmptySkip:
+			if len(c.policy.Spec.Stages[w.of].Regions) > 0 && w.region == "" {
+				continue // no party is of a region that the stage does not order
+			}
 			p.step("presenting", stage.Name, "no party belongs to the stage; it is skipped", nil, 0, 0)
 		default:
 			p.step("presenting", stage.Name, "no party belongs to the stage; the rotation holds", nil, 0, 0)
 			p.unbounded = true
-			report.warn(indexPath("spec.stages", i), "empty-stage", fmt.Sprintf("no party belongs to stage %s: the rotation would hold there", quote(stage.Name)), "label a party for it, or set onEmpty: skip")
+			report.warn(indexPath("spec.stages", w.of), "empty-stage", fmt.Sprintf("no party belongs to stage %s: the rotation would hold there", quote(stage.Name)), "label a party for it, or set onEmpty: skip")
 		}
 	}
 	if len(left) > 0 {

@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -368,5 +369,43 @@ func TestEnumsRefuseTheirZeroValue(t *testing.T) {
 	}
 	if _, err := policy.Marshal(policy.Resource{}); !errors.Is(err, policy.ErrInvalid) {
 		t.Errorf("an empty resource was printed: %v", err)
+	}
+}
+
+// TestRegionsMoveInOrder: a stage that orders regions is gone through region by
+// region; parties of other regions and of none come last.
+func TestRegionsMoveInOrder(t *testing.T) {
+	c := compile(t, `stages:
+  - {name: canary, match: 'party.labels.cohort == "canary"', bake: 10s}
+  - {name: rest, regions: [eu, us], bake: 1m, onEmpty: hold}`)
+	var names []string
+	for _, s := range c.Stages() {
+		names = append(names, fmt.Sprintf("%s %s %v", s.Name, s.Bake, s.OnEmpty))
+	}
+	if want := []string{"canary 10s hold", "rest/eu 1m hold", "rest/us 1m hold", "rest 1m skip"}; !slices.Equal(names, want) {
+		t.Errorf("got stages %q, want %q", names, want)
+	}
+	canary := policy.Party{ID: "first", Region: "us", Labels: map[string]string{"cohort": "canary"}}
+	for i, party := range []policy.Party{canary, {Region: "eu"}, {Region: "us"}, {Region: "ap"}, {}} {
+		if got, ok, err := c.Stage(policy.KeyInfo{}, party); got != min(i, 3) || !ok || err != nil {
+			t.Errorf("a party in region %q belongs to stage %d, %v, %v; want %d", party.Region, got, ok, err, min(i, 3))
+		}
+	}
+	spec := c.Spec()
+	if got := spec.CutOver(); got != policy.Duration(130*time.Second) {
+		t.Errorf("the cut-over takes at least %s", got)
+	}
+	plan, err := c.Plan(policy.PlanInput{Now: at(t, "2026-11-23 12:00 UTC"), Parties: []policy.Party{{ID: "a", Region: "eu"}, {ID: "b", Region: "us"}, {ID: "c", Region: "us"}, canary}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var steps []string
+	for _, s := range plan.Steps {
+		if s.Phase == "presenting" {
+			steps = append(steps, s.Stage+" "+strings.Join(s.Who, ","))
+		}
+	}
+	if want := []string{"canary first", "rest/eu a", "rest/us b,c"}; !slices.Equal(steps, want) {
+		t.Errorf("the plan presents to %q, want %q", steps, want)
 	}
 }

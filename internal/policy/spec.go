@@ -75,7 +75,11 @@ type Stage struct {
 	// party.labels.cohort == "canary". A party belongs to the first stage that matches;
 	// a stage without match takes all that are left.
 	Match string `json:"match,omitzero"`
-	// How long the stage is watched after its parties have moved. Default: 1m.
+	// The order in which the regions of the stage move, for example [eu, us]: the parties
+	// of one region have acknowledged, baked and been judged before the next region is told.
+	// Parties of other regions, or of none, come last. Default: all regions at once.
+	Regions []string `json:"regions,omitzero"`
+	// How long the stage, or each region of it, is watched after its parties have moved. Default: 1m.
 	Bake Duration `json:"bake"`
 	// How long parties may take to acknowledge the new version. Default: 5m.
 	AckTimeout Duration `json:"ackTimeout"`
@@ -238,7 +242,7 @@ func (d Duration) truncate() Duration {
 func (s *Spec) CutOver() Duration {
 	var sum Duration
 	for _, stage := range s.Stages {
-		sum += stage.Bake
+		sum += stage.Bake * Duration(max(1, len(stage.Regions)))
 	}
 	return sum
 }
