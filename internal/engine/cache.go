@@ -8,22 +8,29 @@ import (
 	"github.com/keyturn/keyturn/key"
 )
 
-// maxCachedStates bounds the memory of decoded states.
-const maxCachedStates = 4096
+// maxCachedStates bounds the memory of decoded states: each counts as stateWeight
+// presenters beside its own. It is about 60 MB.
+const (
+	maxCachedStates = 400_000
+	stateWeight     = 8
+)
 
 // stateCache holds decoded states by the revision of their documents, so that a
 // busy key is not decoded for every event. A State is a value that nobody
-// changes, so it can be shared. Revisions are never used twice, so a state may
-// be put before its transaction commits.
+// changes, so it can be shared. What a transaction puts that does not commit must
+// be forgotten: its revision is given to another document later.
 type stateCache struct {
 	mu     sync.Mutex
 	states map[key.Name]cachedState
+	weight int
 }
 
 type cachedState struct {
 	rev   uint64
 	state rotation.State
 }
+
+func (s *cachedState) weight() int { return stateWeight + len(s.state.Presenters) }
 
 func (c *stateCache) get(name key.Name, rev uint64) (rotation.State, bool) {
 	c.mu.Lock()
@@ -38,10 +45,33 @@ func (c *stateCache) get(name key.Name, rev uint64) (rotation.State, bool) {
 func (c *stateCache) put(name key.Name, rev uint64, state rotation.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.states == nil || len(c.states) >= maxCachedStates {
+	if c.states == nil {
 		c.states = make(map[key.Name]cachedState)
 	}
-	c.states[name] = cachedState{rev: rev, state: state}
+	c.drop(name)
+	put := cachedState{rev: rev, state: state}
+	c.weight += put.weight()
+	for other := range c.states {
+		if c.weight <= maxCachedStates {
+			break
+		}
+		c.drop(other)
+	}
+	c.states[name] = put
+}
+
+func (c *stateCache) forget(name key.Name) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drop(name)
+}
+
+// drop is called under the lock.
+func (c *stateCache) drop(name key.Name) {
+	if old, ok := c.states[name]; ok {
+		c.weight -= old.weight()
+		delete(c.states, name)
+	}
 }
 
 // maxCachedContents bounds the memory of what was made of stored bytes.

@@ -30,20 +30,26 @@ type change struct {
 	tells   map[key.Name][]Tell
 	// wake: something may be due earlier than the time-keeper believes.
 	wake bool
+	// stepped are the keys whose states every attempt has put into the cache.
+	stepped map[key.Name]bool
 }
 
 // update runs fn in a transaction on behalf of actor. What fn decides is
 // committed together with its audit entries, then told. fn may run again.
 func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change) error) error {
 	var c *change
+	stepped := map[key.Name]bool{}
 	err := e.store.Update(ctx, func(tx store.Tx) error {
-		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now()}
+		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now(), stepped: stepped}
 		if err := fn(c); err != nil {
 			return err
 		}
 		return c.enterLog()
 	})
 	if err != nil {
+		for name := range stepped {
+			e.states.forget(name)
+		}
 		return err
 	}
 	for name, tells := range c.tells {
@@ -100,8 +106,10 @@ func (c *change) state(name key.Name) (rotation.State, store.Doc, error) {
 	return c.e.loadState(c.ctx, c.tx, name)
 }
 
+// loadState returns the state of a key and its document, without the body: of a
+// key with many presenters it is large, and mostly known already.
 func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, store.Doc, error) {
-	doc, err := tx.Docs.Get(ctx, kindState, string(name))
+	doc, err := store.Revision(ctx, tx.Docs, kindState, string(name))
 	if errors.Is(err, store.ErrNotFound) {
 		return rotation.State{}, store.Doc{Kind: kindState, Name: string(name)}, nil
 	}
@@ -111,11 +119,26 @@ func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rot
 	if state, ok := e.states.get(name, doc.Rev); ok {
 		return state, doc, nil
 	}
-	var state rotation.State
-	if err := decodeInto(doc.Body, &state); err != nil {
-		return rotation.State{}, store.Doc{}, err
+	state, doc, err := e.decodeState(ctx, tx, name)
+	if err == nil && len(state.Presenters) >= worthCaching {
+		e.states.put(name, doc.Rev, state)
 	}
-	return state, doc, nil
+	return state, doc, err
+}
+
+// worthCaching is the number of presenters from which on a state that was only
+// read is kept: decoding it costs more than a millisecond.
+const worthCaching = 500
+
+// decodeState reads the state of a key as it is stored.
+func (*Engine) decodeState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, store.Doc, error) {
+	var state rotation.State
+	doc, err := tx.Docs.Get(ctx, kindState, string(name))
+	if err == nil {
+		err = decodeInto(doc.Body, &state)
+	}
+	doc.Body = nil
+	return state, doc, err
 }
 
 // step folds one event into the state of a key: it writes the event, the state,
@@ -145,6 +168,7 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	if err != nil {
 		return before, err
 	}
+	c.stepped[name] = true
 	c.e.states.put(name, rev, after)
 	c.wake = c.wake || !doc.Due.IsZero()
 	if err := c.queue(name, effects); err != nil {

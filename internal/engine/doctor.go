@@ -65,8 +65,8 @@ func heldCheck(held int) Check {
 
 // examine replays a key's events and compares the outcome with what is stored.
 func (e *Engine) examine(ctx context.Context, tx store.Tx, name key.Name) (problem string, held int, transitions []audit.Transition, err error) {
-	state, _, err := e.loadState(ctx, tx, name)
-	if err != nil {
+	state, _, err := e.decodeState(ctx, tx, name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return "", 0, nil, err
 	}
 	for i := range state.Rotations {

@@ -140,6 +140,8 @@ type Engine struct {
 	freezes contentCache[*policy.CompiledFreeze]
 	hosts   contentCache[hostsOf]
 	retries retries
+	// arrivals are parties that attach.
+	arrivals arrivals
 	// ticks and schedules wake the time-keepers of rotations and of keys.
 	ticks, schedules chan struct{}
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
@@ -60,69 +59,6 @@ type Holding struct {
 	Epoch   uint64
 }
 
-// Attach registers a party with the keys it presents and returns what it is to
-// present of each; a key without a version for it yet is absent from the answer.
-// Attaching what is attached already, unchanged, writes nothing. It fails with
-// ErrNotFound, and attaches nothing, when one of the keys does not exist.
-func (e *Engine) Attach(ctx context.Context, actor audit.Actor, party PartyRecord, holdings []Holding) (map[key.Name]Tell, error) {
-	if len(holdings) > MaxPartyKeys {
-		return nil, fmt.Errorf("%w: a party may present %d keys at most, not %d", ErrInvalid, MaxPartyKeys, len(holdings))
-	}
-	slices.SortFunc(holdings, func(a, b Holding) int {
-		if a.Key < b.Key {
-			return -1
-		}
-		return 1
-	})
-	tells, same, err := e.attached(ctx, &party, holdings)
-	if err != nil || same {
-		return tells, err
-	}
-	err = e.update(ctx, actor, func(c *change) error {
-		tells = map[key.Name]Tell{}
-		return c.attach(party, holdings, tells)
-	})
-	return tells, err
-}
-
-// attached reports whether the party is registered just so already, and what it
-// is to present.
-func (e *Engine) attached(ctx context.Context, party *PartyRecord, holdings []Holding) (tells map[key.Name]Tell, same bool, err error) {
-	err = e.store.View(ctx, func(tx store.Tx) error {
-		tells, same = map[key.Name]Tell{}, true
-		known, _, err := readParty(ctx, tx, party.ID)
-		if errors.Is(err, ErrNotFound) {
-			same = false
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		same = sameParty(&known, party) && len(known.Keys) == len(holdings)
-		for i, h := range holdings {
-			if !same || known.Keys[i] != h.Key {
-				same = false
-				return nil
-			}
-			state, _, err := e.loadState(ctx, tx, h.Key)
-			if err != nil {
-				return err
-			}
-			p, ok := state.Presenter(party.ID)
-			// A party that holds what it was told, or did not hear of it yet, needs no event.
-			if !ok || h.Epoch > p.Epoch || h.Version != 0 && !p.MayUse(h.Version) || h.Version == 0 && p.Acked && p.Told != 0 {
-				same = false
-				return nil
-			}
-			if p.Told != 0 {
-				tells[h.Key] = tellOf(&state, p)
-			}
-		}
-		return nil
-	})
-	return tells, same, err
-}
-
 func sameParty(a, b *PartyRecord) bool {
 	if a.Kind != b.Kind || a.Region != b.Region || len(a.Labels) != len(b.Labels) {
 		return false
@@ -143,42 +79,6 @@ func tellOf(state *rotation.State, p *rotation.Presenter) Tell {
 	return tell
 }
 
-func (c *change) attach(party PartyRecord, holdings []Holding, tells map[key.Name]Tell) error {
-	known, doc, err := readParty(c.ctx, c.tx, party.ID)
-	isNew := errors.Is(err, ErrNotFound)
-	if err != nil && !isNew {
-		return err
-	}
-	party.Joined, party.Keys = known.Joined, nil
-	if isNew {
-		party.Joined = c.now
-		c.audit(audit.Entry{Action: audit.ActionJoin, Target: party.ID, Detail: nonEmpty(map[string]string{"kind": party.Kind, "region": party.Region})})
-	}
-	for _, h := range holdings {
-		tell, err := c.attachKey(&party, h)
-		if err != nil {
-			return err
-		}
-		if tell.Version != 0 {
-			tells[h.Key] = tell
-		}
-		party.Keys = append(party.Keys, h.Key)
-	}
-	for _, name := range known.Keys {
-		if !slices.Contains(party.Keys, name) {
-			if err := c.detachKey(name, party.ID); err != nil {
-				return err
-			}
-		}
-	}
-	body, err := encode(party)
-	if err != nil {
-		return err
-	}
-	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindParty, Name: party.ID, Rev: doc.Rev, Body: body})
-	return err
-}
-
 func nonEmpty(m map[string]string) map[string]string {
 	for name, value := range m {
 		if value == "" {
@@ -186,46 +86,6 @@ func nonEmpty(m map[string]string) map[string]string {
 		}
 	}
 	return m
-}
-
-// maxEpochAhead is how far the epoch that a party has seen may be ahead of those
-// that are stored: after a restore it is by what the backup lacks, and no party
-// may use up the epochs of a key.
-const maxEpochAhead = 1 << 32
-
-func (c *change) attachKey(party *PartyRecord, h Holding) (Tell, error) {
-	_, k, _, err := c.e.readKey(c.ctx, c.tx, h.Key)
-	if err != nil {
-		return Tell{}, err
-	}
-	compiled, err := c.e.policyOf(c.ctx, c.tx, &k)
-	if err != nil {
-		return Tell{}, err
-	}
-	stage, err := stageFor(compiled, &k, party)
-	if err != nil {
-		return Tell{}, err
-	}
-	body := rotation.Joined{ID: party.ID, Region: party.Region, Stage: stage, Holding: h.Version, Epoch: h.Epoch}
-	state, _, err := c.state(h.Key)
-	if err != nil {
-		return Tell{}, err
-	}
-	if h.Epoch > state.Epoch+maxEpochAhead {
-		return Tell{}, fmt.Errorf("%w: key %s: epoch %d was never told to anybody; connect with epoch 0", ErrInvalid, h.Key, h.Epoch)
-	}
-	if _, ok := state.Version(h.Version); !ok {
-		body.Holding = 0 // never minted here, or destroyed: nothing that could be relied on
-	}
-	after, err := c.step(h.Key, key.RotationID{}, body)
-	if err != nil {
-		return Tell{}, err
-	}
-	p, ok := after.Presenter(party.ID)
-	if !ok || p.Told == 0 {
-		return Tell{}, nil
-	}
-	return tellOf(&after, p), nil
 }
 
 func (c *change) detachKey(name key.Name, id string) error {

@@ -1,9 +1,13 @@
 package engine_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -240,4 +244,101 @@ func TestCheckpointsAreThinnedOut(t *testing.T) {
 	if n := count(); n < 6 || n > 7 {
 		t.Errorf("%d: the last one is gone", n)
 	}
+}
+
+// A fleet that comes back is a few events, and what one party gets wrong is told
+// to that one.
+func TestPartiesThatAttachTogether(t *testing.T) {
+	w := withVersion(t)
+	const fleet = 300
+	before := w.events(t, "a")
+	var running sync.WaitGroup
+	release := make(chan struct{})
+	var problems, told atomic.Int64
+	for i := range fleet {
+		running.Go(func() {
+			<-release
+			holdings := []engine.Holding{{Key: "a"}}
+			actor := audit.Actor{ID: fmt.Sprint("token", i), Kind: "agent"}
+			switch {
+			case i == 103:
+				actor.Kind = "Not a word" // nobody else must suffer from it
+			case i%100 == 1:
+				holdings = append(holdings, engine.Holding{Key: "nosuch"})
+			case i%100 == 2:
+				holdings[0].Epoch = math.MaxUint64
+			case i%2 == 0:
+				holdings = append(holdings, engine.Holding{Key: "b"})
+			}
+			tells, err := w.Attach(t.Context(), actor, engine.PartyRecord{ID: fmt.Sprint("web", i), Kind: "agent"}, holdings)
+			if i == 103 && !errors.Is(err, audit.ErrEntry) || i%100 == 1 && !errors.Is(err, engine.ErrNotFound) || i%100 == 2 && !errors.Is(err, engine.ErrInvalid) {
+				t.Errorf("party %d: %v", i, err)
+			}
+			if err != nil {
+				problems.Add(1)
+				return
+			}
+			if tells["a"].Version != 1 || tells["a"].Presenter != fmt.Sprint("web", i) || len(tells) != 1 {
+				t.Errorf("party %d: %+v", i, tells)
+			}
+			told.Add(1)
+		})
+	}
+	close(release)
+	running.Wait()
+	if problems.Load() != 7 || told.Load() != fleet-7 {
+		t.Errorf("%d failed, %d were told", problems.Load(), told.Load())
+	}
+	if events := w.events(t, "a") - before; events > fleet/3 {
+		t.Errorf("%d events for %d parties", events, fleet)
+	}
+	view, err := w.Key(t.Context(), "a")
+	if err != nil || len(view.State.Presenters) != fleet-7 {
+		t.Errorf("%d presenters, %v", len(view.State.Presenters), err)
+	}
+	joined := map[string]bool{}
+	page, err := w.ReadLog(t.Context(), 0, 10_000, engine.LogFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range page.Entries {
+		if strings.Contains(entry, `"party.join"`) {
+			_, actor, _ := strings.Cut(entry, `"token`)
+			number, _, _ := strings.Cut(actor, `"`)
+			joined[number] = true
+		}
+	}
+	if len(joined) != fleet-7 {
+		t.Errorf("%d parties joined in their own name", len(joined))
+	}
+	checks, err := w.Doctor(t.Context())
+	for _, check := range checks {
+		if check.Status == "failed" {
+			t.Errorf("%+v", check)
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// Who gives up waiting leaves the others alone.
+func TestArrivalGivesUp(t *testing.T) {
+	w := withVersion(t)
+	var running sync.WaitGroup
+	for i := range 100 {
+		running.Go(func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			if i%3 == 0 {
+				cancel()
+			}
+			defer cancel()
+			_, err := w.Attach(ctx, alice, engine.PartyRecord{ID: fmt.Sprint("web", i)}, []engine.Holding{{Key: "a"}})
+			if err != nil && (i%3 != 0 || !errors.Is(err, context.Canceled)) {
+				t.Errorf("party %d: %v", i, err)
+			}
+		})
+	}
+	running.Wait()
+	w.attach(t, "last", engine.Holding{Key: "a"})
 }

@@ -96,6 +96,24 @@ type Docs interface {
 	Delete(ctx context.Context, kind, name string, rev uint64) error
 }
 
+// Revisions is implemented by Docs that can tell the revision of a document at a
+// lower cost than reading it; see Revision.
+type Revisions interface {
+	// Revision returns what Get returns, without the body.
+	Revision(ctx context.Context, kind, name string) (Doc, error)
+}
+
+// Revision returns a document without its body, in the cheapest way that docs
+// knows. It fails with ErrNotFound when there is none.
+func Revision(ctx context.Context, docs Docs, kind, name string) (Doc, error) {
+	if cheap, ok := docs.(Revisions); ok {
+		return cheap.Revision(ctx, kind, name)
+	}
+	doc, err := docs.Get(ctx, kind, name)
+	doc.Body = nil
+	return doc, err
+}
+
 // Index finds documents. Results hold at most limit documents; limit is 1 to 10,000.
 type Index interface {
 	// List returns documents whose name begins with prefix and sorts after the

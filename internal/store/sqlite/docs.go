@@ -32,6 +32,26 @@ func (d docs) Get(ctx context.Context, kind, name string) (store.Doc, error) {
 	return doc, nil
 }
 
+// Revision implements store.Revisions: the pages of the body are not read.
+func (d docs) Revision(ctx context.Context, kind, name string) (store.Doc, error) {
+	if err := d.reading(ctx); err != nil {
+		return store.Doc{}, err
+	}
+	doc := store.Doc{Kind: kind, Name: name}
+	var due sql.NullInt64
+	found, err := d.conn.row("SELECT rev, due FROM docs WHERE kind = ? AND name = ?", []any{kind, name}, &doc.Rev, &due)
+	if err != nil {
+		return store.Doc{}, d.fail("read a document's revision", err)
+	}
+	if !found {
+		return store.Doc{}, fmt.Errorf("sqlite: document %s %q: %w", kind, name, store.ErrNotFound)
+	}
+	if due.Valid {
+		doc.Due = fromMicros(due.Int64)
+	}
+	return doc, nil
+}
+
 // Put implements store.Docs.
 func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 	if err := d.writing(ctx); err != nil {

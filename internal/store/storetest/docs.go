@@ -32,6 +32,15 @@ func testDocs(t *testing.T, s store.Store) {
 	if !found || string(doc.Body) != "1" || doc.Rev != rev || !doc.Due.Equal(epoch) || doc.Kind != "k" || doc.Name != "a" {
 		t.Errorf("after the conflicts: %+v", doc)
 	}
+	update(t, s, func(tx store.Tx) error {
+		doc, err := store.Revision(ctx, tx.Docs, "k", "a")
+		if err != nil || doc.Rev != rev || !doc.Due.Equal(epoch) || doc.Kind != "k" || doc.Name != "a" || doc.Body != nil {
+			t.Errorf("the revision: %+v, %v", doc, err)
+		}
+		_, err = store.Revision(ctx, tx.Docs, "k", "new")
+		wantError(t, "the revision of what is absent", err, store.ErrNotFound)
+		return nil
+	})
 	next := put(t, s, store.Doc{Kind: "k", Name: "a", Rev: rev, Body: []byte("3")})
 	if doc, _ := get(t, s, "k", "a"); doc.Rev != next || next <= rev || string(doc.Body) != "3" || !doc.Due.IsZero() {
 		t.Errorf("after the write: %+v, revision %d before", doc, rev)
