@@ -76,7 +76,10 @@ type Doc struct {
 	// Kind and Name identify it; both are at most 512 bytes.
 	Kind string
 	Name string
-	// Rev is unique in the store and grows with every write of any document.
+	// Rev is unique in the store and grows with every write of any document. One
+	// that one process has handed out is never handed out by another, even if its
+	// transaction was rolled back: processes keep what they made of a document by
+	// its revision.
 	Rev uint64
 	// Due is when the document wants attention; zero means never.
 	Due time.Time
@@ -123,7 +126,9 @@ type Index interface {
 	// first. Its cost grows with what is due, not with what exists.
 	Due(ctx context.Context, kind string, now time.Time, limit int) ([]Doc, error)
 	// Since returns documents written after revision rev, in revision order.
-	// Deletions do not appear.
+	// Deletions do not appear. Documents become visible in the order of their
+	// revisions: whoever has seen one of revision r misses none by asking for those
+	// after r, whichever process wrote them.
 	Since(ctx context.Context, kind string, rev uint64, limit int) ([]Doc, error)
 }
 
