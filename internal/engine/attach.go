@@ -34,6 +34,9 @@ func (e *Engine) Attach(ctx context.Context, actor audit.Actor, party PartyRecor
 		}
 		return 1
 	})
+	if err := e.news.wait(ctx); err != nil {
+		return nil, err
+	}
 	a := &arrival{actor: actor, party: party, holdings: holdings, done: make(chan struct{}), lead: make(chan struct{}, 1)}
 	if err := e.arrivals.pass(ctx, a, e.attachAll); err != nil {
 		return nil, err
@@ -352,7 +355,7 @@ func (c *change) register(a *arrival) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindParty, Name: party.ID, Rev: doc.Rev, Body: body})
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindParty, Name: party.ID, Rev: doc.Rev, Body: body})
 	return err
 }
 

@@ -28,6 +28,7 @@ type change struct {
 	entries []audit.Entry
 	moved   []Moved
 	tells   map[key.Name][]Tell
+	news    map[key.Name]ownNews
 	// wake: something may be due earlier than the time-keeper believes.
 	wake bool
 	// stepped are the keys whose states every attempt has put into the cache.
@@ -54,6 +55,12 @@ func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change)
 	}
 	for name, tells := range c.tells {
 		e.config.Fleet.Tell(name, tells)
+	}
+	for name, own := range c.news {
+		e.news.own(name, own)
+		if baker, ok := e.config.Fleet.(Baker); ok {
+			baker.Baking(name, own.Bake, own.Since)
+		}
 	}
 	for _, moved := range c.moved {
 		e.config.Observer.Moved(moved)
@@ -171,6 +178,9 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	c.stepped[name] = true
 	c.e.states.put(name, rev, after)
 	c.wake = c.wake || !doc.Due.IsZero()
+	if err := c.publish(name, &before, &after); err != nil {
+		return before, err
+	}
 	if err := c.queue(name, effects); err != nil {
 		return before, err
 	}

@@ -215,7 +215,10 @@ func (e *Engine) judge(ctx context.Context, call provider.Call, effect rotation.
 	if !ok || r.Phase != rotation.Presenting {
 		return done{outcome: rotation.NoData, err: errors.New("the rotation presents no more")}
 	}
-	samples := e.config.Fleet.Samples(call.Key, r.To, r.BakeSince)
+	samples, err := e.config.Fleet.Samples(ctx, call.Key, r.To, r.BakeSince)
+	if err != nil {
+		return done{outcome: rotation.NoData, err: fmt.Errorf("the reports could not be read: %w", err)}
+	}
 	return verdict(&state, r, record.Judges, samples)
 }
 
@@ -225,13 +228,16 @@ func verdict(state *rotation.State, r *rotation.Rotation, rules []JudgeRule, sam
 	type sum struct{ samples, attempts, failures int }
 	sums := map[string]*sum{}
 	for _, s := range samples {
+		if _, is := state.Presenter(s.Presenter); !is {
+			continue // it has left meanwhile
+		}
 		if !s.Healthy {
 			return done{outcome: rotation.Contradicted, err: fmt.Errorf("%s is not well: %s", s.Presenter, s.Detail)}
 		}
 		if sums[s.Presenter] == nil {
 			sums[s.Presenter] = &sum{}
 		}
-		sums[s.Presenter].samples++
+		sums[s.Presenter].samples += max(s.Reports, 1)
 		sums[s.Presenter].attempts += int(s.Attempts)
 		sums[s.Presenter].failures += int(s.AuthFailures)
 	}

@@ -46,14 +46,20 @@ type Config struct {
 	// Now is the clock, Random a cryptographically secure source.
 	Now    func() time.Time
 	Random io.Reader
+	// Monotonic is a clock that never jumps, for what is measured within this
+	// process. Default: time.Now.
+	Monotonic func() time.Time
 
 	// Workers is how many effects run at once, PerHost how many against one host.
 	// Defaults: 32 and 8.
 	Workers int
 	PerHost int
-	// Lease is how long a worker owns an effect without renewing; an effect is
-	// given two thirds of it. Default: 30 s.
+	// Lease is how long an effect whose node has died stays reserved. While an
+	// effect is carried out its lease is renewed; when that fails for two thirds of
+	// it, the effect is cut short. Default: 6 s.
 	Lease time.Duration
+	// EffectTime bounds one try of an effect. Default: 20 s.
+	EffectTime time.Duration
 	// Poll is how often the store is asked without having been woken. Default: 1 s.
 	Poll time.Duration
 	// CheckpointEvery is how often the audit log is signed while it grows.
@@ -70,8 +76,19 @@ type Fleet interface {
 	// Tell passes on what presenters of a key were told. It may be lost: a presenter
 	// that reconnects is told again.
 	Tell(name key.Name, tells []Tell)
-	// Samples returns what presenters reported about a version since then.
-	Samples(name key.Name, version key.Version, since time.Time) []Sample
+	// Samples returns what presenters reported about a version since then, at
+	// whichever server node. Without an error nothing that could be read is missing.
+	Samples(ctx context.Context, name key.Name, version key.Version, since time.Time) ([]Sample, error)
+	// Present reports whether a presenter of the key is connected to this node.
+	Present(name key.Name) bool
+}
+
+// Baker is a Fleet that wants to know from when on reports about a version count.
+type Baker interface {
+	// Baking tells that version is judged by what is reported from now on; since
+	// names the bake. Version 0 means that nothing is judged any more. It may be
+	// told again.
+	Baking(name key.Name, version key.Version, since time.Time)
 }
 
 // Tell is one presenter's new assignment.
@@ -88,8 +105,10 @@ type Tell struct {
 
 // Sample is how a version fared at one presenter.
 type Sample struct {
-	Presenter    string
-	At           time.Time
+	Presenter string
+	At        time.Time
+	// Reports is how many reports it sums up; 0 stands for one.
+	Reports      int
 	Attempts     uint64
 	AuthFailures uint64
 	Healthy      bool
@@ -142,6 +161,8 @@ type Engine struct {
 	retries retries
 	// arrivals are parties that attach.
 	arrivals arrivals
+	held     heldLeases
+	news     follower
 	// ticks and schedules wake the time-keepers of rotations and of keys.
 	ticks, schedules chan struct{}
 
@@ -164,9 +185,13 @@ func New(config Config) (*Engine, error) {
 	}
 	config.Workers = orDefault(config.Workers, 32)
 	config.PerHost = orDefault(config.PerHost, 8)
-	config.Lease = orDefault(config.Lease, 30*time.Second)
+	config.Lease = orDefault(config.Lease, 6*time.Second)
+	config.EffectTime = orDefault(config.EffectTime, 20*time.Second)
 	config.Poll = orDefault(config.Poll, time.Second)
 	config.CheckpointEvery = orDefault(config.CheckpointEvery, time.Second)
+	if config.Monotonic == nil {
+		config.Monotonic = time.Now
+	}
 	if config.Jitter == nil {
 		config.Jitter = rand.N[time.Duration]
 	}
@@ -190,9 +215,11 @@ func (e *Engine) Start(ctx context.Context) {
 		return
 	}
 	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog, e.keepClean} {
+	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog, e.keepClean, e.keepLeases} {
 		e.running.Go(func() { run(ctx) })
 	}
+	follows := e.news.begin()
+	e.running.Go(func() { e.follow(ctx, follows) })
 }
 
 // Stop lets running effects end or be cut short, and returns when all have.

@@ -14,7 +14,8 @@ import (
 	"github.com/keyturn/keyturn/provider"
 )
 
-const kindParty = "party"
+// KindParty is the kind of the documents of registered parties, by ID.
+const KindParty = "party"
 
 // Limits on parties.
 const (
@@ -42,7 +43,7 @@ func (p *PartyRecord) info() policy.Party {
 
 func readParty(ctx context.Context, tx store.Tx, id string) (PartyRecord, store.Doc, error) {
 	var party PartyRecord
-	doc, err := tx.Docs.Get(ctx, kindParty, id)
+	doc, err := tx.Docs.Get(ctx, KindParty, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return party, doc, fmt.Errorf("%w: party %q", ErrNotFound, id)
 	}
@@ -96,9 +97,16 @@ func (c *change) detachKey(name key.Name, id string) error {
 	return err
 }
 
-// Detach tells that a party presents nothing any more, and forgets it.
-func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason string) error {
+// Detach tells that a party presents nothing any more, and forgets it. If unless
+// is not nil and returns true in the same transaction, it fails with ErrState and
+// changes nothing.
+func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason string, unless func(context.Context, store.Tx) (bool, error)) error {
 	return e.update(ctx, actor, func(c *change) error {
+		if unless != nil {
+			if is, err := unless(ctx, c.tx); err != nil || is {
+				return errors.Join(err, ErrState)
+			}
+		}
 		party, doc, err := readParty(ctx, c.tx, id)
 		if err != nil {
 			return err
@@ -109,7 +117,7 @@ func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason strin
 			}
 		}
 		c.audit(audit.Entry{Action: "party.leave", Target: id, Reason: reason})
-		return c.tx.Docs.Delete(ctx, kindParty, id, doc.Rev)
+		return c.tx.Docs.Delete(ctx, KindParty, id, doc.Rev)
 	})
 }
 
@@ -216,7 +224,7 @@ func (e *Engine) Parties(ctx context.Context, after string, limit int) ([]PartyR
 	var list []PartyRecord
 	err := e.store.View(ctx, func(tx store.Tx) error {
 		list = nil
-		docs, err := tx.Index.List(ctx, kindParty, "", after, limit)
+		docs, err := tx.Index.List(ctx, KindParty, "", after, limit)
 		if err != nil {
 			return err
 		}

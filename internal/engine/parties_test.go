@@ -139,13 +139,13 @@ func TestDetach(t *testing.T) {
 	if view, err := w.Key(t.Context(), "a"); err != nil || len(view.State.Presenters) != 0 {
 		t.Errorf("it still presents a: %v %v", view.State.Presenters, err)
 	}
-	if err := w.Detach(t.Context(), bob, "web", "test"); err != nil {
+	if err := w.Detach(t.Context(), bob, "web", "test", nil); err != nil {
 		t.Fatal(err)
 	}
 	if view, err := w.Key(t.Context(), "b"); err != nil || len(view.State.Presenters) != 0 {
 		t.Errorf("it still presents b: %v %v", view.State.Presenters, err)
 	}
-	if err := w.Detach(t.Context(), bob, "web", "test"); !errors.Is(err, engine.ErrNotFound) {
+	if err := w.Detach(t.Context(), bob, "web", "test", nil); !errors.Is(err, engine.ErrNotFound) {
 		t.Errorf("again: %v", err)
 	}
 }

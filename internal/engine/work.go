@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -86,10 +87,10 @@ func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
 	if free == 0 {
 		return
 	}
-	var jobs []store.Job
+	var jobs []leased
 	err := e.store.Update(ctx, func(tx store.Tx) error {
 		var err error
-		jobs, err = tx.Leases.Claim(ctx, e.claimOf(e.config.Now(), free))
+		jobs, err = e.lease(ctx, tx, e.config.Now(), free)
 		return err
 	})
 	if err != nil {
@@ -108,20 +109,17 @@ func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
 				default:
 				}
 			}()
-			for mine := []store.Job{job}; len(mine) > 0; {
+			for mine := []leased{job}; len(mine) > 0; {
 				mine = e.runJob(ctx, mine[0])
 			}
 		}()
 	}
 }
 
-func (e *Engine) claimOf(now time.Time, limit int) store.Claim {
-	return store.Claim{Now: now, Lease: e.config.Lease, Limit: limit, PerTarget: e.config.PerHost}
-}
-
 // runJob carries out one effect under its lease and records how it ended. It
 // returns the job to go on with, if there is one.
-func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
+func (e *Engine) runJob(ctx context.Context, lease leased) []leased {
+	job := lease.Job
 	var effect rotation.Effect
 	if err := json.Unmarshal(job.Body, &effect); err != nil {
 		e.log.ErrorContext(ctx, "a stored effect is damaged", "job", job.ID, "error", err)
@@ -132,9 +130,12 @@ func (e *Engine) runJob(ctx context.Context, job store.Job) []store.Job {
 		return e.dropUnawaited(ctx, job, err, log)
 	}
 	started := e.config.Now()
-	limited, cancel := context.WithTimeout(ctx, e.config.Lease*2/3)
+	limited, release := e.hold(ctx, lease)
+	defer release() // the lease is kept until the result is recorded
 	ended := e.attempt(limited, job, effect, log)
-	cancel()
+	if cause := context.Cause(limited); ended.err != nil && (errors.Is(cause, errNotKept) || errors.Is(cause, errLeaseLost)) {
+		ended = done{err: fmt.Errorf("%w: %w", cause, ended.err)}
+	}
 	if ctx.Err() != nil {
 		if err := e.giveBack(ctx, job); err != nil {
 			log.WarnContext(ctx, "an effect was cut short by the stop; it is repeated when its lease has run out", "error", err)
@@ -169,7 +170,7 @@ func (e *Engine) awaited(ctx context.Context, job store.Job, effect rotation.Eff
 
 // dropUnawaited removes a job that nobody waits for any more; after an error the
 // job is repeated when its lease has run out.
-func (e *Engine) dropUnawaited(ctx context.Context, job store.Job, err error, log *slog.Logger) []store.Job {
+func (e *Engine) dropUnawaited(ctx context.Context, job store.Job, err error, log *slog.Logger) []leased {
 	if err == nil {
 		err = e.store.Update(ctx, func(tx store.Tx) error { return tx.Leases.Settle(ctx, job.ID, job.Fence, time.Time{}) })
 	}
@@ -223,7 +224,7 @@ func failed(err error) done {
 // settle ends the lease and records the outcome in one transaction, which also
 // claims the job that the worker goes on with: a rotation is a chain of effects,
 // and a claim of its own would cost each of them another flush to disk.
-func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effect, done done) (next []store.Job, err error) {
+func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effect, done done) (next []leased, err error) {
 	if done.outcome == 0 && effect.Kind == rotation.Mint && job.Attempt >= maxMintTries {
 		done.outcome = rotation.Broken
 	}
@@ -245,7 +246,7 @@ func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effe
 			return err
 		}
 		var err error
-		next, err = c.tx.Leases.Claim(ctx, e.claimOf(c.now, 1))
+		next, err = e.lease(ctx, c.tx, c.now, 1)
 		return err
 	})
 	if err == nil {

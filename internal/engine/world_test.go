@@ -105,10 +105,13 @@ func (s *system) Usage(ctx context.Context, _ provider.Call, _ provider.Version)
 
 type nobody struct{}
 
-func (nobody) Tell(key.Name, []engine.Tell)                             {}
-func (nobody) Samples(key.Name, key.Version, time.Time) []engine.Sample { return nil }
-func (nobody) Moved(engine.Moved)                                       {}
-func (nobody) Attempted(engine.Attempted)                               {}
+func (nobody) Tell(key.Name, []engine.Tell) {}
+func (nobody) Present(key.Name) bool        { return false }
+func (nobody) Samples(context.Context, key.Name, key.Version, time.Time) ([]engine.Sample, error) {
+	return nil, nil
+}
+func (nobody) Moved(engine.Moved)         {}
+func (nobody) Attempted(engine.Attempted) {}
 
 var alice, bob = audit.Actor{ID: "alice", Kind: "user"}, audit.Actor{ID: "bob", Kind: "user"}
 
@@ -145,7 +148,7 @@ func newWorld(t *testing.T) *world {
 		Store: w.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": w.system}, Signer: signer,
 		Fleet: nobody{}, Observer: nobody{}, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Random: rand.Reader,
 		Now:  func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
-		Poll: 20 * time.Millisecond, Lease: 600 * time.Millisecond,
+		Poll: 20 * time.Millisecond, Lease: 600 * time.Millisecond, EffectTime: 400 * time.Millisecond,
 	}
 	w.Engine = w.another(t)
 	t.Cleanup(func() {

@@ -13,6 +13,7 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
@@ -29,17 +30,24 @@ var (
 // Core is what the hub needs of the engine.
 type Core interface {
 	Attach(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (map[key.Name]engine.Tell, error)
-	Detach(ctx context.Context, actor audit.Actor, id, reason string) error
+	Detach(ctx context.Context, actor audit.Actor, id, reason string, unless func(context.Context, store.Tx) (bool, error)) error
 	Acknowledge(ctx context.Context, actor audit.Actor, name key.Name, acks []rotation.Ack) error
 	Assigned(ctx context.Context, name key.Name, id string) (tell engine.Tell, unwell, ok bool, err error)
 	Material(ctx context.Context, name key.Name, v key.Version) (provider.Material, error)
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
+	Bake(ctx context.Context, name key.Name) (version key.Version, since time.Time, err error)
 }
 
-// Config is what a Hub needs.
+// Config is what a Hub needs. Logger and Now are required.
 type Config struct {
 	Logger *slog.Logger
 	Now    func() time.Time
+	// Monotonic is a clock that never jumps, for what is measured within this
+	// process. Default: time.Now.
+	Monotonic func() time.Time
+	// Store is where the nodes on one store meet: each tells there who is connected
+	// to it and what they report. Nil: the hub is alone.
+	Store store.Store
 	// MaxSessions bounds the sessions. Default: 20,000.
 	MaxSessions int
 	// ForgetClients is after how long without a session a party of kind client is
@@ -59,9 +67,12 @@ type Hub struct {
 	materials materials
 	reports   reports
 	acks      acks
+	node      *node
 
 	mu       sync.Mutex
 	sessions map[sessionOf]*Session
+	// keys counts the sessions of each key.
+	keys map[key.Name]int
 	// seen is when a registered party that is away was last there.
 	seen    map[string]time.Time
 	stopped bool
@@ -85,21 +96,28 @@ func New(config Config) *Hub {
 	if config.ForgetClients == 0 {
 		config.ForgetClients = 2 * time.Minute
 	}
+	if config.Monotonic == nil {
+		config.Monotonic = time.Now
+	}
 	if config.AckPause == 0 {
 		config.AckPause = 5 * time.Millisecond
 	}
-	h := &Hub{config: config, sessions: map[sessionOf]*Session{}, seen: map[string]time.Time{}}
+	h := &Hub{config: config, sessions: map[sessionOf]*Session{}, seen: map[string]time.Time{}, keys: map[key.Name]int{}}
 	h.acks.init(h)
+	h.node = newNode(h)
 	return h
 }
 
 // Use tells the hub its engine. It is called once, before anything else.
 func (h *Hub) Use(core Core) { h.core = core }
 
-// Start begins to forget clients that stay away.
+// Start begins to forget clients that stay away, and to meet other nodes.
 func (h *Hub) Start(ctx context.Context) {
 	ctx, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	h.running.Go(func() { h.forget(ctx) })
+	if h.config.Store != nil {
+		h.running.Go(func() { h.node.run(ctx) })
+	}
 }
 
 // Stop ends all sessions and waits for acknowledgements under way.
@@ -145,10 +163,11 @@ func (h *Hub) Poll(ctx context.Context, actor audit.Actor, party engine.PartyRec
 func (h *Hub) connect(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding, poll bool) (*Session, error) {
 	s := &Session{
 		hub: h, party: party, poll: poll, changed: make(chan struct{}, 1), ended: make(chan struct{}),
-		waiting: map[key.Name]engine.Tell{}, known: map[key.Name]engine.Holding{},
+		waiting: map[key.Name]engine.Tell{}, known: map[key.Name]engine.Holding{}, watched: map[key.Name]struct{}{},
 	}
 	for _, holding := range holdings {
 		s.known[holding.Key] = holding
+		s.watched[holding.Key] = struct{}{}
 	}
 	// The session is there before the party is attached, so that no tell falls
 	// between the two.
@@ -163,6 +182,9 @@ func (h *Hub) connect(ctx context.Context, actor audit.Actor, party engine.Party
 	h.mu.Lock()
 	s.attached = true
 	h.seen[party.ID] = h.config.Now()
+	if h.sessions[s.of()] == s {
+		h.node.came(s)
+	}
 	h.mu.Unlock()
 	for name, tell := range tells {
 		s.put(name, tell)
@@ -183,6 +205,10 @@ func (h *Hub) add(s *Session) error {
 		return fmt.Errorf("%w: %d are the limit of this server", ErrFull, h.config.MaxSessions)
 	}
 	h.sessions[of] = s
+	h.count(s, 1)
+	if old != nil {
+		h.count(old, -1)
+	}
 	h.mu.Unlock()
 	if old != nil {
 		old.end(ErrReplaced)
@@ -197,9 +223,28 @@ func (h *Hub) remove(s *Session) {
 		return
 	}
 	delete(h.sessions, s.of())
+	h.count(s, -1)
 	if s.attached {
 		h.seen[s.party.ID] = h.config.Now()
+		h.node.went(s)
 	}
+}
+
+// count adds n to the sessions of each of the session's keys; the caller holds
+// the lock.
+func (h *Hub) count(s *Session, n int) {
+	for name := range s.watched {
+		if h.keys[name] += n; h.keys[name] == 0 {
+			delete(h.keys, name)
+		}
+	}
+}
+
+// Present implements engine.Fleet.
+func (h *Hub) Present(name key.Name) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.keys[name] > 0
 }
 
 // Tell implements engine.Fleet.
@@ -215,17 +260,14 @@ func (h *Hub) Tell(name key.Name, tells []engine.Tell) {
 	}
 }
 
-// Samples implements engine.Fleet.
-func (h *Hub) Samples(name key.Name, version key.Version, since time.Time) []engine.Sample {
-	return h.reports.since(name, version, since)
-}
-
-// Presence says whether a party is connected, and when it was last seen; zero if
-// that was before the server started.
+// Presence says whether a party is connected to any node, and when it was last
+// seen there; zero if that was before this node started. What other nodes know
+// arrives within seconds; what was connected to a node that died counts as away
+// after deadAfter.
 func (h *Hub) Presence(id string) (connected bool, lastSeen time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.sessionsOf(id)) > 0 {
+	if len(h.sessionsOf(id)) > 0 || h.node.elsewhere(id) {
 		return true, h.config.Now()
 	}
 	return false, h.seen[id]
@@ -262,7 +304,11 @@ func (h *Hub) endSessionsOf(id string) {
 // connects at the same moment has to connect again.
 func (h *Hub) Leave(ctx context.Context, actor audit.Actor, id, reason string) error {
 	h.endSessionsOf(id)
-	if err := h.core.Detach(ctx, actor, id, reason); err != nil {
+	return h.leave(ctx, actor, id, reason, nil)
+}
+
+func (h *Hub) leave(ctx context.Context, actor audit.Actor, id, reason string, unless func(context.Context, store.Tx) (bool, error)) error {
+	if err := h.core.Detach(ctx, actor, id, reason, unless); err != nil {
 		return err
 	}
 	// A session that was opened meanwhile may have been attached before: it would
@@ -273,53 +319,6 @@ func (h *Hub) Leave(ctx context.Context, actor audit.Actor, id, reason string) e
 	h.mu.Unlock()
 	h.reports.drop(id)
 	return nil
-}
-
-// forget removes clients that stay away, until ctx ends.
-func (h *Hub) forget(ctx context.Context) {
-	started := h.config.Now()
-	ticker := time.NewTicker(max(h.config.ForgetClients/8, time.Second))
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		after := ""
-		for {
-			parties, err := h.core.Parties(ctx, after, 1000)
-			if err != nil {
-				if ctx.Err() == nil {
-					h.config.Logger.ErrorContext(ctx, "parties could not be read; trying again", "error", err)
-				}
-				break
-			}
-			for i := range parties {
-				h.forgetIfAway(ctx, &parties[i], started)
-			}
-			if len(parties) < 1000 {
-				break
-			}
-			after = parties[len(parties)-1].ID
-		}
-	}
-}
-
-func (h *Hub) forgetIfAway(ctx context.Context, party *engine.PartyRecord, started time.Time) {
-	connected, seen := h.Presence(party.ID)
-	if party.Kind != KindClient || connected {
-		return
-	}
-	if seen.Before(started) {
-		seen = started
-	}
-	if h.config.Now().Sub(seen) < h.config.ForgetClients {
-		return
-	}
-	if err := h.Leave(ctx, engine.Server(), party.ID, "was not seen any more"); err != nil && ctx.Err() == nil {
-		h.config.Logger.WarnContext(ctx, "a client that is away could not be removed; trying again", "party", party.ID, "error", err)
-	}
 }
 
 // The kinds of parties.

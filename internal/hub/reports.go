@@ -20,10 +20,20 @@ const (
 	maxSampleDetail = 256
 )
 
-// reports keeps the latest samples of every party, in memory.
+// reports keeps the latest samples of every party, in memory, and sums up those
+// that a bake is judged by.
 type reports struct {
 	mu   sync.Mutex
 	keys map[key.Name]map[string]*partyReports
+	// bakes are the versions that are judged. A key whose bake is not known is
+	// unsure once it was reported of.
+	bakes  map[key.Name]bake
+	unsure map[key.Name]bool
+	// dirty are sums that other nodes have not read yet; stale are documents of
+	// bakes that are over.
+	dirty map[sumOf]bool
+	told  map[sumOf]bool
+	stale []sumOf
 }
 
 // partyReports are one party's samples of one key, by version.
@@ -33,6 +43,9 @@ type partyReports struct {
 	// unwell what that was.
 	settled key.Version
 	unwell  bool
+	// sum is what counts for the bake of that name.
+	sum  engine.Sample
+	bake bake
 }
 
 type versionReports struct {
@@ -60,7 +73,11 @@ func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sa
 	if h.config.Sampled != nil {
 		h.config.Sampled(name, h.cohort(sample.Presenter), sample)
 	}
-	if !h.reports.add(name, version, sample) {
+	turned := h.reports.add(name, version, sample)
+	if h.config.Store != nil && h.reports.waiting() && h.node.accompanied() {
+		h.node.wake()
+	}
+	if !turned {
 		return nil
 	}
 	tell, unwell, _, err := h.core.Assigned(ctx, name, sample.Presenter)
@@ -131,6 +148,7 @@ func (r *reports) add(name key.Name, version key.Version, sample engine.Sample) 
 		r.keys[name][sample.Presenter] = party
 	}
 	turned = party.settled != version || party.unwell == sample.Healthy
+	r.sumUp(name, version, party, &sample)
 	for i := range party.versions {
 		if v := &party.versions[i]; v.version == version {
 			v.samples = append(v.samples, sample)
@@ -147,11 +165,21 @@ func (r *reports) add(name key.Name, version key.Version, sample engine.Sample) 
 	return turned
 }
 
+// since returns the sums of a bake, or else the samples that are not older than
+// since.
 func (r *reports) since(name key.Name, version key.Version, since time.Time) []engine.Sample {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	judged := bake{version: version, since: since}
+	known := r.bakes[name].is(judged)
 	var list []engine.Sample
 	for _, party := range r.keys[name] {
+		if known {
+			if party.bake.is(judged) {
+				list = append(list, party.sum)
+			}
+			continue
+		}
 		for _, v := range party.versions {
 			if v.version != version {
 				continue
@@ -174,6 +202,10 @@ func (r *reports) drop(id string) {
 		delete(parties, id)
 		if len(parties) == 0 {
 			delete(r.keys, name)
+			delete(r.unsure, name)
+			if r.bakes[name].version == 0 {
+				delete(r.bakes, name)
+			}
 		}
 	}
 }

@@ -118,6 +118,7 @@ type world struct {
 	hub    *hub.Hub
 	system *system
 	store  *sqlite.Store
+	config engine.Config
 }
 
 var operator = audit.Actor{ID: "test", Kind: "user"}
@@ -179,12 +180,20 @@ func (w *world) start(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	w.hub = hub.New(hub.Config{Logger: log, Now: time.Now})
-	w.engine, err = engine.New(engine.Config{
-		Store: w.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": w.system}, Signer: signer, Fleet: w.hub,
+	w.config = engine.Config{
+		Store: w.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": w.system}, Signer: signer,
 		Observer: observer{}, Logger: log, Now: time.Now, Random: rand.Reader,
-	})
-	if err != nil {
+	}
+	w.node(t)
+}
+
+// node starts the parts of one server on the store.
+func (w *world) node(t *testing.T) {
+	t.Helper()
+	var err error
+	w.hub = hub.New(hub.Config{Logger: w.config.Logger, Now: w.config.Now, Store: w.store})
+	w.config.Fleet = w.hub
+	if w.engine, err = engine.New(w.config); err != nil {
 		t.Fatal(err)
 	}
 	w.hub.Use(w.engine)
@@ -257,6 +266,18 @@ func (w *world) wait(t *testing.T, id key.RotationID, until func(engine.Rotation
 		t.Fatalf("%v; the rotation is %v, hold %+v, waiting for %+v", err, last.Phase, last.Hold, last.Waiting)
 	}
 	return last
+}
+
+// another is one more server on the same store.
+func (w *world) another(t *testing.T) *world {
+	t.Helper()
+	other := *w
+	other.node(t)
+	t.Cleanup(func() {
+		other.hub.Stop()
+		other.engine.Stop()
+	})
+	return &other
 }
 
 func ended(view engine.RotationView) bool { return view.Ended() }

@@ -21,8 +21,12 @@ type Session struct {
 	poll    bool
 	changed chan struct{}
 	ended   chan struct{}
+	// watched are the keys; never changed.
+	watched map[key.Name]struct{}
 	// attached: the engine has registered the party; guarded by the hub's lock.
 	attached bool
+	// serial tells the sessions of this node apart; guarded by the hub's lock.
+	serial uint64
 
 	mu      sync.Mutex
 	waiting map[key.Name]engine.Tell

@@ -16,6 +16,7 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
@@ -55,7 +56,11 @@ func (c *core) Attach(_ context.Context, _ audit.Actor, party engine.PartyRecord
 	return c.tells[party.ID], nil
 }
 
-func (c *core) Detach(_ context.Context, _ audit.Actor, id, _ string) error {
+func (c *core) Bake(context.Context, key.Name) (key.Version, time.Time, error) {
+	return 0, time.Time{}, nil
+}
+
+func (c *core) Detach(_ context.Context, _ audit.Actor, id, _ string, _ func(context.Context, store.Tx) (bool, error)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.detached = append(c.detached, id)

@@ -130,7 +130,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keeper) error {
 	var err error
 	s.hub = hub.New(hub.Config{
-		Logger: s.log, Now: options.Now, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
+		Logger: s.log, Now: options.Now, Store: s.store, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
 		Sampled: func(name key.Name, cohort string, sample engine.Sample) {
 			s.telemetry.Sampled(signals.Sample{Key: name, Cohort: cohort, Attempts: sample.Attempts, AuthFailures: sample.AuthFailures})
 		},

@@ -1,0 +1,150 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+)
+
+var errCut = errors.New("the store cannot be reached")
+
+// line is one node's way to the store. It can be cut.
+type line struct {
+	store.Store
+	cut atomic.Bool
+}
+
+func (l *line) Update(ctx context.Context, fn func(store.Tx) error) error {
+	if l.cut.Load() {
+		return errCut
+	}
+	return l.Store.Update(ctx, fn)
+}
+
+func (l *line) View(ctx context.Context, fn func(store.Tx) error) error {
+	if l.cut.Load() {
+		return errCut
+	}
+	return l.Store.View(ctx, fn)
+}
+
+// pair starts two nodes on the world's store with the leases that servers have.
+func (w *world) pair(t *testing.T) (nodes [2]*engine.Engine, lines [2]*line) {
+	t.Helper()
+	w.config.Lease, w.config.EffectTime, w.config.Poll = 0, 0, 0
+	for i := range nodes {
+		lines[i] = &line{Store: w.store}
+		w.config.Store = lines[i]
+		nodes[i] = w.another(t)
+		nodes[i].Start(t.Context())
+		t.Cleanup(nodes[i].Stop)
+	}
+	return nodes, lines
+}
+
+// TestSlowEffectKeepsItsLease: an effect that takes longer than a lease is not
+// carried out twice while its node lives.
+func TestSlowEffectKeepsItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
+		var accepts atomic.Int32
+		w.system.setHook(func(ctx context.Context, operation string) error {
+			if operation != "accept" {
+				return nil
+			}
+			accepts.Add(1)
+			select {
+			case <-time.After(15 * time.Second):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		w.pair(t)
+		w.through(t, w.rotate(t, "a"))
+		if n := accepts.Load(); n != 1 {
+			t.Errorf("it was carried out %d times", n)
+		}
+	})
+}
+
+// TestDeadNodesEffectIsTakenOver: when a node dies in the middle of an effect,
+// another one carries it out within seconds, under a new fence, and not before
+// the first one has given it up. The late result is refused.
+func TestDeadNodesEffectIsTakenOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
+		nodes, lines := w.pair(t)
+		var mu sync.Mutex
+		var began, ended []time.Time
+		w.system.setHook(func(ctx context.Context, operation string) error {
+			if operation != "accept" {
+				return nil
+			}
+			mu.Lock()
+			began = append(began, time.Now())
+			first := len(began) == 1
+			mu.Unlock()
+			if !first {
+				return nil
+			}
+			<-ctx.Done()
+			mu.Lock()
+			ended = append(ended, time.Now())
+			mu.Unlock()
+			return nil // it has worked after all, too late
+		})
+		nodes[1].Stop() // the first node begins
+		id := w.rotate(t, "a")
+		synctest.Wait()
+		time.Sleep(10 * time.Second) // its lease is renewed
+		nodes[1].Start(t.Context())
+		time.Sleep(3 * time.Second)
+		mu.Lock()
+		if len(began) != 1 || len(ended) != 0 {
+			t.Fatalf("began %v, ended %v", began, ended)
+		}
+		mu.Unlock()
+		lines[0].cut.Store(true)
+		died := time.Now()
+		view := w.through(t, id)
+		if view.Phase != rotation.Quarantine && view.Phase != rotation.Done {
+			t.Errorf("it is %v", view.Phase)
+		}
+		mu.Lock()
+		if len(began) != 2 || len(ended) != 1 {
+			t.Fatalf("began %v, ended %v", began, ended)
+		}
+		if took := began[1].Sub(died); took > 8*time.Second {
+			t.Errorf("taken over after %v", took)
+		}
+		if !ended[0].Before(began[1]) {
+			t.Errorf("the first try ended at %v, after the second one began at %v", ended[0], began[1])
+		}
+		mu.Unlock()
+		lines[0].cut.Store(false)
+		time.Sleep(30 * time.Second)
+		if n := len(w.rotations(t, "a")); n != 1 {
+			t.Errorf("%d rotations", n)
+		}
+		checks, err := nodes[1].Doctor(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, check := range checks {
+			if check.Status == "failed" {
+				t.Errorf("%+v", check)
+			}
+		}
+	})
+}
