@@ -19,6 +19,8 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	// DataDir holds the database and, unless said otherwise, keys. Required.
 	DataDir string `yaml:"dataDir"`
+	// Store says where the data is. Default: keyturn.db in the data folder.
+	Store StoreConfig `yaml:"store"`
 	// TLS is the server's certificate; without it the server makes a CA of its own
 	// in the data folder.
 	TLS TLSConfig `yaml:"tls"`
@@ -38,6 +40,22 @@ type TLSConfig struct {
 	Cert  string   `yaml:"cert"`
 	Key   string   `yaml:"key"`
 	Names []string `yaml:"names"`
+}
+
+// StoreConfig says where the data is.
+type StoreConfig struct {
+	// Postgres is a PostgreSQL database; without it the data is in an SQLite file.
+	Postgres *PostgresConfig `yaml:"postgres"`
+}
+
+// PostgresConfig names a database that several servers may share.
+type PostgresConfig struct {
+	// URL of the database, without a password. Required.
+	URL string `yaml:"url"`
+	// PasswordFile holds the password; read whenever a connection is made.
+	PasswordFile string `yaml:"passwordFile"`
+	// Connections for reading; 0 means 8.
+	Connections int `yaml:"connections"`
 }
 
 // KeeperConfig says where the key-encryption key is.

@@ -82,8 +82,62 @@ func (c *Config) check() []problem {
 	if len(c.LogName) > maxLogName || strings.ContainsFunc(c.LogName, func(r rune) bool { return r <= ' ' || r == '+' || r > '~' }) {
 		wrong("logName", "%q has characters other than letters, digits and punctuation, or a plus sign; use for example keyturn.example.com/log", c.LogName)
 	}
+	problems = append(problems, c.Store.check()...)
 	problems = append(problems, c.Telemetry.check()...)
 	return append(problems, c.Limits.check()...)
+}
+
+// maxStoreConnections is how many connections for reading a store may have.
+const maxStoreConnections = 256
+
+func (c *StoreConfig) check() []problem {
+	if c.Postgres == nil {
+		return nil
+	}
+	var problems []problem
+	wrong := func(field, format string, args ...any) {
+		problems = append(problems, problem{field: "store.postgres." + field, message: fmt.Sprintf(format, args...)})
+	}
+	const example = "postgres://keyturn@db.example.com/keyturn?sslmode=verify-full"
+	// Messages never repeat the URL: it may hold a password, well-formed or not.
+	u, err := url.Parse(c.Postgres.URL)
+	switch {
+	case c.Postgres.URL == "":
+		wrong("url", "it is missing; write for example %s", example)
+	case err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" || u.Path == "" || u.Path == "/":
+		wrong("url", "it is no URL of a PostgreSQL database; write for example %s", example)
+	default:
+		if _, has := u.User.Password(); has || u.Query().Has("password") {
+			wrong("url", "it holds a password; write the password into a file of mode 0600 and name it as passwordFile")
+		}
+		mode := u.Query().Get("sslmode")
+		if !localHosts(u) && (mode == "" || mode == "prefer" || mode == "allow") {
+			wrong("url", "it allows connections in plain text; add sslmode=verify-full (and sslrootcert), or say sslmode=disable if that is what you want")
+		}
+	}
+	if c.Postgres.Connections < 0 || c.Postgres.Connections > maxStoreConnections {
+		wrong("connections", "%d is not between 0 and %d", c.Postgres.Connections, maxStoreConnections)
+	}
+	return problems
+}
+
+// localHosts reports whether the URL leads to this machine only.
+func localHosts(u *url.URL) bool {
+	hosts := strings.Split(u.Host, ",")
+	if named := u.Query().Get("host"); named != "" {
+		hosts = append(hosts, strings.Split(named, ",")...)
+	}
+	for _, host := range hosts {
+		name := host
+		if before, _, err := net.SplitHostPort(host); err == nil {
+			name = before
+		}
+		ip := net.ParseIP(strings.Trim(name, "[]"))
+		if name != "" && name != "localhost" && !strings.HasPrefix(name, "/") && (ip == nil || !ip.IsLoopback()) {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *TelemetryConfig) check() []problem {

@@ -232,18 +232,20 @@ func TestStopWithOpenStreams(t *testing.T) {
 	}
 }
 
-func TestStartRefuses(t *testing.T) {
-	refuse := func(t *testing.T, config server.Config, says string) error {
-		t.Helper()
-		s, err := server.Start(t.Context(), config, server.Options{LogTo: io.Discard})
-		if err == nil {
-			_ = s.Stop(t.Context())
-		}
-		if err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("got %v, want %q", err, says)
-		}
-		return err
+// refuse wants Start to fail and to say something.
+func refuse(t *testing.T, config server.Config, says string) error {
+	t.Helper()
+	s, err := server.Start(t.Context(), config, server.Options{LogTo: io.Discard})
+	if err == nil {
+		_ = s.Stop(t.Context())
 	}
+	if err == nil || !strings.Contains(err.Error(), says) {
+		t.Errorf("got %v, want %q", err, says)
+	}
+	return err
+}
+
+func TestStartRefuses(t *testing.T) {
 	// used is a folder in which a server has run.
 	used := func(t *testing.T) string {
 		t.Helper()

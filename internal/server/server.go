@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -22,12 +21,10 @@ import (
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/keeper"
-	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/internal/rpc"
 	"github.com/keyturn/keyturn/internal/signals"
 	"github.com/keyturn/keyturn/internal/store"
-	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
@@ -53,7 +50,7 @@ type Options struct {
 type Server struct {
 	config    Config
 	log       *slog.Logger
-	store     *sqlite.Store
+	store     storage
 	engine    *engine.Engine
 	hub       *hub.Hub
 	identity  *identity.Registry
@@ -93,21 +90,8 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		return nil, err
 	}
 	s := &Server{config: config, log: newLogger(&config, options.LogTo), failed: make(chan error, 2)}
-	// The keys come before the database: a start that is cut short in between is
-	// repeated, and a database without keys is never a new one.
-	database := filepath.Join(config.DataDir, "keyturn.db")
-	first, err := missing(database)
+	keys, err := s.open(ctx)
 	if err != nil {
-		return nil, err
-	}
-	keys, err := file.Open(file.Config{Path: config.Keeper.File, MustExist: !first})
-	if err != nil {
-		return nil, fmt.Errorf("key-encryption key: %w", err)
-	}
-	if s.signer, err = logSigner(config.DataDir, config.LogName, !first); err != nil {
-		return nil, err
-	}
-	if s.store, err = sqlite.Open(ctx, sqlite.Config{Path: database}); err != nil {
 		return nil, err
 	}
 	if err := s.assemble(ctx, options, keys); err != nil {

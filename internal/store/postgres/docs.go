@@ -38,6 +38,30 @@ func (d docs) Get(ctx context.Context, kind, name string) (store.Doc, error) {
 	return doc, nil
 }
 
+// Revision implements store.Revisions.
+func (d docs) Revision(ctx context.Context, kind, name string) (store.Doc, error) {
+	if err := d.reading(ctx); err != nil {
+		return store.Doc{}, err
+	}
+	doc := store.Doc{Kind: kind, Name: name}
+	var due *int64
+	found := false
+	if plain(kind) && plain(name) {
+		var err error
+		if found, err = d.row([]any{&doc.Rev, &due}, "SELECT rev, due FROM docs WHERE kind = $1 AND name = $2", kind, name); err != nil {
+			return store.Doc{}, d.fail("read a document's revision", err)
+		}
+		d.known.setDoc(kind, name, toInt(doc.Rev))
+	}
+	if !found {
+		return store.Doc{}, fmt.Errorf("postgres: document %s %q: %w", kind, name, store.ErrNotFound)
+	}
+	if due != nil {
+		doc.Due = fromMicros(*due)
+	}
+	return doc, nil
+}
+
 // Put implements store.Docs.
 func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 	if err := d.writing(ctx); err != nil {

@@ -84,9 +84,16 @@ func (l leases) Claim(ctx context.Context, claim store.Claim) ([]store.Job, erro
 	}
 	l.flush()
 	l.save()
+	targets, bounds := []string{}, []int{}
+	for target, bound := range claim.Bounds {
+		if plain(target) {
+			targets, bounds = append(targets, target), append(bounds, max(0, min(bound, maxPerTarget)))
+		}
+	}
 	jobs, err := collectRows(l.tx, scanJob,
-		"SELECT id, lane, target, key, priority, run_at, attempt, fence, body FROM job_claim($1, $2, $3, $4, $5, $6) ORDER BY fence",
-		toMicros(claim.Now), toMicros(claim.Now.Add(claim.Lease)), claim.Limit, min(claim.PerTarget, maxPerTarget), l.batch.fence, l.store.node)
+		"SELECT id, lane, target, key, priority, run_at, attempt, fence, body FROM job_claim($1, $2, $3, $4, $5, $6, $7, $8, $9) ORDER BY fence",
+		toMicros(claim.Now), toMicros(claim.Now.Add(claim.Lease)), claim.Limit, min(claim.PerTarget, maxPerTarget), targets, bounds,
+		claim.Least, l.batch.fence, l.store.node)
 	if err != nil {
 		return nil, l.fail("claim jobs", err)
 	}

@@ -70,8 +70,7 @@ CREATE TABLE jobs (
 CREATE UNIQUE INDEX jobs_lane_leased ON jobs (lane) WHERE state = 3;
 CREATE UNIQUE INDEX jobs_lane_waiting ON jobs (lane) WHERE state < 3;
 CREATE INDEX jobs_by_key ON jobs (key, seq);
-CREATE INDEX jobs_by_lease ON jobs (until) WHERE state = 3;
-CREATE INDEX jobs_by_bulkhead ON jobs (target, until) WHERE state = 3;
+CREATE INDEX jobs_by_lease ON jobs (until, target) WHERE state = 3;
 CREATE INDEX jobs_backlog ON jobs (target, priority, run_at, seq) WHERE state = 1;
 CREATE UNIQUE INDEX jobs_front ON jobs (target, priority) WHERE front;
 CREATE INDEX jobs_claim_order ON jobs (priority, run_at, seq) WHERE front;
@@ -241,90 +240,71 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 
--- job_claim leases jobs that are due, and those whose lease has run out, in the
--- order of priority, run_at and seq. Its cost grows with what it leases and with
--- the leases that exist: of each target and priority it looks at the front, and
--- what it has passed it does not look at again. The jobs get the fences after
--- last_fence, in order.
+-- job_claim leases jobs that are due, and those whose lease has run out: highest
+-- priority first, then the target with the fewest leases, then the earliest run_at.
+-- The nth candidate of a target ranks behind as many leases as the target holds by
+-- then, so one order over all candidates is that of choosing one after the other.
+-- Of each target it looks at the front first, so its cost grows with what it may
+-- lease and with the leases that exist, not with the queue. The jobs get the fences
+-- after last_fence, in order.
 -- +goose StatementBegin
-CREATE FUNCTION job_claim(at bigint, lease_until bigint, most integer, per_target integer, last_fence bigint, new_holder text)
+CREATE FUNCTION job_claim(at bigint, lease_until bigint, most integer, per_target integer, bound_targets text[], bounds integer[],
+    least_priority integer, last_fence bigint, new_holder text)
 RETURNS SETOF jobs LANGUAGE plpgsql AS $$
 DECLARE
-    ended jobs%ROWTYPE;
-    expired_seq bigint[] := '{}';
-    expired_target text[] := '{}';
-    expired_priority integer[] := '{}';
-    expired_run_at bigint[] := '{}';
-    i integer := 1;
-    bound bigint := 2147483647;
+    overtaken record;
+    below bigint := 2147483648;
     level integer;
-    front_seq bigint;
-    front_target text;
-    front_run_at bigint;
-    passed_run_at bigint;
-    passed_seq bigint;
-    has_front boolean;
-    pick bigint;
-    pick_target text;
-    from_front boolean;
-    live integer;
     taken integer := 0;
     leased jobs%ROWTYPE;
+    targets text[];
 BEGIN
-    FOR ended IN SELECT * FROM jobs WHERE state = 3 AND until <= at ORDER BY priority DESC, run_at, seq LOOP
-        PERFORM FROM jobs WHERE lane = ended.lane AND state < 3;
-        IF FOUND THEN
-            DELETE FROM jobs WHERE seq = ended.seq;
-            PERFORM job_unblock(ended.lane);
-        ELSE
-            expired_seq := expired_seq || ended.seq;
-            expired_target := expired_target || ended.target;
-            expired_priority := expired_priority || ended.priority;
-            expired_run_at := expired_run_at || ended.run_at;
-        END IF;
-    END LOOP;
-    <<levels>>
+    FOR overtaken IN SELECT e.seq, e.lane FROM jobs e
+        WHERE e.state = 3 AND e.until <= at AND EXISTS (SELECT FROM jobs w WHERE w.lane = e.lane AND w.state < 3)
     LOOP
-        SELECT priority INTO level FROM jobs WHERE front AND priority <= bound ORDER BY priority DESC LIMIT 1;
-        IF i <= cardinality(expired_seq) AND (level IS NULL OR expired_priority[i] > level) THEN
-            level := expired_priority[i];
-        END IF;
-        EXIT WHEN level IS NULL;
-        passed_run_at := -9223372036854775808;
-        passed_seq := 0;
+        DELETE FROM jobs WHERE seq = overtaken.seq;
+        PERFORM job_unblock(overtaken.lane);
+    END LOOP;
+    WHILE taken < most LOOP
+        SELECT max(priority) INTO level FROM (
+            (SELECT priority FROM jobs WHERE front AND priority < below ORDER BY priority DESC LIMIT 1)
+            UNION ALL
+            (SELECT priority FROM jobs WHERE state = 3 AND until <= at AND priority < below)
+        ) AS levels;
+        EXIT WHEN level IS NULL OR least_priority <> 0 AND level < least_priority;
+        targets := '{}';
+        FOR leased IN
+            WITH live AS (
+                SELECT target, count(*) AS n FROM jobs WHERE state = 3 AND until > at GROUP BY target
+            ), bound AS (
+                SELECT u.target, u.n FROM unnest(bound_targets, bounds) AS u (target, n)
+            ), fronts AS (
+                SELECT target FROM jobs WHERE front AND priority = level AND run_at <= at
+                ORDER BY run_at, seq LIMIT most - taken + (SELECT count(*) FROM live) + cardinality(bound_targets)
+            ), candidates AS (
+                SELECT f.target, j.seq, j.run_at FROM fronts f CROSS JOIN LATERAL (
+                    SELECT b.seq, b.run_at FROM jobs b WHERE b.state = 1 AND b.target = f.target AND b.priority = level AND b.run_at <= at
+                    ORDER BY b.run_at, b.seq LIMIT least(most - taken, coalesce((SELECT n FROM bound WHERE bound.target = f.target), per_target))
+                ) AS j
+                UNION ALL
+                SELECT target, seq, run_at FROM jobs WHERE state = 3 AND until <= at AND priority = level
+            ), ranked AS (
+                SELECT c.seq, c.run_at, coalesce(bound.n, per_target) AS allowed,
+                    coalesce(live.n, 0) + row_number() OVER (PARTITION BY c.target ORDER BY c.run_at, c.seq) - 1 AS rank
+                FROM candidates c LEFT JOIN live ON live.target = c.target LEFT JOIN bound ON bound.target = c.target
+            ), picked AS (
+                SELECT r.seq, row_number() OVER (ORDER BY r.rank, r.run_at, r.seq) AS nth FROM ranked r WHERE r.rank < r.allowed
+                ORDER BY r.rank, r.run_at, r.seq LIMIT most - taken
+            )
+            UPDATE jobs SET state = 3, front = false, until = lease_until, attempt = attempt + 1, fence = last_fence + taken + picked.nth, holder = new_holder
+            FROM picked WHERE jobs.seq = picked.seq RETURNING jobs.*
         LOOP
-            EXIT levels WHEN taken >= most;
-            SELECT seq, target, run_at INTO front_seq, front_target, front_run_at FROM jobs
-                WHERE front AND priority = level AND run_at <= at AND (run_at, seq) > (passed_run_at, passed_seq)
-                ORDER BY run_at, seq LIMIT 1;
-            has_front := FOUND;
-            from_front := true;
-            IF i <= cardinality(expired_seq) AND expired_priority[i] = level
-                AND (NOT has_front OR (expired_run_at[i], expired_seq[i]) < (front_run_at, front_seq)) THEN
-                from_front := false;
-                pick := expired_seq[i];
-                pick_target := expired_target[i];
-                i := i + 1;
-            ELSIF has_front THEN
-                pick := front_seq;
-                pick_target := front_target;
-                passed_run_at := front_run_at;
-                passed_seq := front_seq;
-            ELSE
-                EXIT;
-            END IF;
-            SELECT count(*) INTO live FROM
-                (SELECT FROM jobs WHERE state = 3 AND target = pick_target AND until > at LIMIT per_target) AS held;
-            CONTINUE WHEN live >= per_target;
             taken := taken + 1;
-            UPDATE jobs SET state = 3, front = false, until = lease_until, attempt = attempt + 1, fence = last_fence + taken, holder = new_holder
-                WHERE seq = pick RETURNING * INTO leased;
+            targets := targets || leased.target;
             RETURN NEXT leased;
-            IF from_front THEN
-                PERFORM job_refresh_front(pick_target, level);
-            END IF;
         END LOOP;
-        bound := level::bigint - 1;
+        PERFORM job_refresh_front(t.target, level) FROM (SELECT DISTINCT unnest(targets) AS target) AS t;
+        below := level;
     END LOOP;
 END $$;
 -- +goose StatementEnd
