@@ -361,7 +361,7 @@ func (w *writer) rollback() {
 		return
 	}
 	if !w.conn.IsClosed() {
-		ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
+		ctx, cancel := context.WithTimeout(w.store.endless, statementTimeout)
 		defer cancel()
 		if w.conn.PgConn().TxStatus() == 'I' {
 			return
@@ -370,78 +370,7 @@ func (w *writer) rollback() {
 			return
 		}
 	}
-	w.drop(context.Background())
-}
-
-// The pause between two attempts to learn how a commit ended.
-const (
-	firstPause = 50 * time.Millisecond
-	maxPause   = time.Second
-	// unknownAfter is how long Stop waits for the answer.
-	unknownAfter = 5 * time.Second
-)
-
-// resolve finds out how a transaction ended whose COMMIT was not answered: it
-// returns nil when it was committed, and a *lost when it was not. A transaction
-// holds the commit lock until it has ended, so whoever gets the lock sees it or
-// never will.
-func (w *writer) resolve(number int64, cause error) error {
-	w.drop(context.Background())
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		select {
-		case <-w.store.stopping:
-		case <-ctx.Done():
-			return
-		}
-		timer := time.NewTimer(unknownAfter)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		last, err := w.lastBatch(ctx)
-		switch {
-		case err == nil && last == number:
-			return nil
-		case err == nil:
-			return &lost{cause: fault("commit", cause), passing: true}
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("postgres: commit: %w: %w (look for what it should have written before you repeat it)", ErrUnknown, fault("commit", cause))
-		}
-	}
-}
-
-// lastBatch returns the number of the last transaction of this process that was
-// committed, once none of it is under way.
-func (w *writer) lastBatch(ctx context.Context) (int64, error) {
-	conn, err := w.store.settings.connect(ctx, w.store.settings.writing())
-	if err != nil {
-		return 0, err
-	}
-	w.conn = conn
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	var number int64
-	err = pgx.BeginFunc(ctx, conn, func(t pgx.Tx) error {
-		if _, err := t.Exec(ctx, "SELECT pg_advisory_xact_lock($1::integer, $2::integer)", lockClass, commitLock); err != nil {
-			return err
-		}
-		return t.QueryRow(ctx, "SELECT batch FROM nodes WHERE id = $1", w.store.node).Scan(&number)
-	})
-	if err != nil {
-		w.drop(ctx)
-	}
-	return number, err
+	w.drop(w.store.endless)
 }
 
 // register notes this process, so that lastBatch finds it.
@@ -463,7 +392,7 @@ func (w *writer) close() error {
 	if w.conn == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	ctx, cancel := context.WithTimeout(w.store.endless, connectTimeout)
 	defer cancel()
 	_, err := w.conn.Exec(ctx, "DELETE FROM nodes WHERE id = $1", w.store.node)
 	w.drop(ctx)

@@ -94,7 +94,7 @@ func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 	}
 	d.known.setDoc(doc.Kind, doc.Name, rev)
 	d.touched.add(store.TopicDocs)
-	return uint64(rev), nil //nolint:gosec // it counts from 1
+	return uint64(rev), nil
 }
 
 // Delete implements store.Docs.
@@ -126,8 +126,8 @@ func (d docs) present(kind, name string) (rev int64, err error) {
 	if !plain(kind) || !plain(name) {
 		return 0, nil
 	}
-	if rev, known := d.knownDoc(kind, name); known {
-		return rev, nil
+	if seen, known := d.knownDoc(kind, name); known {
+		return seen, nil
 	}
 	_, err = d.row([]any{&rev}, "SELECT rev FROM docs WHERE kind = $1 AND name = $2", kind, name)
 	return rev, err

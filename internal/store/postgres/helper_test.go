@@ -29,7 +29,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer server.Close() //nolint:errcheck // it ends with this process in any case
+	defer func() { _ = server.Close() }() // it ends with this process in any case
 	shared = server
 	// Databases are copied from one whose schema is there already.
 	if err := makeTemplate(ctx, server); err != nil {
@@ -57,7 +57,7 @@ func execIn(ctx context.Context, server *pgserver.Server, database, statement st
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx) //nolint:errcheck // nothing is pending on it
+	defer func() { _ = conn.Close(ctx) }() // nothing is pending on it
 	if _, err := conn.Exec(ctx, statement); err != nil {
 		return fmt.Errorf("%s: %w", statement, err)
 	}

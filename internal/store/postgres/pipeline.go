@@ -47,7 +47,7 @@ func (w *writer) send(b *batch, query *statement, read ...func(pgx.Rows) error) 
 	}
 	sent := b.pending
 	b.pending, b.bytes = nil, 0
-	ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
+	ctx, cancel := context.WithTimeout(w.store.endless, statementTimeout)
 	defer cancel()
 	var batch pgx.Batch
 	for i := range sent {

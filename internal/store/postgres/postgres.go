@@ -64,7 +64,9 @@ type Store struct {
 	node     string
 	pool     *pgxpool.Pool
 	writer   *writer
-	watches  *watches
+	// endless is for statements: one that is interrupted takes the connection along.
+	endless context.Context
+	watches *watches
 
 	// shred asks for the rewriting of what material was deleted from.
 	shred chan struct{}
@@ -95,7 +97,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s := &Store{
-		settings: settings, node: node, watches: newWatches(),
+		settings: settings, node: node, watches: newWatches(), endless: context.WithoutCancel(ctx),
 		shred: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
 	if s.pool, err = settings.pool(ctx); err != nil {
@@ -107,7 +109,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.stopped = sync.OnceValue(s.shutdown)
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	background, stop := context.WithCancel(s.endless)
 	s.stop = stop
 	listening := make(chan struct{})
 	s.background.Go(func() { s.listen(background, listening) })

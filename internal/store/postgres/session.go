@@ -88,6 +88,7 @@ type role struct {
 func (s *settings) writing() role {
 	return role{name: "write", idle: idleTimeout, statement: serverTimeout}
 }
+
 func (s *settings) reading() role {
 	return role{name: "read", idle: viewTimeout, statement: serverTimeout}
 }
@@ -139,9 +140,6 @@ func (s *settings) password(config *pgx.ConnConfig) error {
 		return fmt.Errorf("postgres: %w: read the password: %w", ErrConfig, err)
 	}
 	config.Password = strings.TrimRight(string(content), "\r\n")
-	for _, fallback := range config.Fallbacks {
-		_ = fallback // they share the password
-	}
 	return nil
 }
 
@@ -174,7 +172,7 @@ func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
 		conn.PgConn().CustomData()[usedKey] = true
 		return true
 	}
-	config.MaxConns = int32(s.connections) //nolint:gosec // at most 256
+	config.MaxConns = int32(s.connections)
 	config.MinConns, config.MinIdleConns = 0, 0
 	config.MaxConnIdleTime = 5 * time.Minute
 	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), config)

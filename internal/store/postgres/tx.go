@@ -92,7 +92,7 @@ func (t *tx) fail(doing string, err error) error {
 // query reads rows, after what was written before.
 func (t *tx) query(read func(pgx.Rows) error, sql string, args ...any) error {
 	if t.batch == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), statementTimeout)
+		ctx, cancel := context.WithTimeout(t.store.endless, statementTimeout)
 		defer cancel()
 		rows, err := t.reader.Query(ctx, sql, args...)
 		if err != nil {
