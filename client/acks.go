@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/keyturn/keyturn/key"
 )
@@ -29,6 +30,7 @@ type acks struct {
 
 	mu      sync.Mutex
 	next    uint64
+	notYet  time.Time
 	pending map[key.Name]pendingAck
 }
 
@@ -71,6 +73,26 @@ func (q *acks) add(outcomes []Outcome, rejected chan<- error) (tickets map[key.N
 	default:
 	}
 	return tickets, nil
+}
+
+// spread makes good outcomes of what arrives now wait for between a half of d and
+// all of it, by a share in [0, 1).
+func (q *acks) spread(d time.Duration, share float64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.notYet = time.Now().Add(d/2 + time.Duration(share*float64(d/2)))
+}
+
+// hold is how long what is queued is to wait still.
+func (q *acks) hold() time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, p := range q.pending {
+		if p.Code != Applied {
+			return 0 // bad news does not wait
+		}
+	}
+	return time.Until(q.notYet)
 }
 
 // waiting reports whether one of the tickets is still queued.

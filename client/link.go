@@ -23,6 +23,8 @@ const (
 	heartbeatDefault = time.Minute
 	// heartbeatLeast and heartbeatMost bound what the server may state.
 	heartbeatLeast, heartbeatMost = time.Second, 10 * time.Minute
+	// ackSpreadMost bounds the spread of acknowledgements that the server may state.
+	ackSpreadMost = 10 * time.Second
 	// stable is how long a connection must last to count as a good one.
 	stable = 10 * time.Second
 	// strikesToFallBack is how many failures in a row make a party try the next
@@ -165,6 +167,9 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			l.answers++
 			if l.answers == 1 {
 				l.tell(Status{Mode: ModeStream})
+			}
+			if d := answer.GetAckSpread(); d.IsValid() && d.AsDuration() > 0 {
+				l.acks.spread(min(d.AsDuration(), ackSpreadMost), l.random())
 			}
 			l.deliver(answer.GetAssignments())
 			watchdog.Reset(heartbeat)

@@ -173,6 +173,10 @@ func (c *Client) acknowledge(ctx context.Context) {
 			}
 			continue
 		}
+		if wait := c.acks.hold(); wait > 0 {
+			c.waitFor(ctx, wait)
+			continue
+		}
 		err := c.acks.flush(ctx)
 		if err == nil {
 			attempt = 0
@@ -205,6 +209,17 @@ func (c *Client) waitOrNew(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 	return false
+}
+
+// waitFor waits for d, or until a new outcome is there.
+func (c *Client) waitFor(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-c.acks.wake:
+	}
 }
 
 func (c *Client) flushAtEnd(ctx context.Context) {

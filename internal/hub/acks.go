@@ -12,7 +12,20 @@ import (
 )
 
 // maxAckBatch bounds how many acknowledgements share a transaction.
-const maxAckBatch = 1024
+const maxAckBatch = 4096
+
+const (
+	// crowdPause is how much longer acknowledgements wait for each connected party:
+	// every transaction encodes the state of the key, with all its presenters.
+	crowdPause = 10 * time.Microsecond
+	// maxAckPause bounds that.
+	maxAckPause = 250 * time.Millisecond
+)
+
+// pause is how long acknowledgements wait for company.
+func (h *Hub) pause() time.Duration {
+	return h.config.AckPause + min(time.Duration(h.Connected())*crowdPause, maxAckPause)
+}
 
 // acks gathers acknowledgements of a key that arrive together.
 type acks struct {
@@ -113,7 +126,7 @@ func (a *acks) stop() {
 const ackTime = 30 * time.Second
 
 func (a *acks) send(ctx context.Context, name key.Name, batch *ackBatch) {
-	timer := time.NewTimer(a.hub.config.AckPause)
+	timer := time.NewTimer(a.hub.pause())
 	defer timer.Stop()
 	<-timer.C
 	a.mu.Lock()

@@ -19,7 +19,7 @@ func TestAnswersShareTransactions(t *testing.T) {
 		c := newCore()
 		h := start(t, c, hub.Config{})
 		var running sync.WaitGroup
-		for i := range 3000 {
+		for i := range 10_000 {
 			running.Go(func() {
 				if err := h.Acknowledge(t.Context(), fmt.Sprint("web", i), []hub.Outcome{{Key: "a", Epoch: 1, OK: true, Using: 1}}); err != nil {
 					t.Error(err)
@@ -30,11 +30,11 @@ func TestAnswersShareTransactions(t *testing.T) {
 		total := 0
 		for _, batch := range c.acks() {
 			total += len(batch)
-			if len(batch) > 1024 {
+			if len(batch) > 4096 {
 				t.Errorf("%d answers in one transaction", len(batch))
 			}
 		}
-		if total != 3000 || len(c.acks()) != 3 {
+		if total != 10_000 || len(c.acks()) != 3 {
 			t.Errorf("%d answers in %d transactions", total, len(c.acks()))
 		}
 	})

@@ -252,6 +252,7 @@ func (h *Hub) Tell(name key.Name, tells []engine.Tell) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, tell := range tells {
+		tell.Crowd = len(tells)
 		for _, poll := range []bool{false, true} {
 			if s, ok := h.sessions[sessionOf{party: tell.Presenter, poll: poll}]; ok {
 				s.put(name, tell)

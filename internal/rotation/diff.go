@@ -157,16 +157,22 @@ func diffVerifiers(before, after *State, add func(Transition)) {
 	}
 }
 
+// diffPresenters goes through both lists at once: they are sorted, and long.
 func diffPresenters(before, after *State, add func(Transition)) {
 	var rotation key.RotationID
 	if cut, open := after.CutOver(); open {
 		rotation = cut.ID
 	}
+	var left []string
+	olds, none := before.Presenters, Presenter{}
 	for i := range after.Presenters {
 		p := &after.Presenters[i]
-		old, known := before.Presenter(p.ID)
-		if !known {
-			old = &Presenter{}
+		for len(olds) > 0 && olds[0].ID < p.ID {
+			left, olds = append(left, olds[0].ID), olds[1:]
+		}
+		old := &none
+		if len(olds) > 0 && olds[0].ID == p.ID {
+			old, olds = &olds[0], olds[1:]
 		}
 		if old.Epoch != p.Epoch {
 			add(Transition{Kind: PresenterTold, Rotation: rotation, Version: p.Told, Subject: p.ID, To: "epoch " + strconv.FormatUint(p.Epoch, 10)})
@@ -179,9 +185,10 @@ func diffPresenters(before, after *State, add func(Transition)) {
 			add(t)
 		}
 	}
-	for i := range before.Presenters {
-		if _, there := after.Presenter(before.Presenters[i].ID); !there {
-			add(Transition{Kind: PresenterLeft, Subject: before.Presenters[i].ID})
-		}
+	for i := range olds {
+		left = append(left, olds[i].ID)
+	}
+	for _, id := range left {
+		add(Transition{Kind: PresenterLeft, Subject: id})
 	}
 }

@@ -88,10 +88,32 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 			}
 			checked = time.Now()
 		}
-		if err := stream.Send(&keyturnv1.WatchResponse{Assignments: assignments(deliveries), Heartbeat: heartbeat}); err != nil {
+		answer := &keyturnv1.WatchResponse{Assignments: assignments(deliveries), Heartbeat: heartbeat, AckSpread: ackSpread(deliveries)}
+		if err := stream.Send(answer); err != nil {
 			return err
 		}
 	}
+}
+
+const (
+	// crowdFrom is from how many parties on that are told together their
+	// acknowledgements are spread, over spreadEach for each of them, at most maxSpread.
+	crowdFrom  = 2000
+	spreadEach = 100 * time.Microsecond
+	maxSpread  = 5 * time.Second
+)
+
+// ackSpread is over which time the acknowledgements of deliveries are spread; nil
+// when they need not be.
+func ackSpread(deliveries []hub.Delivery) *durationpb.Duration {
+	crowd := 0
+	for i := range deliveries {
+		crowd = max(crowd, deliveries[i].Crowd)
+	}
+	if crowd < crowdFrom {
+		return nil
+	}
+	return durationpb.New(min(time.Duration(crowd)*spreadEach, maxSpread))
 }
 
 // Poll implements DeliveryService.

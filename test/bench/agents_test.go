@@ -14,8 +14,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/pprof"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,13 +38,24 @@ type orders struct {
 	Count   int
 }
 
-// news is a line of a child's standard output: what one agent got, or that so
-// many are connected.
+// news is a line of a child's standard output.
 type news struct {
-	Version   uint64        `json:"version,omitempty"`
-	Published time.Time     `json:"published,omitzero"`
-	Took      time.Duration `json:"took,omitempty"`
-	Connected int           `json:"connected,omitempty"`
+	// Version is one that all agents of the child hold by now, Published when the
+	// server told them, and Took after how long each of them held it.
+	Version   uint64          `json:"version,omitempty"`
+	Published time.Time       `json:"published,omitzero"`
+	Took      []time.Duration `json:"took,omitempty"`
+	// Status is how the agents are connected.
+	Status *connections `json:"status,omitempty"`
+}
+
+// connections are those of the agents of one child.
+type connections struct {
+	// Connected have a stream now, Polling had to do without.
+	Connected, Polling int
+	// Streams is how many were opened, Failures how often connecting failed, and
+	// Permanent how often it did so in a way that does not pass by itself.
+	Streams, Failures, Permanent int
 }
 
 // runAgents is the main function of a child process.
@@ -68,7 +79,18 @@ func runAgents(role string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
-	tell := &reporter{out: json.NewEncoder(os.Stdout), joining: make(chan struct{}, joinTogether)}
+	if path := os.Getenv("KEYTURN_BENCH_CHILD_PROFILE"); path != "" {
+		f, err := os.Create(fmt.Sprintf("%s.%d", path, o.First))
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	tell := &reporter{out: json.NewEncoder(os.Stdout), joining: make(chan struct{}, joinTogether), count: o.Count, held: map[uint64]*news{}}
+	go tell.statuses(ctx)
 	var running sync.WaitGroup
 	for i := range o.Count {
 		select {
@@ -90,41 +112,92 @@ func runAgents(role string) error {
 	return nil
 }
 
-// joinTogether is how many agents of one process connect at the same time. On a
-// machine that is busy with handshakes a client would otherwise believe that
-// streams are blocked on its way, and fall back to polling.
+// joinTogether is how many agents of one process connect at the same time when
+// they do so first. On a machine that is busy with handshakes a client would
+// otherwise believe that streams are blocked on its way, and fall back to polling.
 const joinTogether = 25
 
 type reporter struct {
 	// joining holds an element for each agent that is not connected yet.
 	joining chan struct{}
+	count   int
 
-	mu        sync.Mutex
-	out       *json.Encoder
-	connected atomic.Int64
+	mu     sync.Mutex
+	out    *json.Encoder
+	held   map[uint64]*news
+	status connections
+	told   connections
 }
 
-func (r *reporter) tell(n news) {
+func (r *reporter) hold(version uint64, published time.Time) {
+	took := time.Since(published)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	_ = r.out.Encode(n) // the parent is gone if this fails
+	n := r.held[version]
+	if n == nil {
+		n = &news{Version: version, Published: published, Took: make([]time.Duration, 0, r.count)}
+		r.held[version] = n
+	}
+	n.Took = append(n.Took, took)
+	if len(n.Took) == r.count {
+		_ = r.out.Encode(n) // the parent is gone if this fails
+		delete(r.held, version)
+	}
 }
 
-// join tells that one more agent is connected.
-func (r *reporter) join() {
-	<-r.joining
-	r.tell(news{Connected: int(r.connected.Add(1))})
+func (r *reporter) change(edit func(*connections)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	edit(&r.status)
+}
+
+// statuses tells how the agents are connected, whenever that has changed.
+func (r *reporter) statuses(ctx context.Context) {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		r.mu.Lock()
+		if status := r.status; status != r.told {
+			r.told = status
+			_ = r.out.Encode(news{Status: &status}) // the parent is gone if this fails
+		}
+		r.mu.Unlock()
+	}
 }
 
 // watchKeyturn is one agent on a connection of its own.
 func watchKeyturn(ctx context.Context, o *orders, roots *x509.CertPool, id string, tell *reporter) error {
 	var once sync.Once
+	var mode client.Mode
 	c, err := client.New(client.Config{
 		Address: o.Address, Token: client.StaticToken(secret.NewString(o.Token)), RootCAs: roots,
 		Party: client.Party{ID: id, Kind: client.KindAgent, Labels: map[string]string{"cohort": "all"}},
 		OnStatus: func(s client.Status) {
+			tell.change(func(all *connections) {
+				all.Connected -= map[bool]int{true: 1}[mode == client.ModeStream]
+				all.Polling -= map[bool]int{true: 1}[mode == client.ModeLongPoll || mode == client.ModePoll]
+				mode = s.Mode
+				all.Polling += map[bool]int{true: 1}[mode == client.ModeLongPoll || mode == client.ModePoll]
+				switch {
+				case mode == client.ModeStream:
+					all.Connected++
+					all.Streams++
+				case s.Err != nil:
+					if all.Failures++; all.Failures == 1 {
+						fmt.Fprintln(os.Stderr, "the first failure:", id, s.Err)
+					}
+				}
+				if s.Permanent {
+					all.Permanent++
+				}
+			})
 			if s.Mode == client.ModeStream {
-				once.Do(tell.join)
+				once.Do(func() { <-tell.joining })
 			}
 		},
 	})
@@ -132,12 +205,11 @@ func watchKeyturn(ctx context.Context, o *orders, roots *x509.CertPool, id strin
 		return err
 	}
 	return c.Watch(ctx, []client.Known{{Key: keyName}}, func(_ context.Context, assignments []client.Assignment) []client.Outcome {
-		held := time.Now()
 		outcomes := make([]client.Outcome, 0, len(assignments))
 		for _, a := range assignments {
 			outcomes = append(outcomes, client.Outcome{Key: a.Key, Code: client.Applied})
 			if !a.PublishedAt.IsZero() {
-				tell.tell(news{Version: uint64(a.Version), Published: a.PublishedAt, Took: held.Sub(a.PublishedAt)})
+				tell.hold(uint64(a.Version), a.PublishedAt)
 			}
 		}
 		return outcomes
@@ -163,15 +235,14 @@ func watchBare(ctx context.Context, o *orders, roots *x509.CertPool, _ string, t
 		return err
 	}
 	defer stream.Body.Close()
-	tell.join()
+	<-tell.joining
+	tell.change(func(all *connections) { all.Connected++; all.Streams++ })
 	message := make([]byte, messageSize)
 	for {
 		if _, err := io.ReadFull(stream.Body, message); err != nil {
 			return err
 		}
-		held := time.Now()
-		published := time.Unix(0, int64(binary.BigEndian.Uint64(message)))
-		tell.tell(news{Version: binary.BigEndian.Uint64(message[8:]), Published: published, Took: held.Sub(published)})
+		tell.hold(binary.BigEndian.Uint64(message[8:]), time.Unix(0, int64(binary.BigEndian.Uint64(message))))
 		ack, err := call("/ack")
 		if err != nil {
 			return err
@@ -185,43 +256,56 @@ func watchBare(ctx context.Context, o *orders, roots *x509.CertPool, _ string, t
 
 // agents are those of several child processes.
 type agents struct {
-	news chan news
-	// connected is how many there are in each process.
-	connected []atomic.Int64
-	changed   chan struct{}
+	news    chan news
+	changed chan struct{}
+	each    int
+
+	mu       sync.Mutex
+	statuses []connections
 }
 
 // startAgents starts agents in child processes and returns when all are
 // connected, and how long that took.
 func startAgents(b *testing.B, role string, o orders, processes int) (*agents, time.Duration) {
 	b.Helper()
-	a := &agents{news: make(chan news, 16*o.Count), connected: make([]atomic.Int64, processes), changed: make(chan struct{}, 1)}
+	a := &agents{news: make(chan news, 16*processes), changed: make(chan struct{}, 1), each: o.Count / processes, statuses: make([]connections, processes)}
 	began := time.Now()
-	each := o.Count / processes
 	for p := range processes {
 		part := o
-		part.First, part.Count = p*each, each
-		a.start(b, role, part, &a.connected[p])
+		part.First, part.Count = o.First+p*a.each, a.each
+		a.start(b, role, part, p)
 	}
-	timeout := time.After(time.Minute)
-	for a.total() < int64(each*processes) {
-		select {
-		case <-a.changed:
-		case <-timeout:
-			b.Fatalf("%d agents of %d have a stream after a minute", a.total(), each*processes)
-		}
-	}
+	a.wait(b, 2*time.Minute, func(all connections) bool { return all.Connected == a.each*processes })
 	return a, time.Since(began)
 }
 
-func (a *agents) total() (sum int64) {
-	for i := range a.connected {
-		sum += a.connected[i].Load()
+// wait waits until the connections are as wanted.
+func (a *agents) wait(b *testing.B, within time.Duration, met func(connections) bool) {
+	b.Helper()
+	timeout := time.After(within)
+	for !met(a.total()) {
+		select {
+		case <-a.changed:
+		case <-timeout:
+			b.Fatalf("after %v: %+v", within, a.total())
+		}
+	}
+}
+
+func (a *agents) total() (sum connections) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.statuses {
+		sum.Connected += s.Connected
+		sum.Polling += s.Polling
+		sum.Streams += s.Streams
+		sum.Failures += s.Failures
+		sum.Permanent += s.Permanent
 	}
 	return sum
 }
 
-func (a *agents) start(b *testing.B, role string, o orders, connected *atomic.Int64) {
+func (a *agents) start(b *testing.B, role string, o orders, place int) {
 	b.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -247,17 +331,18 @@ func (a *agents) start(b *testing.B, role string, o orders, connected *atomic.In
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		lines := bufio.NewScanner(out)
-		for lines.Scan() {
+		for decoder := json.NewDecoder(bufio.NewReader(out)); ; {
 			var n news
-			if json.Unmarshal(lines.Bytes(), &n) != nil {
-				continue // the last line of a child that was ended
+			if decoder.Decode(&n) != nil {
+				return // the child has ended
 			}
-			if n.Connected == 0 {
+			if n.Status == nil {
 				a.news <- n
 				continue
 			}
-			connected.Store(int64(n.Connected))
+			a.mu.Lock()
+			a.statuses[place] = *n.Status
+			a.mu.Unlock()
 			select {
 			case a.changed <- struct{}{}:
 			default:
@@ -271,20 +356,21 @@ func (a *agents) start(b *testing.B, role string, o orders, connected *atomic.In
 	})
 }
 
-// hold waits until count agents hold the version and returns when it was
-// published, and how long after that each of them held it.
-func (a *agents) hold(b *testing.B, version uint64, count int) (published time.Time, took []time.Duration) {
+// hold waits until all agents hold the version and returns when it was published,
+// and how long after that each of them held it.
+func (a *agents) hold(b *testing.B, version uint64) (published time.Time, took []time.Duration) {
 	b.Helper()
 	timeout := time.After(time.Minute)
-	for len(took) < count {
+	for missing := len(a.statuses); missing > 0; {
 		select {
 		case n := <-a.news:
 			if n.Version == version {
 				published = n.Published
-				took = append(took, n.Took)
+				took = append(took, n.Took...)
+				missing--
 			}
 		case <-timeout:
-			b.Fatalf("%d agents of %d hold version %d after a minute", len(took), count, version)
+			b.Fatalf("%d agents of %d hold version %d after a minute; %+v", len(took), a.each*len(a.statuses), version, a.total())
 		}
 	}
 	return published, took
