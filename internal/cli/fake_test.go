@@ -269,6 +269,11 @@ func oldRotation() *keyturnv1.Rotation {
 		Holders: []*keyturnv1.Holder{{Endpoint: "primary", Address: "10.0.0.7", Application: "orders", Sessions: 3}}, MeasuredAt: at(-1),
 		Stages:    []*keyturnv1.StageProgress{{Name: "canary", State: "passed", Presenters: 2, Acknowledged: 2}, {Name: "rest", State: "baking", Presenters: 10, Acknowledged: 9, BakeEndsAt: at(2)}},
 		Approvals: []string{"alice", "bob"},
+		Regions: []*keyturnv1.RegionProgress{
+			{Region: "", Verifiers: 0, Presenters: 1, Using: 1},
+			{Region: "eu", Verifiers: 1, Accepting: 1, Presenters: 9, Using: 7, LatePresenters: 2, LateSince: at(-90), OldUses: 3},
+			{Region: "us", Verifiers: 1, Accepting: 1, Presenters: 2, Using: 2, LateVerifiers: 1, LateSince: at(-1), Trouble: "no route"},
+		},
 	}
 }
 

@@ -256,6 +256,7 @@ func (a *app) printDetails(w io.Writer, r *keyturnv1.Rotation) {
 		fmt.Fprintln(w, "\nstages")
 		table(w, "  ", "STAGE|STATE|ACKNOWLEDGED|BAKES UNTIL", rows)
 	}
+	a.printRegions(w, r)
 	if len(r.GetWaiting()) > 0 {
 		fmt.Fprintln(w, "\nwaiting")
 		for _, each := range r.GetWaiting() {

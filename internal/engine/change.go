@@ -248,9 +248,12 @@ func (c *change) record(name key.Name, before, after *rotation.State) error {
 	transitions := rotation.Diff(*before, *after)
 	crowd := crowded(transitions)
 	for _, t := range transitions {
-		moved := Moved{Key: name, At: c.now, Transition: t, Record: records[t.Rotation]}
+		moved := Moved{Key: name, At: c.now, Transition: t, Record: records[t.Rotation], Region: after.RegionOf(t.Subject)}
 		if t.Kind == rotation.RotationHold && t.To != "" {
 			moved.Names = waitingNames(after, t.Rotation)
+			if r, open := after.Rotation(t.Rotation); open {
+				moved.Late = LateRegions(after, r)
+			}
 		}
 		c.moved = append(c.moved, moved)
 		if t.Kind == rotation.VersionState && t.To == key.Destroyed.String() {
@@ -316,11 +319,15 @@ func entryOf(name key.Name, seq uint64, moved Moved) audit.Entry {
 	if t.Reason != "" {
 		entry.Detail = map[string]string{"reason": t.Reason}
 	}
-	if len(moved.Names) > 0 {
+	more := map[string]string{"waiting-for": strings.Join(moved.Names, " "), "regions": strings.Join(namesOf(moved.Late), " ")}
+	for name, text := range more {
+		if text == "" {
+			continue
+		}
 		if entry.Detail == nil {
 			entry.Detail = map[string]string{}
 		}
-		entry.Detail["waiting-for"] = strings.Join(moved.Names, " ")
+		entry.Detail[name] = text
 	}
 	return entry
 }

@@ -135,6 +135,10 @@ type Moved struct {
 	Record *RotationRecord
 	// Names are the parties a hold waits for, at most 20.
 	Names []string
+	// Region is that of the verifier or presenter that it is about.
+	Region string
+	// Late are the regions a hold waits for.
+	Late []LateRegion
 }
 
 // Attempted is one try of an effect.

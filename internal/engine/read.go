@@ -140,6 +140,8 @@ type RotationView struct {
 	// Waiting says what an open rotation waits for; Stages how far it is.
 	Waiting []rotation.Waiting
 	Stages  []StageView
+	// Regions says how far an open rotation is in each region, by name.
+	Regions []RegionView
 }
 
 // StageView is how far one stage is.
@@ -198,6 +200,7 @@ func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord)
 	}
 	view.Waiting = state.Explain(r)
 	view.Stages = stagesOf(&state, r)
+	view.Regions = regionsOf(&state, r, record.Holders)
 	return view, nil
 }
 

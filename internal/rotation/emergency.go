@@ -152,7 +152,7 @@ func (m *machine) takeOver(r *Rotation, emergency Rotation) {
 	if r.Phase == Presenting {
 		m.enterStage(r, 0)
 	}
-	r.Task, r.Unreached = Task{Try: r.Task.Try}, nil
+	r.Task, r.Unreached, r.UnreachedSince = Task{Try: r.Task.Try}, nil, time.Time{}
 	r.MeasureAt = time.Time{}
 }
 

@@ -79,7 +79,7 @@ func (s *State) explainPlanned(r *Rotation, add func(Waiting)) {
 	if r.Task.Waiting {
 		w := Waiting{Reason: "effect", Message: "the preflight checks: " + orFine(r.Task.Trouble), Names: r.Unreached}
 		if len(r.Unreached) > 0 {
-			w.Region, _ = s.RegionOf(r.Unreached[0])
+			w.Region = s.RegionOf(r.Unreached[0])
 		}
 		add(w)
 	}

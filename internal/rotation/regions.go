@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"slices"
 	"time"
-
-	"github.com/keyturn/keyturn/key"
 )
 
 // RegionProgress is how far a rotation is in one region, and what it waits for
@@ -97,21 +95,18 @@ func (s *State) late(r *Rotation, w *Verifier) (trouble string, since time.Time,
 	if r.Hold.Reason == HoldOperator {
 		return "", time.Time{}, false
 	}
+	if slices.Contains(r.Unreached, w.ID) {
+		return cmp.Or(r.Task.Trouble, r.Hold.Message), r.UnreachedSince, true
+	}
 	next, _ := w.Slot(r.To)
 	switch r.Phase {
-	case Planned, Draining:
-		late = slices.Contains(r.Unreached, w.ID)
-		trouble = cmp.Or(r.Task.Trouble, r.Hold.Message)
 	case Accepting:
 		trouble, late = next.Trouble, next.Acceptance != Accepted
 	case Revoking:
 		trouble, late = old.Trouble, old.refusing()
 	case RollingBack:
 		trouble, late = next.Trouble, next.refusing()
-		if slices.Contains(r.Unreached, w.ID) {
-			trouble, late = r.Hold.Message, true
-		}
-	case Minting, Presenting, Quarantine, Destroying, Done, RolledBack, Failed, Cancelled, Superseded:
+	case Planned, Minting, Presenting, Draining, Quarantine, Destroying, Done, RolledBack, Failed, Cancelled, Superseded:
 	}
 	return trouble, r.PhaseSince, late
 }
@@ -136,18 +131,26 @@ func (r *Rotation) awaits(p *Presenter) (since time.Time, late bool) {
 	return time.Time{}, false
 }
 
-// RegionOf returns the region of a verifier, and whether there is such a verifier.
-func (s *State) RegionOf(verifier string) (region string, known bool) {
-	w, known := s.Verifier(verifier)
-	if !known {
-		return "", false
+// RegionOf returns the region of a verifier or presenter, empty when it is in
+// none or there is none with the ID.
+func (s *State) RegionOf(id string) string {
+	if w, ok := s.Verifier(id); ok {
+		return w.Region
 	}
-	return w.Region, true
+	if p, ok := s.Presenter(id); ok {
+		return p.Region
+	}
+	return ""
 }
 
-// unreached notes at which verifiers the rotation's own effect failed.
-func (m *machine) unreached(id key.RotationID, verifiers []string) {
-	if r, ok := m.Rotation(id); ok {
-		r.Unreached = verifiers
+// unreached notes at which verifiers the rotation's own effect failed, none when
+// it did not.
+func (m *machine) unreached(r *Rotation, verifiers []string) {
+	switch {
+	case len(verifiers) == 0:
+		r.UnreachedSince = time.Time{}
+	case len(r.Unreached) == 0:
+		r.UnreachedSince = m.Now
 	}
+	r.Unreached = verifiers
 }

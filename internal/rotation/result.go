@@ -136,7 +136,7 @@ func (m *machine) result(body Result) error {
 		return m.destroyed(task, body)
 	}
 	r, _ := m.Rotation(body.Effect.Rotation)
-	r.Unreached = body.Verifiers
+	m.unreached(r, body.Verifiers)
 	switch body.Effect.Kind {
 	case Preflight:
 		return m.preflighted(r, body)

@@ -171,8 +171,9 @@ type Rotation struct {
 	// Task is the effect of the rotation itself that is under way.
 	Task Task `json:"task,omitzero"`
 	// Unreached are the verifiers at which that effect failed last, as far as it is
-	// known; never changed in place.
-	Unreached []string `json:"unreached,omitempty"`
+	// known; never changed in place. It fails since UnreachedSince.
+	Unreached      []string  `json:"unreached,omitempty"`
+	UnreachedSince time.Time `json:"unreachedSince,omitzero"`
 	// Presented: presenters may have been told to use To.
 	Presented bool `json:"presented,omitempty"`
 	// Trail are the phases that the last event led through, the present one last;

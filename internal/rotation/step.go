@@ -424,7 +424,9 @@ func (m *machine) trouble(body Trouble) error {
 		return fmt.Errorf("%w: %s", ErrStale, body.Effect.ID())
 	}
 	task.Trouble = body.Detail
-	m.unreached(body.Effect.Rotation, body.Verifiers)
+	if r, ok := m.Rotation(body.Effect.Rotation); ok && body.Effect.Kind != Destroy {
+		m.unreached(r, body.Verifiers)
+	}
 	return nil
 }
 
@@ -452,7 +454,7 @@ func (m *machine) enter(r *Rotation, p Phase) {
 	r.Trail = append(r.Trail, p)
 	r.Task = Task{Try: r.Task.Try}
 	r.QuietSince, r.MeasureAt = time.Time{}, time.Time{}
-	r.Unreached = nil
+	r.Unreached, r.UnreachedSince = nil, time.Time{}
 	if !r.Hold.Human {
 		r.Hold = Hold{}
 	}

@@ -112,6 +112,14 @@ func rotationMessage(view *engine.RotationView) *keyturnv1.Rotation {
 			Endpoint: h.Endpoint, Address: h.Address, Application: h.Application, Sessions: int64(h.Sessions),
 		})
 	}
+	for i := range view.Regions {
+		p := &view.Regions[i]
+		message.Regions = append(message.Regions, &keyturnv1.RegionProgress{
+			Region: p.Region, Verifiers: int32(p.Verifiers), Accepting: int32(p.Accepting), Refusing: int32(p.Refusing),
+			Presenters: int32(p.Presenters), Using: int32(p.Using), LateVerifiers: int32(len(p.LateVerifiers)), LatePresenters: int32(len(p.LatePresenters)),
+			LateSince: timestamp(p.Since), Trouble: p.Trouble, OldUses: int64(p.Uses),
+		})
+	}
 	for _, stage := range view.Stages {
 		message.Stages = append(message.Stages, &keyturnv1.StageProgress{
 			Name: stage.Name, State: stage.State, Presenters: int32(stage.Presenters), Acknowledged: int32(stage.Acknowledged),

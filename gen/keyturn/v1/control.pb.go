@@ -1258,9 +1258,11 @@ type Rotation struct {
 	MeasuredAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=measured_at,json=measuredAt,proto3" json:"measured_at,omitempty"`
 	Stages     []*StageProgress       `protobuf:"bytes,18,rep,name=stages,proto3" json:"stages,omitempty"`
 	// The emergency strategy; empty otherwise.
-	Strategy      string   `protobuf:"bytes,19,opt,name=strategy,proto3" json:"strategy,omitempty"`
-	Approvals     []string `protobuf:"bytes,20,rep,name=approvals,proto3" json:"approvals,omitempty"`
-	Ended         bool     `protobuf:"varint,21,opt,name=ended,proto3" json:"ended,omitempty"`
+	Strategy  string   `protobuf:"bytes,19,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	Approvals []string `protobuf:"bytes,20,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	Ended     bool     `protobuf:"varint,21,opt,name=ended,proto3" json:"ended,omitempty"`
+	// How far an open rotation is in each region, by name.
+	Regions       []*RegionProgress `protobuf:"bytes,22,rep,name=regions,proto3" json:"regions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1442,6 +1444,146 @@ func (x *Rotation) GetEnded() bool {
 	return false
 }
 
+func (x *Rotation) GetRegions() []*RegionProgress {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+type RegionProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for the default region.
+	Region string `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	// How many verifiers there are, how many of them are proven to accept the version
+	// that is brought in, and how many to refuse the other one. Rolling back, the old
+	// version is brought in.
+	Verifiers int32 `protobuf:"varint,2,opt,name=verifiers,proto3" json:"verifiers,omitempty"`
+	Accepting int32 `protobuf:"varint,3,opt,name=accepting,proto3" json:"accepting,omitempty"`
+	Refusing  int32 `protobuf:"varint,4,opt,name=refusing,proto3" json:"refusing,omitempty"`
+	// How many presenters there are, and how many use the version that is brought in.
+	Presenters int32 `protobuf:"varint,5,opt,name=presenters,proto3" json:"presenters,omitempty"`
+	Using      int32 `protobuf:"varint,6,opt,name=using,proto3" json:"using,omitempty"`
+	// What the rotation waits for here.
+	LateVerifiers  int32 `protobuf:"varint,7,opt,name=late_verifiers,json=lateVerifiers,proto3" json:"late_verifiers,omitempty"`
+	LatePresenters int32 `protobuf:"varint,8,opt,name=late_presenters,json=latePresenters,proto3" json:"late_presenters,omitempty"`
+	// Since when it waits; absent when it does not.
+	LateSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=late_since,json=lateSince,proto3" json:"late_since,omitempty"`
+	// The last error of a verifier that is waited for.
+	Trouble string `protobuf:"bytes,10,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	// Uses of the old version that were last measured here, at least.
+	OldUses       int64 `protobuf:"varint,11,opt,name=old_uses,json=oldUses,proto3" json:"old_uses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionProgress) Reset() {
+	*x = RegionProgress{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionProgress) ProtoMessage() {}
+
+func (x *RegionProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionProgress.ProtoReflect.Descriptor instead.
+func (*RegionProgress) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RegionProgress) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *RegionProgress) GetVerifiers() int32 {
+	if x != nil {
+		return x.Verifiers
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetAccepting() int32 {
+	if x != nil {
+		return x.Accepting
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetRefusing() int32 {
+	if x != nil {
+		return x.Refusing
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetPresenters() int32 {
+	if x != nil {
+		return x.Presenters
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetUsing() int32 {
+	if x != nil {
+		return x.Using
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetLateVerifiers() int32 {
+	if x != nil {
+		return x.LateVerifiers
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetLatePresenters() int32 {
+	if x != nil {
+		return x.LatePresenters
+	}
+	return 0
+}
+
+func (x *RegionProgress) GetLateSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LateSince
+	}
+	return nil
+}
+
+func (x *RegionProgress) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+func (x *RegionProgress) GetOldUses() int64 {
+	if x != nil {
+		return x.OldUses
+	}
+	return 0
+}
+
 type Hold struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Machine-readable, for example "operator" or "stage-empty".
@@ -1456,7 +1598,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	mi := &file_keyturn_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1610,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	mi := &file_keyturn_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1623,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Hold) GetReason() string {
@@ -1526,7 +1668,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[20]
+	mi := &file_keyturn_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1680,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[20]
+	mi := &file_keyturn_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1693,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Waiting) GetReason() string {
@@ -1601,7 +1743,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[21]
+	mi := &file_keyturn_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1755,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[21]
+	mi := &file_keyturn_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1768,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Holder) GetEndpoint() string {
@@ -1671,7 +1813,7 @@ type StageProgress struct {
 
 func (x *StageProgress) Reset() {
 	*x = StageProgress{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[22]
+	mi := &file_keyturn_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1825,7 @@ func (x *StageProgress) String() string {
 func (*StageProgress) ProtoMessage() {}
 
 func (x *StageProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[22]
+	mi := &file_keyturn_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1838,7 @@ func (x *StageProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageProgress.ProtoReflect.Descriptor instead.
 func (*StageProgress) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StageProgress) GetName() string {
@@ -1747,7 +1889,7 @@ type ListRotationsRequest struct {
 
 func (x *ListRotationsRequest) Reset() {
 	*x = ListRotationsRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[23]
+	mi := &file_keyturn_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1901,7 @@ func (x *ListRotationsRequest) String() string {
 func (*ListRotationsRequest) ProtoMessage() {}
 
 func (x *ListRotationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[23]
+	mi := &file_keyturn_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1914,7 @@ func (x *ListRotationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRotationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRotationsRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListRotationsRequest) GetKey() string {
@@ -1814,7 +1956,7 @@ type ListRotationsResponse struct {
 
 func (x *ListRotationsResponse) Reset() {
 	*x = ListRotationsResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[24]
+	mi := &file_keyturn_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1968,7 @@ func (x *ListRotationsResponse) String() string {
 func (*ListRotationsResponse) ProtoMessage() {}
 
 func (x *ListRotationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[24]
+	mi := &file_keyturn_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1981,7 @@ func (x *ListRotationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRotationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRotationsResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListRotationsResponse) GetRotations() []*Rotation {
@@ -1866,7 +2008,7 @@ type GetRotationRequest struct {
 
 func (x *GetRotationRequest) Reset() {
 	*x = GetRotationRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[25]
+	mi := &file_keyturn_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +2020,7 @@ func (x *GetRotationRequest) String() string {
 func (*GetRotationRequest) ProtoMessage() {}
 
 func (x *GetRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[25]
+	mi := &file_keyturn_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +2033,7 @@ func (x *GetRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRotationRequest.ProtoReflect.Descriptor instead.
 func (*GetRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetRotationRequest) GetId() string {
@@ -1911,7 +2053,7 @@ type GetRotationResponse struct {
 
 func (x *GetRotationResponse) Reset() {
 	*x = GetRotationResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[26]
+	mi := &file_keyturn_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2065,7 @@ func (x *GetRotationResponse) String() string {
 func (*GetRotationResponse) ProtoMessage() {}
 
 func (x *GetRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[26]
+	mi := &file_keyturn_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2078,7 @@ func (x *GetRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRotationResponse.ProtoReflect.Descriptor instead.
 func (*GetRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetRotationResponse) GetRotation() *Rotation {
@@ -1964,7 +2106,7 @@ type TimelineEntry struct {
 
 func (x *TimelineEntry) Reset() {
 	*x = TimelineEntry{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[27]
+	mi := &file_keyturn_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2118,7 @@ func (x *TimelineEntry) String() string {
 func (*TimelineEntry) ProtoMessage() {}
 
 func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[27]
+	mi := &file_keyturn_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2131,7 @@ func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
 func (*TimelineEntry) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TimelineEntry) GetAt() *timestamppb.Timestamp {
@@ -2022,7 +2164,7 @@ type WatchRotationRequest struct {
 
 func (x *WatchRotationRequest) Reset() {
 	*x = WatchRotationRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[28]
+	mi := &file_keyturn_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2176,7 @@ func (x *WatchRotationRequest) String() string {
 func (*WatchRotationRequest) ProtoMessage() {}
 
 func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[28]
+	mi := &file_keyturn_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2189,7 @@ func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationRequest.ProtoReflect.Descriptor instead.
 func (*WatchRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchRotationRequest) GetId() string {
@@ -2066,7 +2208,7 @@ type WatchRotationResponse struct {
 
 func (x *WatchRotationResponse) Reset() {
 	*x = WatchRotationResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[29]
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2220,7 @@ func (x *WatchRotationResponse) String() string {
 func (*WatchRotationResponse) ProtoMessage() {}
 
 func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[29]
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2233,7 @@ func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationResponse.ProtoReflect.Descriptor instead.
 func (*WatchRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchRotationResponse) GetRotation() *Rotation {
@@ -2112,7 +2254,7 @@ type SteerRequest struct {
 
 func (x *SteerRequest) Reset() {
 	*x = SteerRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2266,7 @@ func (x *SteerRequest) String() string {
 func (*SteerRequest) ProtoMessage() {}
 
 func (x *SteerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2279,7 @@ func (x *SteerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
 func (*SteerRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SteerRequest) GetRotationId() string {
@@ -2169,7 +2311,7 @@ type SteerResponse struct {
 
 func (x *SteerResponse) Reset() {
 	*x = SteerResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2323,7 @@ func (x *SteerResponse) String() string {
 func (*SteerResponse) ProtoMessage() {}
 
 func (x *SteerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2336,7 @@ func (x *SteerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
 func (*SteerResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 type PlanRequest struct {
@@ -2206,7 +2348,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2360,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2373,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PlanRequest) GetName() string {
@@ -2252,7 +2394,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2406,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2419,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PlanResponse) GetSteps() []*PlanStep {
@@ -2310,7 +2452,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2464,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2477,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanStep) GetPhase() string {
@@ -2399,7 +2541,7 @@ type ListPartiesRequest struct {
 
 func (x *ListPartiesRequest) Reset() {
 	*x = ListPartiesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2553,7 @@ func (x *ListPartiesRequest) String() string {
 func (*ListPartiesRequest) ProtoMessage() {}
 
 func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2566,7 @@ func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesRequest.ProtoReflect.Descriptor instead.
 func (*ListPartiesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListPartiesRequest) GetKey() string {
@@ -2458,7 +2600,7 @@ type ListPartiesResponse struct {
 
 func (x *ListPartiesResponse) Reset() {
 	*x = ListPartiesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +2612,7 @@ func (x *ListPartiesResponse) String() string {
 func (*ListPartiesResponse) ProtoMessage() {}
 
 func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +2625,7 @@ func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesResponse.ProtoReflect.Descriptor instead.
 func (*ListPartiesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListPartiesResponse) GetParties() []*PartyStatus {
@@ -2512,7 +2654,7 @@ type PartyStatus struct {
 
 func (x *PartyStatus) Reset() {
 	*x = PartyStatus{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2666,7 @@ func (x *PartyStatus) String() string {
 func (*PartyStatus) ProtoMessage() {}
 
 func (x *PartyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2679,7 @@ func (x *PartyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyStatus.ProtoReflect.Descriptor instead.
 func (*PartyStatus) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PartyStatus) GetParty() *Party {
@@ -2581,7 +2723,7 @@ type PartyKey struct {
 
 func (x *PartyKey) Reset() {
 	*x = PartyKey{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2735,7 @@ func (x *PartyKey) String() string {
 func (*PartyKey) ProtoMessage() {}
 
 func (x *PartyKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2748,7 @@ func (x *PartyKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyKey.ProtoReflect.Descriptor instead.
 func (*PartyKey) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PartyKey) GetKey() string {
@@ -2647,7 +2789,7 @@ type RemovePartyRequest struct {
 
 func (x *RemovePartyRequest) Reset() {
 	*x = RemovePartyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +2801,7 @@ func (x *RemovePartyRequest) String() string {
 func (*RemovePartyRequest) ProtoMessage() {}
 
 func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +2814,7 @@ func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyRequest.ProtoReflect.Descriptor instead.
 func (*RemovePartyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemovePartyRequest) GetId() string {
@@ -2697,7 +2839,7 @@ type RemovePartyResponse struct {
 
 func (x *RemovePartyResponse) Reset() {
 	*x = RemovePartyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2851,7 @@ func (x *RemovePartyResponse) String() string {
 func (*RemovePartyResponse) ProtoMessage() {}
 
 func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2864,7 @@ func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyResponse.ProtoReflect.Descriptor instead.
 func (*RemovePartyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 type CreateTokenRequest struct {
@@ -2743,7 +2885,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2897,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2910,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -2817,7 +2959,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2829,7 +2971,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2842,7 +2984,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -2881,7 +3023,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +3035,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +3048,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Token) GetId() string {
@@ -2966,7 +3108,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2978,7 +3120,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2991,7 +3133,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 type ListTokensResponse struct {
@@ -3003,7 +3145,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3157,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3170,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3047,7 +3189,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3201,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3214,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3090,7 +3232,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3244,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3257,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 type ReadLogRequest struct {
@@ -3132,7 +3274,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3286,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3299,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadLogRequest) GetFrom() uint64 {
@@ -3200,7 +3342,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3354,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3367,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReadLogResponse) GetEntries() []string {
@@ -3257,7 +3399,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3269,7 +3411,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3282,7 +3424,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 type ExportLogResponse struct {
@@ -3294,7 +3436,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3306,7 +3448,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3319,7 +3461,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ExportLogResponse) GetPiece() []byte {
@@ -3337,7 +3479,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3491,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3504,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 type DoctorResponse struct {
@@ -3374,7 +3516,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3528,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3541,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -3422,7 +3564,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3434,7 +3576,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3447,7 +3589,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Check) GetName() string {
@@ -3587,7 +3729,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"3\n" +
 	"\x10RollbackResponse\x12\x1f\n" +
 	"\vrotation_id\x18\x01 \x01(\tR\n" +
-	"rotationId\"\xec\x05\n" +
+	"rotationId\"\xa2\x06\n" +
 	"\bRotation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -3613,7 +3755,24 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x06stages\x18\x12 \x03(\v2\x19.keyturn.v1.StageProgressR\x06stages\x12\x1a\n" +
 	"\bstrategy\x18\x13 \x01(\tR\bstrategy\x12\x1c\n" +
 	"\tapprovals\x18\x14 \x03(\tR\tapprovals\x12\x14\n" +
-	"\x05ended\x18\x15 \x01(\bR\x05ended\"\x80\x01\n" +
+	"\x05ended\x18\x15 \x01(\bR\x05ended\x124\n" +
+	"\aregions\x18\x16 \x03(\v2\x1a.keyturn.v1.RegionProgressR\aregions\"\xf6\x02\n" +
+	"\x0eRegionProgress\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1c\n" +
+	"\tverifiers\x18\x02 \x01(\x05R\tverifiers\x12\x1c\n" +
+	"\taccepting\x18\x03 \x01(\x05R\taccepting\x12\x1a\n" +
+	"\brefusing\x18\x04 \x01(\x05R\brefusing\x12\x1e\n" +
+	"\n" +
+	"presenters\x18\x05 \x01(\x05R\n" +
+	"presenters\x12\x14\n" +
+	"\x05using\x18\x06 \x01(\x05R\x05using\x12%\n" +
+	"\x0elate_verifiers\x18\a \x01(\x05R\rlateVerifiers\x12'\n" +
+	"\x0flate_presenters\x18\b \x01(\x05R\x0elatePresenters\x129\n" +
+	"\n" +
+	"late_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tlateSince\x12\x18\n" +
+	"\atrouble\x18\n" +
+	" \x01(\tR\atrouble\x12\x19\n" +
+	"\bold_uses\x18\v \x01(\x03R\aoldUses\"\x80\x01\n" +
 	"\x04Hold\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3793,7 +3952,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),              // 0: keyturn.v1.SteerAction
 	(*Document)(nil),              // 1: keyturn.v1.Document
@@ -3815,141 +3974,144 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*RollbackRequest)(nil),       // 17: keyturn.v1.RollbackRequest
 	(*RollbackResponse)(nil),      // 18: keyturn.v1.RollbackResponse
 	(*Rotation)(nil),              // 19: keyturn.v1.Rotation
-	(*Hold)(nil),                  // 20: keyturn.v1.Hold
-	(*Waiting)(nil),               // 21: keyturn.v1.Waiting
-	(*Holder)(nil),                // 22: keyturn.v1.Holder
-	(*StageProgress)(nil),         // 23: keyturn.v1.StageProgress
-	(*ListRotationsRequest)(nil),  // 24: keyturn.v1.ListRotationsRequest
-	(*ListRotationsResponse)(nil), // 25: keyturn.v1.ListRotationsResponse
-	(*GetRotationRequest)(nil),    // 26: keyturn.v1.GetRotationRequest
-	(*GetRotationResponse)(nil),   // 27: keyturn.v1.GetRotationResponse
-	(*TimelineEntry)(nil),         // 28: keyturn.v1.TimelineEntry
-	(*WatchRotationRequest)(nil),  // 29: keyturn.v1.WatchRotationRequest
-	(*WatchRotationResponse)(nil), // 30: keyturn.v1.WatchRotationResponse
-	(*SteerRequest)(nil),          // 31: keyturn.v1.SteerRequest
-	(*SteerResponse)(nil),         // 32: keyturn.v1.SteerResponse
-	(*PlanRequest)(nil),           // 33: keyturn.v1.PlanRequest
-	(*PlanResponse)(nil),          // 34: keyturn.v1.PlanResponse
-	(*PlanStep)(nil),              // 35: keyturn.v1.PlanStep
-	(*ListPartiesRequest)(nil),    // 36: keyturn.v1.ListPartiesRequest
-	(*ListPartiesResponse)(nil),   // 37: keyturn.v1.ListPartiesResponse
-	(*PartyStatus)(nil),           // 38: keyturn.v1.PartyStatus
-	(*PartyKey)(nil),              // 39: keyturn.v1.PartyKey
-	(*RemovePartyRequest)(nil),    // 40: keyturn.v1.RemovePartyRequest
-	(*RemovePartyResponse)(nil),   // 41: keyturn.v1.RemovePartyResponse
-	(*CreateTokenRequest)(nil),    // 42: keyturn.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 43: keyturn.v1.CreateTokenResponse
-	(*Token)(nil),                 // 44: keyturn.v1.Token
-	(*ListTokensRequest)(nil),     // 45: keyturn.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 46: keyturn.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 47: keyturn.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 48: keyturn.v1.RevokeTokenResponse
-	(*ReadLogRequest)(nil),        // 49: keyturn.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),       // 50: keyturn.v1.ReadLogResponse
-	(*ExportLogRequest)(nil),      // 51: keyturn.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),     // 52: keyturn.v1.ExportLogResponse
-	(*DoctorRequest)(nil),         // 53: keyturn.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 54: keyturn.v1.DoctorResponse
-	(*Check)(nil),                 // 55: keyturn.v1.Check
-	nil,                           // 56: keyturn.v1.Key.LabelsEntry
-	nil,                           // 57: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                           // 58: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                           // 59: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil), // 60: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 61: google.protobuf.Duration
-	(*Party)(nil),                 // 62: keyturn.v1.Party
+	(*RegionProgress)(nil),        // 20: keyturn.v1.RegionProgress
+	(*Hold)(nil),                  // 21: keyturn.v1.Hold
+	(*Waiting)(nil),               // 22: keyturn.v1.Waiting
+	(*Holder)(nil),                // 23: keyturn.v1.Holder
+	(*StageProgress)(nil),         // 24: keyturn.v1.StageProgress
+	(*ListRotationsRequest)(nil),  // 25: keyturn.v1.ListRotationsRequest
+	(*ListRotationsResponse)(nil), // 26: keyturn.v1.ListRotationsResponse
+	(*GetRotationRequest)(nil),    // 27: keyturn.v1.GetRotationRequest
+	(*GetRotationResponse)(nil),   // 28: keyturn.v1.GetRotationResponse
+	(*TimelineEntry)(nil),         // 29: keyturn.v1.TimelineEntry
+	(*WatchRotationRequest)(nil),  // 30: keyturn.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil), // 31: keyturn.v1.WatchRotationResponse
+	(*SteerRequest)(nil),          // 32: keyturn.v1.SteerRequest
+	(*SteerResponse)(nil),         // 33: keyturn.v1.SteerResponse
+	(*PlanRequest)(nil),           // 34: keyturn.v1.PlanRequest
+	(*PlanResponse)(nil),          // 35: keyturn.v1.PlanResponse
+	(*PlanStep)(nil),              // 36: keyturn.v1.PlanStep
+	(*ListPartiesRequest)(nil),    // 37: keyturn.v1.ListPartiesRequest
+	(*ListPartiesResponse)(nil),   // 38: keyturn.v1.ListPartiesResponse
+	(*PartyStatus)(nil),           // 39: keyturn.v1.PartyStatus
+	(*PartyKey)(nil),              // 40: keyturn.v1.PartyKey
+	(*RemovePartyRequest)(nil),    // 41: keyturn.v1.RemovePartyRequest
+	(*RemovePartyResponse)(nil),   // 42: keyturn.v1.RemovePartyResponse
+	(*CreateTokenRequest)(nil),    // 43: keyturn.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 44: keyturn.v1.CreateTokenResponse
+	(*Token)(nil),                 // 45: keyturn.v1.Token
+	(*ListTokensRequest)(nil),     // 46: keyturn.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 47: keyturn.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 48: keyturn.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 49: keyturn.v1.RevokeTokenResponse
+	(*ReadLogRequest)(nil),        // 50: keyturn.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),       // 51: keyturn.v1.ReadLogResponse
+	(*ExportLogRequest)(nil),      // 52: keyturn.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),     // 53: keyturn.v1.ExportLogResponse
+	(*DoctorRequest)(nil),         // 54: keyturn.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 55: keyturn.v1.DoctorResponse
+	(*Check)(nil),                 // 56: keyturn.v1.Check
+	nil,                           // 57: keyturn.v1.Key.LabelsEntry
+	nil,                           // 58: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                           // 59: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                           // 60: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil), // 61: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 62: google.protobuf.Duration
+	(*Party)(nil),                 // 63: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	56, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	60, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	60, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	57, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	61, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	61, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	60, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	57, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	61, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	58, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	58, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	59, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	60, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	60, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	60, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	60, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
-	20, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
-	21, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
-	22, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	60, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
-	23, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
-	60, // 23: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	60, // 24: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
-	19, // 25: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
-	19, // 26: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	28, // 27: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	60, // 28: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	19, // 29: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	0,  // 30: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
-	35, // 31: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
-	6,  // 32: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	60, // 33: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	61, // 34: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
-	38, // 35: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	62, // 36: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	60, // 37: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	39, // 38: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	61, // 39: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	62, // 40: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	60, // 41: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	60, // 42: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	60, // 43: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	60, // 44: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	44, // 45: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
-	55, // 46: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	2,  // 47: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 48: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 49: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 50: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 51: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	17, // 52: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	24, // 53: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	26, // 54: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	29, // 55: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	31, // 56: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	33, // 57: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	36, // 58: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	40, // 59: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	42, // 60: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	45, // 61: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	47, // 62: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	49, // 63: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	51, // 64: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	53, // 65: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	3,  // 66: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 67: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 68: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 69: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 70: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	18, // 71: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	25, // 72: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	27, // 73: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	30, // 74: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	32, // 75: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	34, // 76: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	37, // 77: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	41, // 78: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	43, // 79: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	46, // 80: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	48, // 81: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	50, // 82: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	52, // 83: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	54, // 84: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	66, // [66:85] is the sub-list for method output_type
-	47, // [47:66] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	59, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	60, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	61, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	61, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	61, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	61, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	21, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
+	22, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
+	23, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
+	61, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	24, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
+	20, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
+	61, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	61, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	61, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	19, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
+	19, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	29, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
+	61, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	19, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
+	36, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
+	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
+	61, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	62, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	39, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
+	63, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	61, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	40, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
+	62, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	63, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	61, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	61, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	61, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	61, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	45, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
+	56, // 48: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
+	2,  // 49: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,  // 50: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11, // 51: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13, // 52: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15, // 53: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	17, // 54: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	25, // 55: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	27, // 56: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	30, // 57: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	32, // 58: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	34, // 59: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	37, // 60: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	41, // 61: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	43, // 62: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	46, // 63: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	48, // 64: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	50, // 65: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	52, // 66: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	54, // 67: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	3,  // 68: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 69: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 70: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 71: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 72: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	18, // 73: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	26, // 74: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	28, // 75: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	31, // 76: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	33, // 77: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	35, // 78: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	38, // 79: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	42, // 80: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	44, // 81: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	47, // 82: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	49, // 83: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	51, // 84: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	53, // 85: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	55, // 86: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	68, // [68:87] is the sub-list for method output_type
+	49, // [49:68] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -3964,7 +4126,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
