@@ -83,6 +83,9 @@ type TelemetryConfig struct {
 	// MetricsListen serves /metrics without a token on an address of its own, for
 	// example 127.0.0.1:7448; empty: only on the API's address, with a token.
 	MetricsListen string `yaml:"metricsListen"`
+	// RegionBehind is after how long a region that a rotation waits for pages; in an
+	// emergency a fifth of it. Default: 5m.
+	RegionBehind time.Duration `yaml:"regionBehind"`
 }
 
 // LimitsConfig bounds what clients can ask for.

@@ -32,6 +32,7 @@ func (c *Config) fill() {
 	fill(&c.Limits.PerSecond, 200)
 	fill(&c.Limits.Burst, 2000)
 	fill(&c.Limits.ForgetClients, 2*time.Minute)
+	fill(&c.Telemetry.RegionBehind, 5*time.Minute)
 }
 
 // complete fills in defaults and checks the configuration.
@@ -50,6 +51,7 @@ const (
 	maxParties             = 1_000_000
 	maxRate                = 1e6
 	minForget, maxForget   = time.Second, 365 * 24 * time.Hour
+	minBehind              = time.Second
 	maxLogName, maxTLSName = 255, 253
 )
 
@@ -164,6 +166,9 @@ func (c *TelemetryConfig) check() []problem {
 		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
 			problems = append(problems, problem{field: "telemetry.metricsListen", message: fmt.Sprintf("%v; write for example 127.0.0.1:7448", err)})
 		}
+	}
+	if c.RegionBehind < minBehind || c.RegionBehind > maxForget {
+		problems = append(problems, problem{field: "telemetry.regionBehind", message: fmt.Sprintf("%v is not between %v and %v", c.RegionBehind, minBehind, maxForget)})
 	}
 	return problems
 }

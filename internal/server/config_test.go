@@ -35,6 +35,7 @@ func TestConfigErrors(t *testing.T) {
 		"dataDir: d\nlimits:\n  body: 4096\n  parties: -1\n":                                 "server.yaml:4: limits.parties: -1 is not between 1 and 1000000",
 		"dataDir: d\nlimits:\n  perSecond: -2\n":                                             "server.yaml:3: limits.perSecond: -2 is not between more than 0 and 1000000",
 		"dataDir: d\nlimits:\n  burst: -1\n":                                                 "server.yaml:3: limits.burst: ",
+		"dataDir: d\ntelemetry:\n  regionBehind: 1ms\n":                                      "server.yaml:3: telemetry.regionBehind: 1ms is not between 1s and 8760h0m0s",
 		"dataDir: d\nlimits:\n  forgetClients: 1ms\n":                                        "server.yaml:3: limits.forgetClients: 1ms is not between 1s and 8760h0m0s",
 		"dataDir: d\nlimits:\n  forgetClients: soon\n":                                       `server.yaml:3: limits.forgetClients: "soon" is not a duration; write for example 2m`,
 		"dataDir: d\nlisten: 127.0.0.1:1\nlimts: {}\n":                                       `server.yaml:3:1: unknown field "limts"; see docs/reference/server.md for all fields`,
@@ -98,7 +99,7 @@ func TestDocumentedExample(t *testing.T) {
 	}
 	for _, field := range []string{
 		"listen", "dataDir", "tls.cert", "tls.key", "tls.names", "keeper.file", "log.level", "log.format", "logName",
-		"telemetry.traces", "telemetry.pages", "telemetry.alertmanagers", "telemetry.insecure", "telemetry.metricsListen",
+		"telemetry.traces", "telemetry.pages", "telemetry.alertmanagers", "telemetry.insecure", "telemetry.metricsListen", "telemetry.regionBehind",
 		"limits.body", "limits.parties", "limits.perSecond", "limits.burst", "limits.forgetClients",
 	} {
 		if !strings.Contains(string(page), "| `"+field+"` |") {

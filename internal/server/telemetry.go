@@ -36,7 +36,7 @@ func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connec
 		webhooks = append(webhooks, signals.Webhook{Name: fmt.Sprintf("alertmanager-%d", i+1), URL: address, Format: signals.Alertmanager, Insecure: insecure})
 	}
 	observed, err := signals.New(signals.Config{
-		Registry: prometheus.NewRegistry(), Logger: log, Now: now, Webhooks: webhooks, Connected: connected,
+		Registry: prometheus.NewRegistry(), Logger: log, Now: now, Webhooks: webhooks, Connected: connected, RegionBehind: config.Telemetry.RegionBehind,
 		Traces: signals.Traces{Endpoint: config.Telemetry.Traces, Insecure: insecure},
 	})
 	if err != nil {

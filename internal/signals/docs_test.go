@@ -47,6 +47,8 @@ func everything(t *testing.T) map[string]*dto.MetricFamily {
 	s := newStory(f.clock, "prod/db", rotation.Manual)
 	s.add(rotation.Transition{Kind: rotation.PresenterTold, Version: 2, Subject: "a"})
 	s.add(rotation.Transition{Kind: rotation.PresenterAcked, Version: 2, Subject: "a", To: "applied"})
+	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 2, Subject: "primary", To: "accept-pending"})
+	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 2, Subject: "primary", To: "accepted"})
 	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 1, Subject: "primary", To: "refuse-pending"})
 	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 1, Subject: "primary", To: "refused"})
 	s.tell(f)
@@ -260,6 +262,7 @@ func TestEveryHoldHasARunbook(t *testing.T) {
 			}
 		}
 	}
+	read(t, "docs/runbooks/"+string(signals.RegionBehind)+".md")
 	if got := signals.HoldReasons(); len(want) == 0 || !slices.Equal(got, want) {
 		t.Errorf("HoldReasons() = %v, the machine has %v", got, want)
 	}

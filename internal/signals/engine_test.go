@@ -307,9 +307,8 @@ func TestSignalsOfARealEngine(t *testing.T) {
 		`keyturn_rotation_holds_total{reason="stage-late"}`: 1,
 	})
 	told, _ := w.value(`keyturn_propagation_duration_seconds_count{region="eu"}`)
-	early, _ := w.value(`keyturn_propagation_duration_seconds_count{region="unknown"}`)
-	if told+early < 5 || told == 0 {
-		t.Errorf("%v tellings were acknowledged in region eu, %v elsewhere", told, early)
+	if told < 5 {
+		t.Errorf("%v tellings were acknowledged in region eu", told)
 	}
 	w.checkTrace(t, second.ID, "planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying")
 	w.checkTrace(t, failed.ID, "planned", "minting", "accepting", "presenting", "rolling-back")

@@ -31,6 +31,8 @@ var (
 	descPresenters = gaugeDesc("presenters", "Presenters over all keys by region and state: acknowledged (uses what it was told), behind, failed.", "region", "state")
 	descUses       = gaugeDesc("retiring_version_uses", "Measured uses of old versions that are not revoked yet, by key and whether the grace is over (M3).", "key", "grace")
 	descRetiring   = gaugeDesc("retiring_version_presenters", "Presenters that may still use an old version that is not revoked yet, by whether its grace is over (M3).", "grace")
+	descRegionLag  = gaugeDesc("region_lag_seconds", "How long a rotation has waited for a verifier or presenter of the region, the longest of all rotations; 0 when none waits. By region, for the first 50 by name.", "region")
+	descRegionLate = gaugeDesc("region_late", "Verifiers and presenters that rotations wait for, by region, for the first 50 by name.", "region", "role")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -41,7 +43,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descUnrefused,
+		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused,
 	} {
 		ch <- desc
 	}
@@ -79,6 +81,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	g.parties(v, put)
+	v.regions.show(now, put)
 	for _, grace := range []string{"within", "over"} {
 		put(descRetiring, float64(v.retiring[grace]), grace)
 	}

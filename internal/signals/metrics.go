@@ -23,7 +23,8 @@ type metrics struct {
 	stages, holds             *prometheus.CounterVec
 	cutover, phases           *prometheus.HistogramVec
 	revocation, recovery      *prometheus.HistogramVec
-	refusal, propagation      *prometheus.HistogramVec
+	refusal, acceptance       *prometheus.HistogramVec
+	propagation               *prometheus.HistogramVec
 	attempts                  *prometheus.CounterVec
 	effects                   *prometheus.HistogramVec
 	uses, failures            *prometheus.CounterVec
@@ -57,10 +58,12 @@ func newMetrics(maxKeys int) *metrics {
 			"Time from the beginning of a revocation until every verifier was proven to refuse the old version (M5), by kind of rotation.", long(), "kind"),
 		refusal: histogram("verifier_refusal_duration_seconds",
 			"Time from asking one verifier to refuse a version until its refusal was proven (M5), by verifier's region.", long(), "region"),
+		acceptance: histogram("verifier_acceptance_duration_seconds",
+			"Time from asking one verifier to accept a version until its acceptance was proven (M2), by verifier's region.", long(), "region"),
 		recovery: histogram("rotation_recovery_duration_seconds",
 			"Time from the failure of a rotation until all presenters were back on the version before (M10), by kind.", long(), "kind"),
 		propagation: histogram("propagation_duration_seconds",
-			"Time from telling a presenter to use a version until it acknowledged that it does, by presenter's region.", short(), "region"),
+			"Time from telling a presenter to use a version until it acknowledged that it does (M2), by presenter's region.", short(), "region"),
 		attempts: counter("effect_attempts_total", "Tries of effects outside (M6), by effect, whether it was the first try or a retry, and outcome; error means that it is tried again.", "effect", "attempt", "outcome"),
 		effects:  histogram("effect_duration_seconds", "Time that one try of an effect took.", short(), "effect"),
 		uses: counter("presenter_auth_attempts_total",
@@ -107,7 +110,7 @@ func histogram(name, help string, buckets []float64, labels ...string) *promethe
 
 func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.recovery,
+		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.acceptance, m.recovery,
 		m.propagation, m.attempts, m.effects, m.uses, m.failures, m.complete, m.ratio, m.examined, m.findings,
 		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep,
 	}

@@ -23,7 +23,10 @@ func TestRotationThatSucceeds(t *testing.T) {
 	s.phase(rotation.Minting)
 	c.pass(time.Second)
 	s.phase(rotation.Accepting)
+	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 2, Subject: "primary", To: "accept-pending"})
 	c.pass(time.Second)
+	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 2, Subject: "primary", From: "accept-pending", To: "accept-probing"})
+	s.add(rotation.Transition{Kind: rotation.VerifierChange, Version: 2, Subject: "primary", From: "accept-probing", To: "accepted"})
 	s.phase(rotation.Presenting)
 	s.add(rotation.Transition{Kind: rotation.PresenterTold, Version: 2, Subject: "web-1", To: "epoch 7"})
 	c.pass(200 * time.Millisecond)
@@ -57,8 +60,9 @@ func TestRotationThatSucceeds(t *testing.T) {
 		`keyturn_rotation_stages_total{position="later",result="passed"}`:                  1,
 		`keyturn_rotation_stages_total{position="first",result="failed"}`:                  0,
 		`keyturn_revocation_duration_seconds_sum{kind="scheduled"}`:                        3,
-		`keyturn_verifier_refusal_duration_seconds_sum{region="unknown"}`:                  3,
-		`keyturn_propagation_duration_seconds_sum{region="unknown"}`:                       0.2,
+		`keyturn_verifier_acceptance_duration_seconds_sum{region="eu"}`:                    1,
+		`keyturn_verifier_refusal_duration_seconds_sum{region="eu"}`:                       3,
+		`keyturn_propagation_duration_seconds_sum{region="eu"}`:                            0.2,
 		`keyturn_rotation_recovery_duration_seconds_count{kind="scheduled"}`:               0,
 		`keyturn_effect_attempts_total{attempt="first",effect="accept",outcome="error"}`:   1,
 		`keyturn_effect_attempts_total{attempt="retry",effect="accept",outcome="ok"}`:      1,

@@ -6,9 +6,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
-	"github.com/keyturn/keyturn/key"
 )
 
 // moved handles one committed change.
@@ -35,22 +36,12 @@ func (s *Signals) moved(ctx context.Context, m *engine.Moved) {
 			return
 		}
 		if took, known := end(s.waiting.told, waitingFor{key: m.Key, party: m.Subject}, m.Version, m.At); known {
-			observe(s.metrics.propagation, took, m.Rotation, s.region(m.Subject))
+			observe(s.metrics.propagation, took, m.Rotation, s.metrics.regions.of(orNone(m.Region)))
 		}
 	case rotation.PresenterLeft:
 		delete(s.waiting.told, waitingFor{key: m.Key, party: m.Subject})
 	case rotation.VerifierGone:
 	}
-}
-
-// region is a party's region as the last sweep found it.
-func (s *Signals) region(party string) string {
-	if v := s.view.Load(); v != nil {
-		if region, known := v.regions[party]; known {
-			return s.metrics.regions.of(orNone(region))
-		}
-	}
-	return "unknown"
 }
 
 func (s *Signals) begun(ctx context.Context, m *engine.Moved) {
@@ -218,7 +209,7 @@ func (s *Signals) held(ctx context.Context, m *engine.Moved) {
 		s.attrs(m, slog.String("reason", m.To), slog.Bool("human", human), slog.Any("parties", m.Names))...)
 	s.pager.raise(hold{
 		key: m.Key, rotation: m.Rotation, kind: kind, reason: rotation.HoldReason(m.To),
-		message: m.Message, human: human, since: m.At, parties: m.Names,
+		message: m.Message, human: human, since: m.At, parties: m.Names, late: m.Late,
 	})
 }
 
@@ -229,19 +220,23 @@ func late(reason rotation.HoldReason) bool {
 
 func (s *Signals) verified(m *engine.Moved) {
 	question := waitingFor{key: m.Key, party: m.Subject, version: m.Version}
+	proven := func(asked map[waitingFor]since, h *prometheus.HistogramVec) {
+		if took, known := end(asked, question, m.Version, m.At); known {
+			observe(h, took, m.Rotation, s.metrics.regions.of(orNone(m.Region)))
+		}
+	}
 	switch m.To {
 	case rotation.RefusePending.String():
 		begin(s.waiting.refuse, question, m.Version, m.At)
+		delete(s.waiting.accept, question)
 	case rotation.Refused.String():
-		if took, known := end(s.waiting.refuse, question, m.Version, m.At); known {
-			region := "unknown"
-			if v := s.view.Load(); v != nil {
-				region = orNone(v.verifiers[verifier{m.Key, m.Subject}])
-			}
-			observe(s.metrics.refusal, took, m.Rotation, s.metrics.regions.of(region))
-		}
-	case rotation.AcceptPending.String(), rotation.AcceptProbing.String(), rotation.Accepted.String():
+		proven(s.waiting.refuse, s.metrics.refusal)
+	case rotation.AcceptPending.String():
+		begin(s.waiting.accept, question, m.Version, m.At)
 		delete(s.waiting.refuse, question)
+	case rotation.Accepted.String():
+		proven(s.waiting.accept, s.metrics.acceptance)
+	case rotation.AcceptProbing.String(), rotation.RefuseProbing.String():
 	}
 }
 
@@ -292,10 +287,4 @@ func cutOver(name string) bool {
 func failedPhase(name string) bool {
 	p := phaseOf(name)
 	return p == rotation.RollingBack || p == rotation.RolledBack || p == rotation.Failed
-}
-
-// verifier names a verifier of a key.
-type verifier struct {
-	key key.Name
-	id  string
 }

@@ -293,7 +293,7 @@ func alertOf(page *Page) alert {
 		},
 		Annotations: map[string]string{
 			"summary": "Rotation of " + string(page.Key) + " is on hold: " + string(page.Reason), "description": page.Message,
-			"parties": strings.Join(page.Parties, " "), "runbook_url": page.Runbook,
+			"parties": strings.Join(page.Parties, " "), "regions": strings.Join(page.regionNames(), " "), "runbook_url": page.Runbook,
 		},
 		StartsAt: page.StartedAt, EndsAt: page.ResolvedAt,
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/key"
 )
@@ -35,6 +36,8 @@ type Page struct {
 	Human bool `json:"human"`
 	// Parties are the names of those that the rotation waits for, at most 20.
 	Parties []string `json:"parties,omitempty"`
+	// Regions are those that the rotation waits for, longest first, at most 20.
+	Regions []PageRegion `json:"regions,omitempty"`
 	// Runbook is the address of the page that says what to do.
 	Runbook    string    `json:"runbook"`
 	StartedAt  time.Time `json:"startedAt"`
@@ -51,6 +54,7 @@ type hold struct {
 	human    bool
 	since    time.Time
 	parties  []string
+	late     []engine.LateRegion
 }
 
 // severity says whether somebody must be woken: recovery needs a human, something
@@ -59,7 +63,7 @@ func (h *hold) severity() string {
 	switch {
 	case h.reason == rotation.HoldOperator:
 		return "ticket"
-	case h.human, late(h.reason), h.kind == rotation.Emergency.String():
+	case h.human, late(h.reason), h.reason == RegionBehind, h.kind == rotation.Emergency.String():
 		return "page"
 	}
 	return "ticket"
@@ -156,7 +160,7 @@ func (p *pager) resolve(id key.RotationID, reason string, at time.Time) {
 		p.end(pageKey{id, rotation.HoldReason(reason)}, at)
 		return
 	}
-	for _, reason := range HoldReasons() {
+	for _, reason := range append(HoldReasons(), RegionBehind) {
 		if _, is := p.open[pageKey{id, reason}]; is {
 			p.end(pageKey{id, reason}, at)
 		}
@@ -221,7 +225,7 @@ func (p *pager) send(page Page) {
 func (p *pager) page(h *hold) Page {
 	return Page{
 		ID: h.rotation.String() + "/" + string(h.reason), Status: "firing", Severity: h.severity(),
-		Key: h.key, Rotation: h.rotation, Kind: h.kind, Reason: h.reason, Message: clip(h.message), Human: h.human,
-		Parties: h.parties, Runbook: p.runbooks + string(h.reason) + ".md", StartedAt: h.since,
+		Key: h.key, Rotation: h.rotation, Kind: h.kind, Reason: h.reason, Message: clip(withRegions(h)), Human: h.human,
+		Parties: h.parties, Regions: pageRegions(h.late), Runbook: p.runbooks + string(h.reason) + ".md", StartedAt: h.since,
 	}
 }

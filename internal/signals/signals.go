@@ -50,6 +50,9 @@ type Config struct {
 	// Every is how often gauges are read from the engine without anything having
 	// happened. Default: 30 s.
 	Every time.Duration
+	// RegionBehind is after how long a region that a rotation waits for pages; in an
+	// emergency a fifth of it. Default: 5 minutes.
+	RegionBehind time.Duration
 }
 
 // DefaultRunbooks is where the runbooks of the project are published.
@@ -103,6 +106,7 @@ func New(config Config) (*Signals, error) {
 	config.MaxKeys = orDefault(config.MaxKeys, 10_000)
 	config.Queue = orDefault(config.Queue, 32_768)
 	config.Every = orDefault(config.Every, 30*time.Second)
+	config.RegionBehind = orDefault(config.RegionBehind, 5*time.Minute)
 	s := &Signals{
 		config: config, log: config.Logger,
 		queue: make(chan notice, config.Queue), news: make(chan struct{}, 1), found: make(chan *view),

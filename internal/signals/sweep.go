@@ -22,9 +22,13 @@ const (
 // view is what one sweep over all keys found.
 type view struct {
 	began time.Time
-	open  map[key.RotationID]bool
-	busy  map[key.Name]int
-	holds []hold
+	// patience is how long a region may be waited for, next when that is over for
+	// the next one; zero when none is waited for.
+	patience time.Duration
+	next     time.Time
+	open     map[key.RotationID]bool
+	busy     map[key.Name]int
+	holds    []hold
 	// minted is when the current version of a key was minted, in the keys' order.
 	minted []mintedAt
 	// unkeyed are the keys without a current version.
@@ -33,8 +37,7 @@ type view struct {
 	oldest     map[rotation.Phase]time.Time
 	held       map[heldBy]int
 	presenters map[presenterGroup]int
-	regions    map[string]string
-	verifiers  map[verifier]string
+	regions    regionsSeen
 	uses       []oldUse
 	retiring   map[string]int // presenters by grace
 	unrefused  int            // compromised versions that some verifier may accept
@@ -63,7 +66,7 @@ func newView(began time.Time) *view {
 	return &view{
 		began: began, open: map[key.RotationID]bool{}, busy: map[key.Name]int{},
 		phases: map[rotation.Phase]int{}, oldest: map[rotation.Phase]time.Time{}, held: map[heldBy]int{},
-		presenters: map[presenterGroup]int{}, regions: map[string]string{}, verifiers: map[verifier]string{}, retiring: map[string]int{},
+		presenters: map[presenterGroup]int{}, regions: regionsSeen{}, retiring: map[string]int{},
 	}
 }
 
@@ -89,7 +92,7 @@ func (s *Signals) sweepAll(ctx context.Context, source Source) {
 	}()
 	failing := false
 	for {
-		began := s.config.Now()
+		began, next := s.config.Now(), s.config.Every
 		v, err := s.sweep(ctx, source)
 		took := s.config.Now().Sub(began)
 		switch {
@@ -104,6 +107,9 @@ func (s *Signals) sweepAll(ctx context.Context, source Source) {
 			s.metrics.sweeps.WithLabelValues("ok").Inc()
 			observe(s.metrics.sweep, took, key.RotationID{})
 			s.view.Store(v)
+			if !v.next.IsZero() {
+				next = min(next, v.next.Sub(began))
+			}
 			select {
 			case s.found <- v:
 			case <-ctx.Done():
@@ -111,14 +117,14 @@ func (s *Signals) sweepAll(ctx context.Context, source Source) {
 			}
 		}
 		failing = err != nil
-		if !s.pause(ctx, max(soonest, spacing*took)) {
+		if !s.pause(ctx, max(soonest, spacing*took), next) {
 			return
 		}
 	}
 }
 
-// pause waits for the shortest pause, and then for news or the interval's end.
-func (s *Signals) pause(ctx context.Context, shortest time.Duration) bool {
+// pause waits for the shortest pause, and then for news or the longest one's end.
+func (s *Signals) pause(ctx context.Context, shortest, longest time.Duration) bool {
 	rest := time.NewTimer(shortest)
 	defer rest.Stop()
 	select {
@@ -126,7 +132,7 @@ func (s *Signals) pause(ctx context.Context, shortest time.Duration) bool {
 		return false
 	case <-rest.C:
 	}
-	rest.Reset(max(0, s.config.Every-shortest))
+	rest.Reset(max(0, longest-shortest))
 	select {
 	case <-ctx.Done():
 		return false
@@ -139,6 +145,7 @@ func (s *Signals) pause(ctx context.Context, shortest time.Duration) bool {
 // sweep looks at every key.
 func (s *Signals) sweep(ctx context.Context, source Source) (*view, error) {
 	v := newView(s.config.Now())
+	v.patience = s.config.RegionBehind
 	after := ""
 	for {
 		keys, err := source.Keys(ctx, "", after, pageSize)
@@ -178,14 +185,10 @@ func (v *view) takeKey(name key.Name, state *rotation.State) {
 			status = "acknowledged"
 		}
 		v.presenters[presenterGroup{region: p.Region, state: status}]++
-		if len(v.regions) < maxWaiting {
-			v.regions[p.ID] = p.Region
-		}
+		v.regions.of(p.Region)
 	}
 	for i := range state.Verifiers {
-		if len(v.verifiers) < maxWaiting {
-			v.verifiers[verifier{name, state.Verifiers[i].ID}] = state.Verifiers[i].Region
-		}
+		v.regions.of(state.Verifiers[i].Region)
 	}
 	for i := range state.Versions {
 		if state.Versions[i].State == key.Compromised && accepted(state, state.Versions[i].Number) {
@@ -216,9 +219,10 @@ func (v *view) takeRotation(ctx context.Context, source Source, name key.Name, s
 		v.held[heldBy{reason: r.Hold.Reason, human: r.Hold.Human}]++
 		v.holds = append(v.holds, hold{
 			key: name, rotation: r.ID, kind: r.Kind.String(), reason: r.Hold.Reason, message: r.Hold.Message,
-			human: r.Hold.Human, since: r.Hold.Since, parties: parties(state.Explain(r)),
+			human: r.Hold.Human, since: r.Hold.Since, parties: parties(state.Explain(r)), late: engine.LateRegions(state, r),
 		})
 	}
+	v.takeRegions(name, state, r)
 	if r.Phase != rotation.Draining && r.Phase != rotation.Revoking {
 		return nil
 	}

@@ -187,8 +187,7 @@ func (t *tracks) keep(open map[key.RotationID]bool, busy map[key.Name]int, began
 
 // waiting remembers since when answers are waited for.
 type waiting struct {
-	told   map[waitingFor]since
-	refuse map[waitingFor]since
+	told, accept, refuse map[waitingFor]since
 }
 
 // waitingFor is whose answer is waited for. Version is 0 where a later question
@@ -206,7 +205,7 @@ type since struct {
 }
 
 func newWaiting() *waiting {
-	return &waiting{told: map[waitingFor]since{}, refuse: map[waitingFor]since{}}
+	return &waiting{told: map[waitingFor]since{}, accept: map[waitingFor]since{}, refuse: map[waitingFor]since{}}
 }
 
 // begin notes since when an answer about v is waited for; the first time counts.
@@ -230,7 +229,7 @@ func end(m map[waitingFor]since, f waitingFor, v key.Version, at time.Time) (tim
 
 // forget drops what nobody will answer any more.
 func (w *waiting) forget(now time.Time) {
-	for _, m := range []map[waitingFor]since{w.told, w.refuse} {
+	for _, m := range []map[waitingFor]since{w.told, w.accept, w.refuse} {
 		for f, was := range m {
 			if now.Sub(was.at) > forgetAfter {
 				delete(m, f)

@@ -156,7 +156,11 @@ func newStory(c *clock, name key.Name, kind rotation.Kind) *story {
 func (s *story) add(t rotation.Transition, names ...string) {
 	t.Rotation = s.record.ID
 	record := s.record
-	s.told = append(s.told, engine.Moved{Key: s.key, At: s.clock.Now(), Transition: t, Record: &record, Names: names})
+	moved := engine.Moved{Key: s.key, At: s.clock.Now(), Transition: t, Record: &record, Names: names}
+	if t.Subject != "" {
+		moved.Region = "eu"
+	}
+	s.told = append(s.told, moved)
 }
 
 func (s *story) phase(p rotation.Phase) {
