@@ -11,6 +11,8 @@
 //     Acknowledgements that arrive together share a transaction.
 //   - A tell that meets no session is not lost: the party hears of it when it
 //     connects again.
+//   - A client that stays away is forgotten; not so while nobody of its region is
+//     connected, since a region that is cut off still uses what it has.
 //   - Reports are kept in memory and bounded; after a restart there is "no data"
 //     until parties report again.
 package hub

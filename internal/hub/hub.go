@@ -51,7 +51,9 @@ type Config struct {
 	// MaxSessions bounds the sessions. Default: 20,000.
 	MaxSessions int
 	// ForgetClients is after how long without a session a party of kind client is
-	// forgotten. Default: 2 minutes.
+	// forgotten, provided that its region, if it names one, is heard of. Default: 2
+	// minutes. With less than a minute a region that is cut off may be mistaken for
+	// single clients that ended, since dead connections are found one by one.
 	ForgetClients time.Duration
 	// Sampled hears of every report, with the party's label "cohort"; it must not
 	// block. May be nil.
