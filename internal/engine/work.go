@@ -33,8 +33,8 @@ func (e *Engine) work(ctx context.Context) {
 	woken := e.store.Watch(ctx, store.TopicJobs)
 	slots := make(chan struct{}, e.config.Workers)
 	finished := make(chan struct{}, 1)
-	poll := time.NewTicker(e.config.Poll)
-	defer poll.Stop()
+	again := time.NewTimer(0)
+	defer again.Stop()
 	defer func() {
 		for range e.config.Workers {
 			slots <- struct{}{} // every worker has ended when all slots are ours
@@ -42,17 +42,17 @@ func (e *Engine) work(ctx context.Context) {
 	}()
 	for {
 		e.claim(ctx, slots, finished)
-		var due <-chan time.Time
-		if wait, waits := e.retries.next(e.config.Now()); waits {
-			due = time.After(wait)
+		wait := e.config.Poll
+		if retry, waits := e.retries.next(e.config.Now()); waits {
+			wait = min(wait, retry)
 		}
+		again.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return
 		case <-woken:
 		case <-finished:
-		case <-poll.C:
-		case <-due:
+		case <-again.C:
 		}
 	}
 }
@@ -103,7 +103,11 @@ func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
 		slots <- struct{}{}
 		go func() {
 			defer func() {
+				full := len(slots) == cap(slots)
 				<-slots
+				if !full {
+					return // the store tells of the job's end, and no claim was cut short
+				}
 				select {
 				case finished <- struct{}{}:
 				default:
