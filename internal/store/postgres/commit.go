@@ -349,8 +349,11 @@ func (w *writer) commit(b *batch) error {
 		return err // the server has answered: it is rolled back
 	}
 	var l *lost
-	if errors.As(err, &l) && l.guilty != nil {
-		return err
+	if errors.As(err, &l) {
+		if l.guilty != nil {
+			return err
+		}
+		err = l.cause
 	}
 	return w.resolve(number, err)
 }

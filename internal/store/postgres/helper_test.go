@@ -24,7 +24,9 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	ctx := context.Background()
-	server, err := pgserver.Start(ctx, pgserver.Config{})
+	server, err := pgserver.Start(ctx, pgserver.Config{Settings: map[string]string{
+		"wal_recycle": "off", "full_page_writes": "on", // for TestDeletedMaterialIsGone
+	}})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -182,9 +182,9 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 	t := &tx{store: s, reader: conn.Conn()}
 	defer func() {
 		t.done = true
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
+		bounded, cancel := context.WithTimeout(s.endless, statementTimeout)
 		defer cancel()
-		_, _ = conn.Exec(ctx, "ROLLBACK") // there is nothing to lose; a connection that fails is closed
+		_, _ = conn.Exec(bounded, "ROLLBACK") // there is nothing to lose; a connection that fails is closed
 	}()
 	if err := fn(t.parts()); err != nil {
 		return err
@@ -195,7 +195,7 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 // beginView takes a connection and begins to read. Connections that the server
 // or the network has cut meanwhile are replaced.
 func (s *Store) beginView(ctx context.Context) (*pgxpool.Conn, error) {
-	for {
+	for try := 0; ; try++ {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -203,15 +203,14 @@ func (s *Store) beginView(ctx context.Context) (*pgxpool.Conn, error) {
 		if err != nil {
 			return nil, s.settings.connectFault("read", err)
 		}
-		bounded, cancel := context.WithTimeout(ctx, statementTimeout)
+		bounded, cancel := context.WithTimeout(s.endless, statementTimeout)
 		_, err = conn.Exec(bounded, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 		cancel()
 		if err == nil {
 			return conn, nil
 		}
-		fresh := conn.Conn().PgConn().CustomData()[usedKey] == nil
 		conn.Release()
-		if fresh || !isCut(err) {
+		if !isCut(err) || try > s.settings.connections {
 			return nil, fault("begin to read", err)
 		}
 	}

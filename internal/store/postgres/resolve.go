@@ -13,7 +13,7 @@ const (
 	firstPause = 50 * time.Millisecond
 	maxPause   = time.Second
 	// unknownAfter is how long Stop waits for the answer.
-	unknownAfter = 5 * time.Second
+	unknownAfter = 2 * time.Second
 )
 
 // resolve finds out how a transaction ended whose COMMIT was not answered: it
@@ -44,14 +44,14 @@ func (w *writer) resolve(number int64, cause error) error {
 		case err == nil && last == number:
 			return nil
 		case err == nil:
-			return &lost{cause: fault("commit", cause), passing: true}
+			return &lost{cause: cause, passing: true}
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("postgres: commit: %w: %w (look for what it should have written before you repeat it)", ErrUnknown, fault("commit", cause))
+			return fmt.Errorf("postgres: commit: %w: %w (look for what it should have written before you repeat it)", ErrUnknown, cause)
 		}
 	}
 }

@@ -40,9 +40,6 @@ const (
 	maxConnections     = 256
 )
 
-// usedKey marks a connection that has begun a View before.
-const usedKey = "keyturn used"
-
 // settings make connections.
 type settings struct {
 	base         *pgx.ConnConfig
@@ -168,10 +165,6 @@ func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
 	}
 	config.BeforeConnect = func(_ context.Context, config *pgx.ConnConfig) error { return s.password(config) }
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // beginView sees to it
-	config.AfterRelease = func(conn *pgx.Conn) bool {
-		conn.PgConn().CustomData()[usedKey] = true
-		return true
-	}
 	config.MaxConns = int32(s.connections)
 	config.MinConns, config.MinIdleConns = 0, 0
 	config.MaxConnIdleTime = 5 * time.Minute
