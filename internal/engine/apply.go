@@ -95,15 +95,31 @@ func (c *change) apply(request ApplyRequest, resources []policy.Resource, result
 	if request.DryRun || result.Problems.Err() != nil {
 		return nil //nolint:nilerr // the problems are the answer
 	}
+	wanted := index(resources)
 	for _, change := range result.Changes {
 		if change.Op == policy.Unchanged {
 			continue
 		}
-		if err := c.applyChange(change, resources, before); err != nil {
+		if err := c.applyChange(change, wanted, before); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// named identifies a resource.
+type named struct {
+	kind policy.Kind
+	name string
+}
+
+// index finds resources by kind and name.
+func index(resources []policy.Resource) map[named]policy.Resource {
+	byName := make(map[named]policy.Resource, len(resources))
+	for _, resource := range resources {
+		byName[named{resource.Kind(), resource.Name()}] = resource
+	}
+	return byName
 }
 
 // existing reads the resources that the new ones change or refer to: all
@@ -179,7 +195,7 @@ func find(resources []policy.Resource, kind policy.Kind, name string) (policy.Re
 	return policy.Resource{}, false
 }
 
-func (c *change) applyChange(change policy.Change, resources, before []policy.Resource) error {
+func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resource, before []policy.Resource) error {
 	entry := audit.Entry{Action: audit.ActionApply, Target: change.Kind.String() + " " + change.Name, To: change.Op.String()}
 	if change.Kind == policy.KindKey {
 		entry.Key = key.Name(change.Name)
@@ -191,9 +207,12 @@ func (c *change) applyChange(change policy.Change, resources, before []policy.Re
 		return err
 	}
 	if change.Op == policy.Deleted {
-		return c.tx.Docs.Delete(c.ctx, doc.Kind, doc.Name, doc.Rev)
+		if err := c.tx.Docs.Delete(c.ctx, doc.Kind, doc.Name, doc.Rev); err != nil || change.Kind == policy.KindKey {
+			return err
+		}
+		return c.reschedule(change, before, policy.Resource{})
 	}
-	resource, ok := find(resources, change.Kind, change.Name)
+	resource, ok := wanted[named{change.Kind, change.Name}]
 	if !ok {
 		return fmt.Errorf("resource %s %s vanished while it was applied", change.Kind, change.Name)
 	}
@@ -208,25 +227,6 @@ func (c *change) applyChange(change policy.Change, resources, before []policy.Re
 		return err
 	}
 	return c.reschedule(change, before, resource)
-}
-
-// reschedule makes the keys that a policy or freeze concerns be considered anew.
-func (c *change) reschedule(change policy.Change, before []policy.Resource, resource policy.Resource) error {
-	cadence := false
-	if change.Kind == policy.KindPolicy {
-		old, had := find(before, change.Kind, change.Name)
-		cadence = had && !old.Policy.Spec.Rotate.SameCadence(resource.Policy.Spec.Rotate)
-	}
-	return c.eachKey(func(k *policy.Key, record KeyRecord, doc store.Doc) error {
-		if change.Kind == policy.KindPolicy && k.PolicyName() != change.Name {
-			return nil
-		}
-		if cadence {
-			record.Scheduled = c.now
-		}
-		doc.Due = c.now
-		return c.putKey(doc, &record, k)
-	})
 }
 
 func (c *change) applyKey(doc store.Doc, resource policy.Resource) error {
@@ -248,7 +248,11 @@ func (c *change) applyKey(doc store.Doc, resource policy.Resource) error {
 		return err
 	}
 	record.Resource, record.Applied = raw, c.now
+	// Considered at once only if there may be something to do.
 	doc.Due = c.now
+	if decision, err := c.decide(&record, k); err == nil && !decision.Due {
+		doc.Due = lookAgain(c.now, decision.At)
+	}
 	if err := c.putKey(doc, &record, k); err != nil {
 		return err
 	}

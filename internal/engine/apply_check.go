@@ -69,20 +69,33 @@ func (c *change) checkKeyChange(request *ApplyRequest, change policy.Change) (*p
 // checkRuleChange checks that a policy or freeze concerns no key that the caller
 // may not write, before and after the change, and that no key loses its policy.
 func (c *change) checkRuleChange(request *ApplyRequest, change policy.Change, resources, before []policy.Resource) (*policy.Problem, error) {
-	if request.Allowed == nil && change.Op != policy.Deleted {
+	inUse := change.Kind == policy.KindPolicy && change.Op == policy.Deleted && change.Name != policy.DefaultName
+	if request.Allowed == nil && !inUse {
 		return nil, nil //nolint:nilnil // no problem is the answer
 	}
 	concerns, err := concernedBy(change, resources, before)
 	if err != nil {
 		return nil, err
 	}
+	replaced := index(resources)
 	var problem *policy.Problem
-	err = c.eachKey(func(k *policy.Key, _ KeyRecord, _ store.Doc) error {
-		name := k.Metadata.Name
-		if replaced, ok := find(resources, policy.KindKey, string(name)); ok && request.allows(name) {
-			k = replaced.Key
+	err = eachKeyDoc(c.ctx, c.tx, func(doc store.Doc) error {
+		name := key.Name(doc.Name)
+		var k *policy.Key
+		if r, ok := replaced[named{policy.KindKey, doc.Name}]; ok && request.allows(name) {
+			k = r.Key
 		} else if request.Prune && request.allows(name) {
 			return nil // it is deleted, too
+		} else {
+			follows, err := policyNamed(doc)
+			if err != nil || change.Kind == policy.KindPolicy && follows != change.Name {
+				return err
+			}
+			_, resource, err := c.e.decodeKey(doc)
+			if err != nil {
+				return err
+			}
+			k = &resource
 		}
 		concerned, err := concerns(k)
 		switch {
@@ -93,7 +106,7 @@ func (c *change) checkRuleChange(request *ApplyRequest, change policy.Change, re
 				Code: "not-allowed", Message: "it concerns keys that your token does not cover", Hint: "ask somebody whose token covers them all to apply it",
 			}
 			return errEnough
-		case change.Kind == policy.KindPolicy && change.Op == policy.Deleted && change.Name != policy.DefaultName:
+		case inUse:
 			problem = &policy.Problem{
 				Code: "policy-in-use", Message: fmt.Sprintf("it cannot be deleted: key %s follows it", name), Hint: "let the key follow another policy, or keep this one",
 			}
@@ -136,22 +149,11 @@ func concernedBy(change policy.Change, resources, before []policy.Resource) (fun
 	}, nil
 }
 
-// errEnough ends eachKey early.
+// errEnough ends eachKeyDoc early.
 var errEnough = errors.New("enough")
 
-// eachKey visits all keys as they are stored, by name.
-func (c *change) eachKey(visit func(k *policy.Key, record KeyRecord, doc store.Doc) error) error {
-	return eachKeyName(c.ctx, c.tx, func(name key.Name) error {
-		record, k, doc, err := c.e.readKey(c.ctx, c.tx, name)
-		if err != nil {
-			return err
-		}
-		return visit(&k, record, doc)
-	})
-}
-
-// eachKeyName visits the names of all keys in their order.
-func eachKeyName(ctx context.Context, tx store.Tx, visit func(key.Name) error) error {
+// eachKeyDoc visits the documents of all keys in the order of their names.
+func eachKeyDoc(ctx context.Context, tx store.Tx, visit func(store.Doc) error) error {
 	after := ""
 	for {
 		docs, err := tx.Index.List(ctx, kindKey, "", after, 1000)
@@ -160,9 +162,14 @@ func eachKeyName(ctx context.Context, tx store.Tx, visit func(key.Name) error) e
 		}
 		after = docs[len(docs)-1].Name
 		for _, doc := range docs {
-			if err := visit(key.Name(doc.Name)); err != nil {
+			if err := visit(doc); err != nil {
 				return err
 			}
 		}
 	}
+}
+
+// eachKeyName visits the names of all keys in their order.
+func eachKeyName(ctx context.Context, tx store.Tx, visit func(key.Name) error) error {
+	return eachKeyDoc(ctx, tx, func(doc store.Doc) error { return visit(key.Name(doc.Name)) })
 }

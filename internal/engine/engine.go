@@ -169,8 +169,9 @@ type Engine struct {
 	arrivals arrivals
 	held     heldLeases
 	news     follower
-	// ticks and schedules wake the time-keepers of rotations and of keys.
-	ticks, schedules chan struct{}
+	// ticks, schedules and reviews wake the time-keepers of rotations, of keys, and
+	// of looks at all keys.
+	ticks, schedules, reviews chan struct{}
 
 	mu      sync.Mutex
 	cancel  context.CancelFunc
@@ -201,7 +202,7 @@ func New(config Config) (*Engine, error) {
 	if config.Jitter == nil {
 		config.Jitter = rand.N[time.Duration]
 	}
-	return &Engine{config: config, store: config.Store, log: config.Logger, ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1)}, nil
+	return &Engine{config: config, store: config.Store, log: config.Logger, ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1), reviews: make(chan struct{}, 1)}, nil
 }
 
 func orDefault[T comparable](v, otherwise T) T {
@@ -221,7 +222,7 @@ func (e *Engine) Start(ctx context.Context) {
 		return
 	}
 	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.signLog, e.keepClean, e.keepLeases} {
+	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.keepReviews, e.signLog, e.keepClean, e.keepLeases} {
 		e.running.Go(func() { run(ctx) })
 	}
 	follows := e.news.begin()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
 )
 
 // DueKeys is how many keys wait to be considered, at most 1,000.
@@ -49,3 +50,33 @@ func Sweep(ctx context.Context, e *Engine) { e.sweep(ctx) }
 
 // MaxEpochAhead is how far a party's epoch may be ahead.
 const MaxEpochAhead = maxEpochAhead
+
+// Reviews returns how far the looks at all keys are that are under way, by what changed.
+func Reviews(ctx context.Context, e *Engine) (map[string]string, error) {
+	found := map[string]string{}
+	err := e.store.View(ctx, func(tx store.Tx) error {
+		docs, err := tx.Index.List(ctx, kindReview, "", "", 100)
+		for _, doc := range docs {
+			var record reviewRecord
+			if err := decodeInto(doc.Body, &record); err != nil {
+				return err
+			}
+			found[doc.Name] = record.After
+		}
+		return err
+	})
+	return found, err
+}
+
+// Review carries a look at all keys on by one batch.
+func Review(ctx context.Context, e *Engine, name string) error { return e.review(ctx, name) }
+
+// KeyDue returns when a key is to be considered, as it is noted.
+func KeyDue(ctx context.Context, e *Engine, name key.Name) (due time.Time, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		doc, err := tx.Docs.Get(ctx, kindKey, string(name))
+		due = doc.Due
+		return err
+	})
+	return due, err
+}

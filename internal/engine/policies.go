@@ -24,10 +24,17 @@ func (e *Engine) readKey(ctx context.Context, tx store.Tx, name key.Name) (KeyRe
 	if err != nil {
 		return record, policy.Key{}, doc, err
 	}
+	record, k, err := e.decodeKey(doc)
+	return record, k, doc, err
+}
+
+// decodeKey reads the document of a key. The resource is shared and must not be changed.
+func (e *Engine) decodeKey(doc store.Doc) (KeyRecord, policy.Key, error) {
+	var record KeyRecord
 	if err := decodeInto(doc.Body, &record); err != nil {
-		return record, policy.Key{}, doc, err
+		return record, policy.Key{}, err
 	}
-	k, err := e.keys.get(string(name), record.Resource, func() (*policy.Key, error) {
+	k, err := e.keys.get(doc.Name, record.Resource, func() (*policy.Key, error) {
 		resource, err := parseStored(record.Resource)
 		if err == nil && resource.Key == nil {
 			err = errors.New("it is no key")
@@ -35,9 +42,28 @@ func (e *Engine) readKey(ctx context.Context, tx store.Tx, name key.Name) (KeyRe
 		return resource.Key, err
 	})
 	if err != nil {
-		return record, policy.Key{}, doc, fmt.Errorf("stored key %s is damaged: %w", name, err)
+		return record, policy.Key{}, fmt.Errorf("stored key %s is damaged: %w", doc.Name, err)
 	}
-	return record, *k, doc, nil
+	return record, *k, nil
+}
+
+// policyNamed returns the name of the policy that a stored key follows, at a
+// fraction of the cost of parsing it.
+func policyNamed(doc store.Doc) (string, error) {
+	var record struct {
+		Resource struct {
+			Spec struct {
+				Policy string `json:"policy"`
+			} `json:"spec"`
+		} `json:"resource"`
+	}
+	if err := decodeInto(doc.Body, &record); err != nil {
+		return "", err
+	}
+	if record.Resource.Spec.Policy == "" {
+		return policy.DefaultName, nil
+	}
+	return record.Resource.Spec.Policy, nil
 }
 
 // parseStored reads one resource in the form in which it is stored.
@@ -92,6 +118,13 @@ func (e *Engine) facts(ctx context.Context, tx store.Tx, k *policy.Key, record *
 	}
 	for i := range state.Rotations {
 		facts.Open = facts.Open || !state.Rotations[i].Phase.Retiring()
+	}
+	since, err := cadenceSince(ctx, tx, k.PolicyName())
+	if err != nil {
+		return facts, err
+	}
+	if since.After(facts.Scheduled) {
+		facts.Scheduled = since
 	}
 	freezes, err := tx.Index.List(ctx, kindFreeze, "", "", 1000)
 	if err != nil {

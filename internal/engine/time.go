@@ -21,7 +21,7 @@ const maxTogether = 32
 
 // wakeUp makes the time-keepers look at once.
 func (e *Engine) wakeUp() {
-	for _, keeper := range []chan struct{}{e.ticks, e.schedules} {
+	for _, keeper := range []chan struct{}{e.ticks, e.schedules, e.reviews} {
 		select {
 		case keeper <- struct{}{}:
 		default:
