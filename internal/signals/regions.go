@@ -115,6 +115,18 @@ func (v *view) takeRegions(name key.Name, state *rotation.State, r *rotation.Rot
 	})
 }
 
+// soon returns when to sweep again, at the latest: when a region becomes late, and
+// while rotations are open before one could. That it fell silent is no news.
+func (v *view) soon(every time.Duration) time.Duration {
+	if !v.next.IsZero() {
+		every = min(every, v.next.Sub(v.began))
+	}
+	if len(v.open) > 0 {
+		every = min(every, v.patience)
+	}
+	return every
+}
+
 // PageRegion is a region that a rotation waits for.
 type PageRegion struct {
 	Region string `json:"region"`

@@ -107,9 +107,7 @@ func (s *Signals) sweepAll(ctx context.Context, source Source) {
 			s.metrics.sweeps.WithLabelValues("ok").Inc()
 			observe(s.metrics.sweep, took, key.RotationID{})
 			s.view.Store(v)
-			if !v.next.IsZero() {
-				next = min(next, v.next.Sub(began))
-			}
+			next = v.soon(next)
 			select {
 			case s.found <- v:
 			case <-ctx.Done():
