@@ -242,7 +242,7 @@ func (e *Engine) isAttached(ctx context.Context, tx store.Tx, a *arrival, states
 		}
 		state, read := states[h.Key]
 		if !read {
-			if state, _, err = e.loadState(ctx, tx, h.Key); err != nil {
+			if state, err = e.readState(ctx, tx, h.Key); err != nil {
 				return false, err
 			}
 			states[h.Key] = state

@@ -17,8 +17,9 @@ const (
 
 // stateCache holds decoded states by the revision of their documents, so that a
 // busy key is not decoded for every event. A State is a value that nobody
-// changes, so it can be shared. What a transaction puts that does not commit must
-// be forgotten: its revision is given to another document later.
+// changes, so it can be shared. Only what is committed is put: the revision of a
+// transaction that is rolled back is given to another one, maybe of another
+// process, and would then stand for another state.
 type stateCache struct {
 	mu     sync.Mutex
 	states map[key.Name]cachedState
@@ -48,6 +49,9 @@ func (c *stateCache) put(name key.Name, rev uint64, state rotation.State) {
 	if c.states == nil {
 		c.states = make(map[key.Name]cachedState)
 	}
+	if c.states[name].rev >= rev {
+		return // it is known, or a later one was faster
+	}
 	c.drop(name)
 	put := cachedState{rev: rev, state: state}
 	c.weight += put.weight()
@@ -58,12 +62,6 @@ func (c *stateCache) put(name key.Name, rev uint64, state rotation.State) {
 		c.drop(other)
 	}
 	c.states[name] = put
-}
-
-func (c *stateCache) forget(name key.Name) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.drop(name)
 }
 
 // drop is called under the lock.

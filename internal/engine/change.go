@@ -31,27 +31,32 @@ type change struct {
 	news    map[key.Name]ownNews
 	// wake: something may be due earlier than the time-keeper believes.
 	wake bool
-	// stepped are the keys whose states every attempt has put into the cache.
-	stepped map[key.Name]bool
+	// states are those that this transaction has written.
+	states map[key.Name]written
+}
+
+// written is a state that is not committed yet, with its document.
+type written struct {
+	doc   store.Doc
+	state rotation.State
 }
 
 // update runs fn in a transaction on behalf of actor. What fn decides is
 // committed together with its audit entries, then told. fn may run again.
 func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change) error) error {
 	var c *change
-	stepped := map[key.Name]bool{}
 	err := e.store.Update(ctx, func(tx store.Tx) error {
-		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now(), stepped: stepped}
+		c = &change{e: e, ctx: ctx, tx: tx, actor: actor, now: e.now()}
 		if err := fn(c); err != nil {
 			return err
 		}
 		return c.enterLog()
 	})
 	if err != nil {
-		for name := range stepped {
-			e.states.forget(name)
-		}
 		return err
+	}
+	for name, w := range c.states {
+		e.states.put(name, w.doc.Rev, w.state)
 	}
 	for name, tells := range c.tells {
 		e.config.Fleet.Tell(name, tells)
@@ -110,7 +115,19 @@ func (c *change) enterLog() error {
 
 // state loads the state of a key as this transaction sees it.
 func (c *change) state(name key.Name) (rotation.State, store.Doc, error) {
+	if w, ok := c.states[name]; ok {
+		return w.state, w.doc, nil
+	}
 	return c.e.loadState(c.ctx, c.tx, name)
+}
+
+// readState is loadState for views: what they see is committed and can be kept.
+func (e *Engine) readState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, error) {
+	state, doc, err := e.loadState(ctx, tx, name)
+	if err == nil && len(state.Presenters) >= worthCaching {
+		e.states.put(name, doc.Rev, state)
+	}
+	return state, err
 }
 
 // loadState returns the state of a key and its document, without the body: of a
@@ -126,11 +143,7 @@ func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rot
 	if state, ok := e.states.get(name, doc.Rev); ok {
 		return state, doc, nil
 	}
-	state, doc, err := e.decodeState(ctx, tx, name)
-	if err == nil && len(state.Presenters) >= worthCaching {
-		e.states.put(name, doc.Rev, state)
-	}
-	return state, doc, err
+	return e.decodeState(ctx, tx, name)
 }
 
 // worthCaching is the number of presenters from which on a state that was only
@@ -175,8 +188,11 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	if err != nil {
 		return before, err
 	}
-	c.stepped[name] = true
-	c.e.states.put(name, rev, after)
+	doc.Rev, doc.Body = rev, nil
+	if c.states == nil {
+		c.states = map[key.Name]written{}
+	}
+	c.states[name] = written{doc: doc, state: after}
 	c.wake = c.wake || !doc.Due.IsZero()
 	if err := c.publish(name, &before, &after); err != nil {
 		return before, err

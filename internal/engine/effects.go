@@ -202,7 +202,7 @@ func (e *Engine) judge(ctx context.Context, call provider.Call, effect rotation.
 	var record RotationRecord
 	err := e.store.View(ctx, func(tx store.Tx) error {
 		var err error
-		if state, _, err = e.loadState(ctx, tx, call.Key); err != nil {
+		if state, err = e.readState(ctx, tx, call.Key); err != nil {
 			return err
 		}
 		record, err = viewRotation(ctx, tx, effect.Rotation)

@@ -258,7 +258,7 @@ func (e *Engine) passOn(ctx context.Context, doc *store.Doc) error {
 	var state rotation.State
 	err := e.store.View(ctx, func(tx store.Tx) error {
 		var err error
-		state, _, err = e.loadState(ctx, tx, name)
+		state, err = e.readState(ctx, tx, name)
 		return err
 	})
 	if err != nil {

@@ -189,7 +189,7 @@ func (e *Engine) Acknowledge(ctx context.Context, actor audit.Actor, name key.Na
 // it said that it does not fare well; ok is false when it does not present the key.
 func (e *Engine) Assigned(ctx context.Context, name key.Name, id string) (tell Tell, unwell, ok bool, err error) {
 	err = e.store.View(ctx, func(tx store.Tx) error {
-		state, _, err := e.loadState(ctx, tx, name)
+		state, err := e.readState(ctx, tx, name)
 		if err != nil {
 			return err
 		}

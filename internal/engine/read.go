@@ -43,7 +43,7 @@ func (e *Engine) viewKey(ctx context.Context, tx store.Tx, name key.Name, versio
 	if view.Record, view.Resource, _, err = e.readKey(ctx, tx, name); err != nil {
 		return view, err
 	}
-	if view.State, _, err = e.loadState(ctx, tx, name); err != nil {
+	if view.State, err = e.readState(ctx, tx, name); err != nil {
 		return view, err
 	}
 	compiled, err := e.policyOf(ctx, tx, &view.Resource)
@@ -190,7 +190,7 @@ func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord)
 	if record.Ended() {
 		return view, nil
 	}
-	state, _, err := e.loadState(ctx, tx, record.Key)
+	state, err := e.readState(ctx, tx, record.Key)
 	if err != nil {
 		return view, err
 	}

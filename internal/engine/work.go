@@ -165,7 +165,7 @@ func (e *Engine) runJob(ctx context.Context, lease leased) []leased {
 func (e *Engine) awaited(ctx context.Context, job store.Job, effect rotation.Effect) (bool, error) {
 	var awaited bool
 	err := e.store.View(ctx, func(tx store.Tx) error {
-		state, _, err := e.loadState(ctx, tx, job.Key)
+		state, err := e.readState(ctx, tx, job.Key)
 		awaited = state.Awaits(effect.EffectRef)
 		return err
 	})

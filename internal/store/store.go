@@ -76,10 +76,8 @@ type Doc struct {
 	// Kind and Name identify it; both are at most 512 bytes.
 	Kind string
 	Name string
-	// Rev is unique in the store and grows with every write of any document. One
-	// that one process has handed out is never handed out by another, even if its
-	// transaction was rolled back: processes keep what they made of a document by
-	// its revision.
+	// Rev is unique in the store and grows with every write of any document that is
+	// committed; that of a transaction that was rolled back may be given again.
 	Rev uint64
 	// Due is when the document wants attention; zero means never.
 	Due time.Time
