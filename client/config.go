@@ -24,7 +24,9 @@ var ErrConfig = errors.New("invalid client configuration")
 type Config struct {
 	// Address is the server's base URL, for example https://keyturn.example:8443.
 	// https:// may be left out. http:// is accepted for loopback addresses only,
-	// because the requests carry a bearer token.
+	// because the requests carry a bearer token. Several servers on one store are
+	// separated by commas: the client stays with one, chosen at random, and goes to
+	// the next when it does not answer. They need certificates of the same authority.
 	Address string
 	// Token supplies the party's bearer token. Join alone does without.
 	Token TokenSource
@@ -72,7 +74,7 @@ type Config struct {
 // withDefaults returns the configuration with every zero field filled in, or
 // an error that wraps ErrConfig.
 func (c Config) withDefaults() (Config, error) {
-	address, err := checkAddress(c.Address)
+	address, err := checkAddresses(c.Address)
 	if err != nil {
 		return Config{}, err
 	}

@@ -151,6 +151,7 @@ func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchRespo
 
 func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
 	heartbeat, probed := heartbeatDefault, false
+	server := l.wire.nodes().current()
 	watchdog := time.NewTimer(firstAnswerSoon)
 	defer watchdog.Stop()
 	for {
@@ -177,9 +178,14 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			switch {
 			case l.answers > 0:
 				l.wire.renew() // a request over the same connection would hang as well
+				l.wire.nodes().leave(server)
 				return fmt.Errorf("%w for %v", ErrSilent, heartbeat)
 			case probed:
 				return ErrStreamBlocked
+			case l.failures < l.wire.nodes().number()-1:
+				l.wire.renew()
+				l.wire.nodes().leave(server) // another one may answer at once
+				return fmt.Errorf("no answer within %v", firstAnswerSoon)
 			}
 			if _, err := l.pollOnce(ctx, 0); err != nil {
 				l.wire.renew()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -47,6 +48,8 @@ func (f *flaky) poll(context.Context, *keyturnv1.PollRequest) (*keyturnv1.PollRe
 }
 
 func (f *flaky) renew() {}
+
+func (f *flaky) nodes() *servers { return oneServer() }
 
 func (f *flaky) set(up bool) {
 	f.mu.Lock()
@@ -226,6 +229,13 @@ func (m *mute) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, er
 }
 
 func (m *mute) renew() { m.renewed++ } // by the link's goroutine only
+
+func (m *mute) nodes() *servers { return oneServer() }
+
+func oneServer() *servers {
+	only := &url.URL{Scheme: "https", Host: "localhost"}
+	return &servers{first: only, list: []*url.URL{only}}
+}
 
 type muteStream struct {
 	ctx context.Context

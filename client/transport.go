@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -32,6 +34,8 @@ type transport interface {
 	join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1.JoinResponse, error)
 	// renew drops the connections there are: the next request dials.
 	renew()
+	// nodes are the servers that requests go to.
+	nodes() *servers
 }
 
 // stream is an open Watch.
@@ -49,7 +53,11 @@ type wire struct {
 
 // newWire builds the transport of a checked Config. token may be nil: Join has none.
 func newWire(cfg Config) (*wire, error) {
-	rt := &roundTripper{token: cfg.Token, now: cfg.Now}
+	list, err := newServers(cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	rt := &roundTripper{token: cfg.Token, now: cfg.Now, servers: list}
 	if cfg.HTTPClient != nil {
 		fixed := *cfg.HTTPClient
 		fixed.Timeout = 0
@@ -60,10 +68,10 @@ func newWire(cfg Config) (*wire, error) {
 		if err != nil {
 			return nil, err
 		}
-		rt.dial = func() *http.Transport { return newHTTPTransport(roots) }
+		rt.dial = func() *http.Transport { return newHTTPTransport(roots, list.number() > 1) }
 		rt.current.Store(rt.dial())
 	}
-	rpc := keyturnv1connect.NewDeliveryServiceClient(rt, cfg.Address, connect.WithReadMaxBytes(maxAnswerBytes))
+	rpc := keyturnv1connect.NewDeliveryServiceClient(rt, list.first.String(), connect.WithReadMaxBytes(maxAnswerBytes))
 	return &wire{rpc: rpc, http: rt}, nil
 }
 
@@ -82,22 +90,32 @@ func loadRoots(cfg Config) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func newHTTPTransport(roots *x509.CertPool) *http.Transport {
+// elsewhere is how long a server may take for what a living one does at once, when
+// there are others to go to.
+const elsewhere = 5 * time.Second
+
+func newHTTPTransport(roots *x509.CertPool, several bool) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
 	t.TLSHandshakeTimeout = 10 * time.Second
 	t.ForceAttemptHTTP2 = true
 	// A dead peer is found by pings also while no stream is open.
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
+	if several {
+		t.DialContext = (&net.Dialer{Timeout: elsewhere, KeepAlive: 30 * time.Second}).DialContext
+		t.TLSHandshakeTimeout = elsewhere
+		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: elsewhere, PingTimeout: elsewhere}
+	}
 	return t
 }
 
 func (w *wire) watch(ctx context.Context, req *keyturnv1.WatchRequest) (stream, error) {
+	from := w.http.servers.current()
 	s, err := w.rpc.Watch(ctx, req)
 	if err != nil {
 		return nil, explain(err)
 	}
-	return wireStream{s}, nil
+	return wireStream{s: s, ctx: ctx, leave: func() { w.http.servers.leave(from) }}, nil
 }
 
 func (w *wire) poll(ctx context.Context, req *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
@@ -127,18 +145,27 @@ func (w *wire) join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1
 
 func (w *wire) renew() { w.http.renew() }
 
+func (w *wire) nodes() *servers { return w.http.servers }
+
 type wireStream struct {
 	s *connect.ServerStreamForClient[keyturnv1.WatchResponse]
+	// leave goes to another server; ctx is that of the stream.
+	ctx   context.Context //nolint:containedctx // it tells why the stream ended
+	leave func()
 }
 
 func (s wireStream) next() (*keyturnv1.WatchResponse, error) {
 	if s.s.Receive() {
 		return s.s.Msg(), nil
 	}
-	if err := s.s.Err(); err != nil {
-		return nil, explain(err)
+	err := explain(s.s.Err())
+	if s.ctx.Err() == nil && !permanent(err) && connect.CodeOf(err) != connect.CodeAborted {
+		s.leave() // it stops, is full, or has died
 	}
-	return nil, io.EOF
+	if err == nil {
+		err = io.EOF
+	}
+	return nil, err
 }
 
 func (s wireStream) close() { _ = s.s.Close() }
@@ -148,6 +175,7 @@ func (s wireStream) close() { _ = s.s.Close() }
 type roundTripper struct {
 	token   TokenSource
 	now     func() time.Time
+	servers *servers
 	fixed   *http.Client
 	dial    func() *http.Transport
 	current atomic.Pointer[http.Transport]
@@ -162,6 +190,8 @@ func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
 		}
 		req.Header.Set("Authorization", "Bearer "+token.RevealString())
 	}
+	to := rt.servers.current()
+	rt.servers.address(req, to)
 	var resp *http.Response
 	var err error
 	if rt.fixed != nil {
@@ -170,7 +200,13 @@ func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
 		resp, err = rt.current.Load().RoundTrip(req)
 	}
 	if err != nil {
+		if !errors.Is(req.Context().Err(), context.Canceled) {
+			rt.servers.leave(to)
+		}
 		return nil, err
+	}
+	if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout {
+		rt.servers.leave(to)
 	}
 	return rt.checkBusy(req, resp)
 }

@@ -60,7 +60,7 @@ func (a *app) connection() connection {
 		c.address, c.addressFrom = stored.Address, "keyturn login"
 	}
 	if c.address != "" && c.err == nil {
-		c.address, c.err = parseAddress(c.address, c.addressFrom)
+		c.address, c.err = parseAddresses(c.address, c.addressFrom)
 	}
 	if c.address != stored.Address {
 		stored = login{}
@@ -148,18 +148,25 @@ func (a *app) controlOf(c connection) (keyturnv1connect.ControlServiceClient, er
 			return nil, usage("name the PEM file of the server's authority", "%s: %s holds no PEM certificate", c.caCertFrom, c.caCert)
 		}
 	}
+	patience := 10 * time.Second
+	if strings.Contains(c.address, ",") {
+		patience = 3 * time.Second // there is another one to go to
+	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:           (&net.Dialer{Timeout: patience}).DialContext,
 		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   10 * time.Second,
+		TLSHandshakeTimeout:   patience,
 		ForceAttemptHTTP2:     true,
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		IdleConnTimeout:       time.Minute,
 		ResponseHeaderTimeout: 0, // calls have a deadline, streams must not
 	}
-	caller := &caller{token: c.token, http: transport}
-	return keyturnv1connect.NewControlServiceClient(caller, c.address,
+	list, err := newServers(c.address, transport)
+	if err != nil {
+		return nil, usage("write for example https://keyturn.example:7447", "%s: %w", c.addressFrom, err)
+	}
+	return keyturnv1connect.NewControlServiceClient(&caller{token: c.token, http: list}, list.first.String(),
 		connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(deadline(a.flags.timeout))), nil
 }
 

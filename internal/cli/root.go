@@ -59,7 +59,7 @@ Learn it:   keyturn dev, then keyturn apply -f DIR and keyturn rotate NAME --wai
 	)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.flags.output, "output", "text", "the `FORMAT` of results: text or json")
-	flags.StringVar(&a.flags.address, "address", "", "the server's `URL` (KEYTURN_ADDR)")
+	flags.StringVar(&a.flags.address, "address", "", "the server's `URL`, or those of several separated by commas (KEYTURN_ADDR)")
 	flags.StringVar(&a.flags.tokenFile, "token-file", "", "a `FILE` that holds the token (KEYTURN_TOKEN_FILE, or the token itself in KEYTURN_TOKEN)")
 	flags.StringVar(&a.flags.caCert, "ca-cert", "", "a PEM `FILE` with the authority of the server's certificate (KEYTURN_CACERT)")
 	flags.DurationVar(&a.flags.timeout, "timeout", 30*time.Second, "the longest `TIME` to wait for one answer of the server")

@@ -1,0 +1,89 @@
+package client_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyturn/keyturn/client"
+	"github.com/keyturn/keyturn/client/clienttest"
+)
+
+// several returns servers that know the same, and a configuration that names
+// them all. The last address is that of a server that is frozen: it takes
+// connections and never answers.
+func several(t *testing.T, n int) (list []*clienttest.Server, config func(id int) client.Config) {
+	t.Helper()
+	dial := map[string]func(context.Context, string, string) (net.Conn, error){}
+	addresses := ""
+	for i := range n {
+		srv := clienttest.New(t, clienttest.InMemory())
+		list = append(list, srv)
+		address := fmt.Sprintf("localhost:%d", i+1)
+		dial[address] = srv.Config().HTTPClient.Transport.(*http.Transport).DialContext
+		addresses += "http://" + address + ", "
+	}
+	frozen := fmt.Sprintf("localhost:%d", n+1)
+	var held []net.Conn
+	t.Cleanup(func() {
+		for _, conn := range held {
+			_ = conn.Close()
+		}
+	})
+	dial[frozen] = func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		held = append(held, theirs)
+		return ours, nil
+	}
+	return list, func(id int) client.Config {
+		transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dial[address](ctx, network, address)
+		}}
+		t.Cleanup(transport.CloseIdleConnections)
+		cfg := list[0].Config()
+		cfg.Address = addresses + "http://" + frozen
+		cfg.HTTPClient = &http.Client{Transport: transport}
+		cfg.Party.ID = fmt.Sprint("party-", id)
+		return cfg
+	}
+}
+
+// TestGoesToAnotherServer: a client of several servers spreads over them, passes
+// by one that is frozen, and when its own stops it is served by another within
+// seconds.
+func TestGoesToAnotherServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list, config := several(t, 2)
+		for _, srv := range list {
+			srv.Set(clienttest.Login(orders, "orders_a", "pw-1"))
+		}
+		const clients = 40
+		var parties []*party
+		for i := range clients {
+			parties = append(parties, watch(t, config(i), nil, client.Known{Key: orders}))
+		}
+		for _, p := range parties {
+			p.next(15 * time.Second)
+		}
+		a, b := list[0].Streams(), list[1].Streams()
+		if a+b != clients || a < clients/4 || b < clients/4 {
+			t.Errorf("%d and %d streams", a, b)
+		}
+		list[0].Stop()
+		began := time.Now()
+		list[1].WaitStreams(soon(t), clients)
+		if took := time.Since(began); took > 30*time.Second {
+			t.Errorf("it took %v until all were connected again", took)
+		}
+		v2 := list[1].Set(clienttest.Login(orders, "orders_b", "pw-2"))
+		for _, p := range parties {
+			if batch := p.next(time.Second); batch[0].Version != v2 {
+				t.Errorf("%v", batch)
+			}
+		}
+	})
+}
