@@ -42,7 +42,8 @@ type Options struct {
 	Drivers map[string]provider.Driver
 	// LogTo takes the log. Default: standard error.
 	LogTo io.Writer
-	// Now is the clock. Default: time.Now.
+	// Now is the machine's clock. Default: time.Now. A store that servers share has
+	// one of its own, by which it is set.
 	Now func() time.Time
 }
 
@@ -51,6 +52,7 @@ type Server struct {
 	config    Config
 	log       *slog.Logger
 	store     storage
+	clock     *clock
 	engine    *engine.Engine
 	hub       *hub.Hub
 	identity  *identity.Registry
@@ -94,16 +96,20 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err != nil {
 		return nil, err
 	}
+	own := options.Now
+	s.clock = newClock(ctx, own, s.store, s.log)
+	options.Now = s.clock.Now
 	if err := s.assemble(ctx, options, keys); err != nil {
 		return nil, errors.Join(err, s.store.Stop())
 	}
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
+	s.running.Go(func() { s.clock.run(sweeping) })
 	s.telemetry.start(ctx, s.engine)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
-	if err := s.serve(ctx, options); err != nil {
+	if err := s.serve(ctx, options, own); err != nil {
 		return nil, errors.Join(err, s.Stop(ctx))
 	}
 	s.log.InfoContext(ctx, "ready", "address", s.Address(), "ca", s.caFile)
@@ -154,9 +160,10 @@ func (s *Server) sweep(ctx context.Context) {
 	}
 }
 
-// serve begins to answer calls.
-func (s *Server) serve(ctx context.Context, options Options) error {
-	tlsConfig, caFile, err := serverTLS(&s.config, options.Now)
+// serve begins to answer calls. Certificates are made and read by the machine's
+// own clock, as others read them.
+func (s *Server) serve(ctx context.Context, options Options, own func() time.Time) error {
+	tlsConfig, caFile, err := serverTLS(&s.config, own)
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,13 @@ type Store interface {
 	Watch(ctx context.Context, topic Topic) <-chan struct{}
 }
 
+// Clock is implemented by a Store whose processes run on several machines: they
+// go by its clock, not by their own.
+type Clock interface {
+	// Clock returns the present time of the store.
+	Clock(ctx context.Context) (time.Time, error)
+}
+
 // Topic is what a watcher waits for. The zero value is invalid.
 type Topic uint8
 
