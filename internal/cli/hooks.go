@@ -28,6 +28,26 @@ func (a *app) serverCommand() *cobra.Command {
 	return c
 }
 
+func (a *app) moveCommand() *cobra.Command {
+	if a.config.MoveStore == nil {
+		return nil
+	}
+	var config string
+	c := a.action("migrate-store", "Move a stopped server from SQLite to PostgreSQL", func(cmd *cobra.Command, _ []string) error {
+		if config == "" {
+			return usage("write for example keyturn migrate-store --config /etc/keyturn/server.yaml", "--config is missing")
+		}
+		return a.config.MoveStore(cmd.Context(), MoveOptions{ConfigFile: config, JSON: a.wantsJSON(), Stdout: a.config.Stdout})
+	})
+	c.Long = `Copies everything from keyturn.db in the data folder to the empty database that
+the configuration names as store.postgres, in one transaction; compares both,
+table by table; verifies the audit log; and marks keyturn.db, so that no server
+opens it again. Stop the server first. After an interruption, run it again: it
+finishes what was begun. The key files stay in the data folder.`
+	c.Flags().StringVar(&config, "config", "", "the configuration `FILE`")
+	return c
+}
+
 func (a *app) devCommand() *cobra.Command {
 	if a.config.Dev == nil {
 		return nil

@@ -27,11 +27,13 @@ type Config struct {
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 
-	// Server, Dev and Demo run what the command line may not import. Each returns
-	// nil when ctx ends it. A command whose function is nil does not exist.
-	Server func(ctx context.Context, o ServerOptions) error
-	Dev    func(ctx context.Context, o DevOptions) error
-	Demo   func(ctx context.Context, o DemoOptions) error
+	// Server, MoveStore, Dev and Demo run what the command line may not import.
+	// Server, Dev and Demo return nil when ctx ends them. A command whose function
+	// is nil does not exist.
+	Server    func(ctx context.Context, o ServerOptions) error
+	MoveStore func(ctx context.Context, o MoveOptions) error
+	Dev       func(ctx context.Context, o DevOptions) error
+	Demo      func(ctx context.Context, o DemoOptions) error
 
 	// CheckConfig and Providers are what "policy lint" knows of providers; see
 	// policy.LintOptions.
@@ -46,6 +48,15 @@ type ServerOptions struct {
 	Version    string
 	// Stderr takes the log.
 	Stderr io.Writer
+}
+
+// MoveOptions say how to move an installation to another store.
+type MoveOptions struct {
+	// ConfigFile is the path of the configuration that names both stores.
+	ConfigFile string
+	JSON       bool
+	// Stdout takes what was done.
+	Stdout io.Writer
 }
 
 // DevOptions say how to run a throw-away server.

@@ -44,6 +44,10 @@ func hooks() cli.Config {
 			fmt.Fprintf(o.Stderr, "server with %s\n", o.ConfigFile)
 			return nil
 		},
+		MoveStore: func(_ context.Context, o cli.MoveOptions) error {
+			fmt.Fprintf(o.Stdout, "{\"config\":%q,\"json\":%v}\n", o.ConfigFile, o.JSON)
+			return nil
+		},
 		Dev: func(_ context.Context, o cli.DevOptions) error {
 			return o.Ready(cli.DevServer{Address: "https://" + o.Listen, CACert: "/tmp/it's/ca.pem", Token: secret.NewString("kt-root"), Dir: o.Dir, AuditKey: "log+0+key"})
 		},

@@ -58,10 +58,10 @@ func (e *Engine) Checkpoint(ctx context.Context) ([]byte, error) {
 
 // logView reads the log in a view of its own for every call, so that a long
 // export holds no snapshot open.
-type logView struct{ e *Engine }
+type logView struct{ store store.Store }
 
 func (v logView) Records(ctx context.Context, from uint64, limit int) (records [][]byte, size uint64, err error) {
-	err = v.e.store.View(ctx, func(tx store.Tx) error {
+	err = v.store.View(ctx, func(tx store.Tx) error {
 		records, size, err = logSource{tx: tx}.Records(ctx, from, limit)
 		return err
 	})
@@ -69,7 +69,7 @@ func (v logView) Records(ctx context.Context, from uint64, limit int) (records [
 }
 
 func (v logView) Hashes(ctx context.Context, indexes []uint64) (hashes []tlog.Hash, err error) {
-	err = v.e.store.View(ctx, func(tx store.Tx) error {
+	err = v.store.View(ctx, func(tx store.Tx) error {
 		hashes, err = logSource{tx: tx}.Hashes(ctx, indexes)
 		return err
 	})
@@ -77,7 +77,7 @@ func (v logView) Hashes(ctx context.Context, indexes []uint64) (hashes []tlog.Ha
 }
 
 func (v logView) Checkpoints(ctx context.Context, from uint64, limit int) (signed [][]byte, err error) {
-	err = v.e.store.View(ctx, func(tx store.Tx) error {
+	err = v.store.View(ctx, func(tx store.Tx) error {
 		signed, err = logSource{tx: tx}.Checkpoints(ctx, from, limit)
 		return err
 	})
@@ -90,7 +90,7 @@ func (e *Engine) ExportLog(ctx context.Context, w io.Writer, verifierKeys ...str
 	if _, err := e.Checkpoint(ctx); err != nil {
 		return err
 	}
-	_, err := audit.WriteBundle(ctx, w, logView{e: e}, verifierKeys...)
+	_, err := audit.WriteBundle(ctx, w, logView{store: e.store}, verifierKeys...)
 	return err
 }
 
@@ -99,7 +99,13 @@ func (e *Engine) VerifyLog(ctx context.Context, verifiers ...note.Verifier) (aud
 	if _, err := e.Checkpoint(ctx); err != nil {
 		return audit.Report{}, err
 	}
-	return audit.VerifyLog(ctx, logView{e: e}, audit.Options{Verifiers: verifiers})
+	return audit.VerifyLog(ctx, logView{store: e.store}, audit.Options{Verifiers: verifiers})
+}
+
+// VerifyLogOf checks the audit log in a store that no engine works on, as far as
+// its last checkpoint.
+func VerifyLogOf(ctx context.Context, s store.Store, verifiers ...note.Verifier) (audit.Report, error) {
+	return audit.VerifyLog(ctx, logView{store: s}, audit.Options{Verifiers: verifiers})
 }
 
 // LogPage is part of the audit log.
@@ -147,12 +153,12 @@ func (e *Engine) ReadLog(ctx context.Context, from uint64, limit int, filter Log
 		batch = scanBatch
 	}
 	if from > math.MaxInt64 {
-		_, size, err := logView{e: e}.Records(ctx, 0, 1)
+		_, size, err := logView{store: e.store}.Records(ctx, 0, 1)
 		page.Size = size
 		return page, err
 	}
 	for scanned := 0; len(page.Entries) < limit && scanned < maxScanned; {
-		records, size, err := logView{e: e}.Records(ctx, page.Next, batch)
+		records, size, err := logView{store: e.store}.Records(ctx, page.Next, batch)
 		page.Size = size
 		if err != nil || len(records) == 0 {
 			return page, err

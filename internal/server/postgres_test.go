@@ -26,6 +26,14 @@ func onPostgres(t *testing.T, dir string, database *pgserver.Server) server.Conf
 	return config
 }
 
+// onPostgresNamed is a folder of its own and a database with another name.
+func onPostgresNamed(t *testing.T, database *pgserver.Server, name string) server.Config {
+	t.Helper()
+	config := onPostgres(t, t.TempDir(), database)
+	config.Store.Postgres.URL = database.URL(pgserver.Superuser, "", name)
+	return config
+}
+
 // TestServerOnPostgres: a server keeps everything in PostgreSQL, starts again
 // with it, and refuses a folder with other keys.
 func TestServerOnPostgres(t *testing.T) {

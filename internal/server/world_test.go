@@ -81,7 +81,13 @@ func configOf(dir string) server.Config {
 // startServer starts a server on a folder; it is stopped when the test ends.
 func startServer(tb testing.TB, config server.Config) *world {
 	tb.Helper()
-	options := server.Options{LogTo: tb.Output(), Drivers: map[string]provider.Driver{"memory": &memory{accepted: map[string]bool{}}}}
+	return startServerWith(tb, config, map[string]provider.Driver{"memory": &memory{accepted: map[string]bool{}}})
+}
+
+// startServerWith does so with given systems.
+func startServerWith(tb testing.TB, config server.Config, drivers map[string]provider.Driver) *world {
+	tb.Helper()
+	options := server.Options{LogTo: tb.Output(), Drivers: drivers}
 	s, err := server.Start(tb.Context(), config, options)
 	if err != nil {
 		tb.Fatal(err)

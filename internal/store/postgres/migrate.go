@@ -28,7 +28,7 @@ const (
 // One node migrates at a time; the others wait for it. Every step begins by taking
 // the commit lock, so that it meets no Update by halves; if Views keep it from a
 // table for longer than lockTimeout, it gives way and tries again.
-func migrate(ctx context.Context, s *settings) error {
+func migrate(ctx context.Context, s *settings, mover bool) error {
 	config, err := s.config(s.upkeep())
 	if err != nil {
 		return err
@@ -52,8 +52,10 @@ func migrate(ctx context.Context, s *settings) error {
 		return fault("create the schema "+schema, err)
 	}
 	db := stdlib.OpenDB(*config)
-	err = migrateLocked(ctx, db, migrations)
-	return errors.Join(err, db.Close())
+	if err := errors.Join(migrateLocked(ctx, db, migrations), db.Close()); err != nil {
+		return err
+	}
+	return checkArrived(ctx, conn, mover)
 }
 
 // migrateLocked takes the steps of a folder that are missing.

@@ -55,6 +55,8 @@ type Config struct {
 	// Connections bounds how many Views run at the same time, 1 to 256; 0 means 8.
 	// More wait for their turn. A store uses up to four connections beside.
 	Connections int
+	// Mover opens a database also while an installation is moved into it.
+	Mover bool
 }
 
 // Store is a store.Store in a PostgreSQL database. Its methods may be called
@@ -85,7 +87,7 @@ var _ store.Store = (*Store)(nil)
 
 // Open connects to the database and brings its schema up to date, while other
 // nodes may be at work. It fails with ErrConfig, ErrConnect, ErrReadOnlyServer,
-// ErrForeign, ErrNewer or store.ErrFull, each with a hint. ctx bounds Open only.
+// ErrForeign, ErrNewer, ErrArriving or store.ErrFull, each with a hint. ctx bounds Open only.
 // Stop must be called.
 func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	node := rand.Text()
@@ -93,7 +95,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, settings); err != nil {
+	if err := migrate(ctx, settings, config.Mover); err != nil {
 		return nil, err
 	}
 	s := &Store{

@@ -157,6 +157,9 @@ func (w *writer) begin(ctx context.Context, solo bool) (*batch, error) {
 	if w.batch != nil {
 		return w.batch, nil
 	}
+	if moved := w.store.moved.Load(); moved != nil {
+		return nil, moved
+	}
 	if _, err := w.conn.exec("BEGIN IMMEDIATE"); err != nil {
 		return nil, w.store.fault("begin to write", err)
 	}

@@ -18,6 +18,8 @@ var (
 	ErrCorrupt = errors.New("database file is damaged")
 	// ErrPermissions: the file could be read by other users.
 	ErrPermissions = errors.New("database file is open to other users")
+	// ErrMoved: the installation is in another database now; see MovedError.
+	ErrMoved = errors.New("the installation has moved")
 	// ErrNewer: the file was written by a newer Keyturn.
 	ErrNewer = errors.New("database was written by a newer version")
 )

@@ -25,6 +25,13 @@ func (s *Store) migrate(ctx context.Context, db *sql.DB) error {
 	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version'").Scan(&tables); err != nil {
 		return s.fault("read the database's schema", err)
 	}
+	if id == movedID {
+		moved := &MovedError{Path: s.path}
+		if err := db.QueryRowContext(ctx, "SELECT move, destination FROM moves").Scan(&moved.Move, &moved.Destination); err != nil {
+			return s.fault("read where the installation has moved to", err)
+		}
+		return moved
+	}
 	if id != applicationID && (id != 0 || tables > 0) {
 		return fmt.Errorf("sqlite: %w: %s belongs to another program (choose another path)", ErrCorrupt, s.path)
 	}

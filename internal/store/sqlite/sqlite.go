@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/keyturn/keyturn/internal/store"
 )
@@ -55,6 +56,8 @@ type Store struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	moved atomic.Pointer[MovedError] // set by MarkMoved
+
 	mu      sync.RWMutex // guards closed, and orders Add before Wait
 	closed  bool
 	running sync.WaitGroup
@@ -64,8 +67,8 @@ type Store struct {
 var _ store.Store = (*Store)(nil)
 
 // Open opens the database, creates it when missing, and brings its schema up to
-// date. It fails with ErrLocked, ErrPermissions, ErrCorrupt, ErrNewer or
-// store.ErrFull, each with a hint. Leases that another process held have run out
+// date. It fails with ErrLocked, ErrPermissions, ErrCorrupt, ErrNewer,
+// ErrMoved or store.ErrFull, each with a hint. Leases that another process held have run out
 // then. ctx bounds Open only. Stop must be called.
 func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if config.Path == "" {
