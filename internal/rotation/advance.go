@@ -19,6 +19,9 @@ func (m *machine) advance() {
 		}
 		return r.Phase.Ended()
 	})
+	for i := range m.Rotations {
+		m.holdInsisted(&m.Rotations[i])
+	}
 }
 
 // round applies every rule once and reports whether another round is due.
@@ -76,6 +79,24 @@ func (m *machine) retry() {
 			}
 		}
 	}
+}
+
+// holdInsisted says of r that refusing a compromised version keeps failing.
+func (m *machine) holdInsisted(r *Rotation) {
+	for i := range m.Verifiers {
+		for _, slot := range m.Verifiers[i].Slots {
+			if slot.Insisted == "" {
+				continue
+			}
+			if owner, ok := m.owner(slot.Version); ok && owner.ID == r.ID {
+				if r.Hold.Reason == "" || r.Hold.Reason == HoldRefusal {
+					r.hold(Hold{Reason: HoldRefusal, Message: slot.Insisted, Since: m.Now})
+				}
+				return
+			}
+		}
+	}
+	r.clear(HoldRefusal)
 }
 
 // converge asks verifiers to accept what is wanted and they do not accept.

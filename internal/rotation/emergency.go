@@ -44,7 +44,26 @@ func (m *machine) declare(id key.RotationID, body Declare) error {
 		taken = true
 	}
 	m.hastenRetirements(emergency, taken)
+	if body.Insist {
+		m.insist()
+	}
 	return nil
+}
+
+// insist asks again for refusals of compromised versions that had failed and
+// waited for a human.
+func (m *machine) insist() {
+	for i := range m.Verifiers {
+		w := &m.Verifiers[i]
+		for _, slot := range w.Slots {
+			if slot.Failed && !slot.Acceptance.accepting() && m.compromised(slot.Version) {
+				m.updateSlot(w, slot.Version, func(slot *Slot) {
+					slot.Acceptance, slot.Contradictions = RefusePending, 0
+					slot.Insisted, slot.RetryAt = slot.Trouble, m.Now
+				})
+			}
+		}
+	}
 }
 
 // compromised reports whether v exists and is compromised.

@@ -81,6 +81,8 @@ type Declare struct {
 	Plan        Plan          `json:"plan"`
 	Reason      string        `json:"reason,omitempty"`
 	Actor       string        `json:"actor,omitempty"`
+	// Insist: refusing the versions waits for no human, even where it has failed.
+	Insist bool `json:"insist,omitempty"`
 }
 
 // Revert asks to return from the version the rotation Of brought in to the one
@@ -145,6 +147,9 @@ type Result struct {
 	Detail string `json:"detail,omitempty"`
 	// Verifiers are those at which an effect that concerns all failed, if known.
 	Verifiers []string `json:"verifiers,omitempty"`
+	// Insist, with Broken or Contradicted: where the effect is to refuse a compromised
+	// version it is asked for again after a pause, although a human is told.
+	Insist bool `json:"insist,omitempty"`
 }
 
 // Trouble tells that an effect failed and will be tried again.

@@ -315,7 +315,7 @@ func probes(s *State) []Event {
 		events = append(events, Event{At: at, Rotation: id, Body: Pause{}}, Event{At: at, Rotation: id, Body: Cancel{}})
 	}
 	for i := range s.Versions {
-		body := Declare{Compromised: []key.Version{s.Versions[i].Number}, Plan: emergencyPlans()[i%2]}
+		body := Declare{Compromised: []key.Version{s.Versions[i].Number}, Plan: emergencyPlans()[i%2], Insist: true}
 		events = append(events, Event{At: at, Rotation: key.RotationID{3}, Body: body})
 	}
 	return events

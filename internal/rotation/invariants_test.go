@@ -11,7 +11,7 @@ import (
 // check tests what must hold in every state, most of it against the truth.
 func (c *config) check(n *node) *violation {
 	for _, rule := range []func(*node) *violation{
-		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional,
+		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional, insisted,
 	} {
 		if err := rule(n); err != nil {
 			return err
@@ -87,6 +87,27 @@ func retired(s *State, v key.Version) bool {
 	return slices.ContainsFunc(s.Rotations, func(r Rotation) bool {
 		return r.From == v && (r.Phase == Quarantine || r.Phase == Destroying)
 	})
+}
+
+// insisted: that a compromised version is refused never waits for a human, and
+// its rotation says so while it fails.
+func insisted(n *node) *violation {
+	m := machine{State: n.s}
+	for i := range n.s.Verifiers {
+		w := &n.s.Verifiers[i]
+		for _, slot := range w.Slots {
+			if !slot.Failed || slot.Acceptance.accepting() || !m.compromised(slot.Version) {
+				continue
+			}
+			if slot.RetryAt.IsZero() {
+				return violated("insisted", "%s may accept the compromised %v until a human acts", w.ID, slot.Version)
+			}
+			if r, owned := m.owner(slot.Version); owned && r.Hold.Reason == "" {
+				return violated("insisted", "nobody is told that %s may accept the compromised %v", w.ID, slot.Version)
+			}
+		}
+	}
+	return nil
 }
 
 // shape: what the state alone must satisfy.

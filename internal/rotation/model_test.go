@@ -210,6 +210,8 @@ func (r *run) deliver(done job, how moveKind) {
 			result.Outcome = Contradicted
 		}
 	}
+	refusing := result.Effect.Kind == Refuse || result.Effect.Kind == ProbeRefuse
+	result.Insist = refusing && (result.Outcome == Broken || result.Outcome == Contradicted)
 	w := &r.n.w
 	if result.Outcome == OK && result.Effect.Verifier != "" {
 		p := &w.places[placeIndex(result.Effect.Verifier)]
@@ -335,7 +337,7 @@ func (r *run) command(m move) {
 	case moveBegin:
 		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Scheduled, Plan: r.c.plan}})
 	case moveDeclare:
-		body := Declare{Compromised: r.n.s.target(int(m.b)), Plan: r.c.emergencies[m.a]}
+		body := Declare{Compromised: r.n.s.target(int(m.b)), Plan: r.c.emergencies[m.a], Insist: true}
 		r.send(Event{Rotation: r.newID(), Body: body})
 	case moveRevert:
 		r.send(Event{Rotation: r.newID(), Body: Revert{Of: id, Plan: r.c.back}})

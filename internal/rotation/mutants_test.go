@@ -41,6 +41,7 @@ func mutantConfigs() []*config {
 		{name: "begin, revert", plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveRevert}},
 		{name: "begin, cancel, declare", limit: 30000, plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveCancel, moveDeclare}},
 		{name: "declare, revert", plan: quickPlan(), commands: 2, kinds: []moveKind{moveRevert, moveDeclare}},
+		{name: "begin, declare, broken", limit: 20000, plan: quickPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveDeclare, moveBroken}},
 		{name: "declare, join", plan: quickPlan(), commands: 1, churn: 2, kinds: []moveKind{moveDeclare, moveLeave, moveJoinWith}},
 		{name: "two places", plan: quickPlan(), commands: 2, capacity: 2, kinds: []moveKind{moveBegin}},
 		{name: "begin, verifiers", plan: stagedPlan(), commands: 1, churn: 2, kinds: []moveKind{moveBegin, moveAdd, moveRemove}},
@@ -86,8 +87,23 @@ func mutants() []mutant {
 			"begin, lie", "revoked",
 		},
 		{
+			"refusing a compromised version waits for a human",
+			"result.go", "insist && m.compromised(v) && !slot", "insist && m.Gap && !slot",
+			"begin, declare, broken", "insisted",
+		},
+		{
+			"what had failed before an emergency waits for a human all the same",
+			"emergency.go", "if body.Insist {", "if body.Insist && m.Gap {",
+			"begin, declare, broken", "insisted",
+		},
+		{
+			"nobody is told that a compromised version is still accepted",
+			"advance.go", "if r.Hold.Reason == \"\" || r.Hold.Reason == HoldRefusal {", "if r.Hold.Reason == HoldRefusal {",
+			"begin, declare, broken", "insisted",
+		},
+		{
 			"a contradicted probe counts as good",
-			"result.go", "\tcase Contradicted:\n\t\treturn m.contradicted(w, slot)", "\tcase Contradicted:\n\t\tm.answered(w, slot)\n\t\treturn nil",
+			"result.go", "\tcase Contradicted:\n\t\treturn m.contradicted(w, slot, body.Insist)", "\tcase Contradicted:\n\t\tm.answered(w, slot)\n\t\treturn nil",
 			"begin, lie", "no lockout",
 		},
 		{

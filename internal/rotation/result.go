@@ -101,6 +101,9 @@ func (m *machine) ask(w *Verifier, v key.Version, a Acceptance) {
 		m.Tries++
 		slot.Acceptance, slot.Try = a, m.Tries
 		slot.Failed, slot.RetryAt, slot.Trouble = false, time.Time{}, ""
+		if a.accepting() {
+			slot.Insisted = ""
+		}
 		ref := EffectRef{Kind: a.asks(), Version: v, Verifier: w.ID, Try: slot.Try}
 		if r, ok := m.owner(v); ok {
 			ref.Rotation = r.ID
@@ -163,9 +166,9 @@ func (m *machine) slotResult(body Result) error {
 		m.answered(w, slot)
 		return nil
 	case Contradicted:
-		return m.contradicted(w, slot)
+		return m.contradicted(w, slot, body.Insist)
 	case Broken:
-		m.fail(w, v, HoldEffect, fmt.Sprintf("%v %v at %s: %s", body.Effect.Kind, v, w.ID, body.Detail))
+		m.fail(w, v, HoldEffect, body.Insist, fmt.Sprintf("%v %v at %s: %s", body.Effect.Kind, v, w.ID, body.Detail))
 		return nil
 	case NoData:
 	}
@@ -176,7 +179,7 @@ func (m *machine) slotResult(body Result) error {
 func (m *machine) answered(w *Verifier, slot Slot) {
 	v := slot.Version
 	settle := func(a Acceptance) {
-		m.updateSlot(w, v, func(slot *Slot) { slot.Acceptance, slot.Contradictions = a, 0 })
+		m.updateSlot(w, v, func(slot *Slot) { slot.Acceptance, slot.Contradictions, slot.Insisted = a, 0, "" })
 	}
 	switch slot.Acceptance {
 	case AcceptPending:
@@ -208,7 +211,7 @@ func (m *machine) answered(w *Verifier, slot Slot) {
 }
 
 // contradicted asks a verifier again whose probe gave it the lie, a few times.
-func (m *machine) contradicted(w *Verifier, slot Slot) error {
+func (m *machine) contradicted(w *Verifier, slot Slot, insist bool) error {
 	again := AcceptPending
 	switch slot.Acceptance {
 	case AcceptProbing:
@@ -219,15 +222,25 @@ func (m *machine) contradicted(w *Verifier, slot Slot) error {
 	}
 	m.updateSlot(w, slot.Version, func(slot *Slot) { slot.Contradictions++ })
 	if slot.Contradictions+1 >= MaxTries {
-		m.fail(w, slot.Version, HoldContradict, fmt.Sprintf("%s says one thing about %v and does another", w.ID, slot.Version))
+		m.fail(w, slot.Version, HoldContradict, insist, fmt.Sprintf("%s says one thing about %v and does another", w.ID, slot.Version))
 		return nil
 	}
 	m.ask(w, slot.Version, again)
 	return nil
 }
 
-// fail records that an effect at a verifier failed for good.
-func (m *machine) fail(w *Verifier, v key.Version, reason HoldReason, message string) {
+// fail records that an effect at a verifier failed for good. Refusing a
+// compromised version is insisted on: nobody need do anything for it to be asked
+// for again, and what else the emergency does goes on.
+func (m *machine) fail(w *Verifier, v key.Version, reason HoldReason, insist bool, message string) {
+	if slot, _ := w.Slot(v); insist && m.compromised(v) && !slot.Acceptance.accepting() {
+		m.updateSlot(w, v, func(slot *Slot) {
+			slot.Acceptance, slot.Contradictions = RefusePending, 0
+			slot.Failed, slot.Trouble, slot.Insisted = true, message, message
+			slot.RetryAt = m.Now.Add(retryFailed)
+		})
+		return
+	}
 	m.updateSlot(w, v, func(slot *Slot) {
 		slot.Failed, slot.Trouble = true, message
 		if _, owned := m.owner(v); !owned {

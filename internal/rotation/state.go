@@ -112,6 +112,8 @@ type Slot struct {
 	RetryAt time.Time `json:"retryAt,omitzero"`
 	// Trouble is the last error, empty when all is well.
 	Trouble string `json:"trouble,omitempty"`
+	// Insisted says why refusing a compromised version has failed; it is tried on.
+	Insisted string `json:"insisted,omitempty"`
 }
 
 // Presenter is one party that uses the key.
@@ -222,6 +224,7 @@ const (
 	HoldNoData      HoldReason = "no-data"
 	HoldDrainMax    HoldReason = "drain-max"
 	HoldGraceOver   HoldReason = "grace-over"
+	HoldRefusal     HoldReason = "refusal-failing"
 )
 
 // Version returns the version with the given number.

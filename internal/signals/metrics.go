@@ -175,6 +175,7 @@ func HoldReasons() []rotation.HoldReason {
 	return []rotation.HoldReason{
 		rotation.HoldOperator, rotation.HoldNoRoom, rotation.HoldNoVerifier, rotation.HoldEffect, rotation.HoldTrouble, rotation.HoldContradict,
 		rotation.HoldStageEmpty, rotation.HoldStageLate, rotation.HoldStageFailed, rotation.HoldNoData, rotation.HoldDrainMax, rotation.HoldGraceOver,
+		rotation.HoldRefusal,
 	}
 }
 

@@ -215,7 +215,7 @@ func (s *Signals) held(ctx context.Context, m *engine.Moved) {
 
 // late reports whether something did not happen in time.
 func late(reason rotation.HoldReason) bool {
-	return reason == rotation.HoldStageLate || reason == rotation.HoldDrainMax || reason == rotation.HoldGraceOver
+	return reason == rotation.HoldStageLate || reason == rotation.HoldDrainMax || reason == rotation.HoldGraceOver || reason == rotation.HoldRefusal
 }
 
 func (s *Signals) verified(m *engine.Moved) {
