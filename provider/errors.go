@@ -14,6 +14,12 @@ var (
 	ErrNoData = errors.New("no usage data")
 	// ErrNoVersion: a key that another one refers to has no current version.
 	ErrNoVersion = errors.New("key has no current version")
+	// ErrSilent: the system could not be reached, or gave no answer in time. A
+	// provider that cannot tell need not wrap it; see IsSilent.
+	ErrSilent = errors.New("no answer")
+	// ErrDenied: the system refused Keyturn's own credential. It is tried a few
+	// times only: systems lock accounts out, and a human must act.
+	ErrDenied = errors.New("own credential refused")
 )
 
 // ConfigError is one problem in a key's config block.

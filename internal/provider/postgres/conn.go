@@ -197,7 +197,7 @@ func (s *system) adminConn(ctx context.Context, n node) (*pgx.Conn, error) {
 			return nil, fmt.Errorf("postgres: administrator: %w", err)
 		}
 		if try == 2 {
-			return nil, provider.Hint(fmt.Errorf("postgres: administrator: %w", err), "check the user of admin and the password that adminPassword leads to")
+			return nil, provider.Hint(fmt.Errorf("postgres: administrator: %w: %w", provider.ErrDenied, err), "check the user of admin and the password that adminPassword leads to")
 		}
 	}
 }
