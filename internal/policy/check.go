@@ -45,6 +45,7 @@ func (s *Spec) check(r reporter) {
 		checkRange(at, "minSamples", judge.MinSamples, 1, 1_000_000_000)
 	}
 	s.Drain.check(r.within("drain"))
+	checkRange(r, "effects.maxTries", s.Effects.MaxTries, 1, 1000)
 	checkRange(r, "approvals.required", s.Approvals.Required, 0, MaxApproval)
 	for i, f := range s.Freeze {
 		f.check(r.within(indexPath("freeze", i)))

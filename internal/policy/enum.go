@@ -61,6 +61,17 @@ const (
 	ContainFirst
 )
 
+// OnSilence says what happens when a target gives no answer. The zero value is invalid.
+type OnSilence uint8
+
+// The answers to silence.
+const (
+	// SilenceWait waits for as long as it takes; the target is paged for.
+	SilenceWait OnSilence = iota + 1
+	// SilenceHold holds for a human, as after other failures.
+	SilenceHold
+)
+
 // Signal is what a judge looks at. The zero value is invalid.
 type Signal uint8
 
@@ -84,6 +95,7 @@ func severityNames() []string  { return []string{Error: "error", Warning: "warni
 func onEmptyNames() []string   { return []string{EmptyHold: "hold", EmptySkip: "skip"} }
 func onFailureNames() []string { return []string{FailureRollback: "rollback", FailureHold: "hold"} }
 func onMaxNames() []string     { return []string{MaxHold: "hold", MaxRevoke: "revoke"} }
+func onSilenceNames() []string { return []string{SilenceWait: "wait", SilenceHold: "hold"} }
 func signalNames() []string    { return []string{AuthFailures: "auth_failures"} }
 func strategyNames() []string {
 	return []string{ReplaceFirst: "replace-first", ContainFirst: "contain-first"}
@@ -156,6 +168,15 @@ func (v OnMax) MarshalText() ([]byte, error) { return enumMarshal(v, onMaxNames(
 
 // UnmarshalText implements encoding.TextUnmarshaler; it refuses unknown names.
 func (v *OnMax) UnmarshalText(text []byte) error { return enumParse(v, text, onMaxNames()) }
+
+// String returns "wait", "hold" or "invalid".
+func (v OnSilence) String() string { return enumString(v, onSilenceNames()) }
+
+// MarshalText implements encoding.TextMarshaler; the zero value fails.
+func (v OnSilence) MarshalText() ([]byte, error) { return enumMarshal(v, onSilenceNames()) }
+
+// UnmarshalText implements encoding.TextUnmarshaler; it refuses unknown names.
+func (v *OnSilence) UnmarshalText(text []byte) error { return enumParse(v, text, onSilenceNames()) }
 
 // String returns "replace-first", "contain-first" or "invalid".
 func (v Strategy) String() string { return enumString(v, strategyNames()) }

@@ -27,6 +27,8 @@ type Spec struct {
 	Approvals Approvals `json:"approvals,omitzero"`
 	// How an emergency proceeds.
 	Emergency Emergency `json:"emergency"`
+	// How often what fails at a target is tried before a human is asked.
+	Effects Effects `json:"effects"`
 	// Whether to accept a system whose change has an unavoidable gap: in the
 	// moment it accepts the new version it refuses the old one, and parties fail
 	// until the new version reaches them. Default: false.
@@ -138,6 +140,19 @@ type Emergency struct {
 	Grace Duration `json:"grace"`
 }
 
+// Effects says how often what fails at a target is tried before a human is
+// asked. What would not succeed when repeated, and a refused credential of
+// Keyturn's own, is told earlier; refusing a compromised version is tried on.
+type Effects struct {
+	// How often at least an effect is tried; 1 to 1,000. Default: 10.
+	MaxTries int `json:"maxTries"`
+	// For how long at least an effect is tried. Default: 1h.
+	MaxTime Duration `json:"maxTime"`
+	// Whether to wait for a target that gives no answer at all, and go on by itself
+	// when it does, or to hold as after other failures: wait (default) or hold.
+	OnSilence OnSilence `json:"onSilence"`
+}
+
 // Interval is a period in which no scheduled rotation starts: from From
 // inclusive to To exclusive.
 type Interval struct {
@@ -189,6 +204,7 @@ func incompleteSpec() Spec {
 		Drain:      Drain{Min: 5 * minute, Quiet: 5 * minute, Max: 7 * Day, OnMax: MaxHold, Every: unset},
 		Quarantine: Day,
 		Emergency:  Emergency{Strategy: ReplaceFirst, Grace: minute},
+		Effects:    Effects{MaxTries: 10, MaxTime: 60 * minute, OnSilence: SilenceWait},
 	}
 }
 
