@@ -197,58 +197,11 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	if err := c.publish(name, &before, &after); err != nil {
 		return before, err
 	}
-	if err := c.queue(name, effects); err != nil {
+	if err := c.queue(name, &before, &after, effects); err != nil {
 		return before, err
 	}
 	err = c.record(name, &before, &after)
 	return after, err
-}
-
-// queue writes the effects as jobs; tells go to the fleet after the commit.
-func (c *change) queue(name key.Name, effects []rotation.Effect) error {
-	if len(effects) == 0 {
-		return nil
-	}
-	hosts, err := c.hosts(name)
-	if err != nil {
-		return err
-	}
-	var jobs []store.Job
-	for _, effect := range effects {
-		if effect.Kind == rotation.Tell {
-			if c.tells == nil {
-				c.tells = map[key.Name][]Tell{}
-			}
-			c.tells[name] = append(c.tells[name], Tell{
-				Presenter: effect.Presenter, Version: effect.Version, Epoch: effect.Epoch, Rotation: effect.Rotation, At: c.now,
-			})
-			continue
-		}
-		body, err := encode(effect)
-		if err != nil {
-			return err
-		}
-		jobs = append(jobs, store.Job{
-			ID: string(name) + "#" + effect.ID(), Lane: string(name) + "#" + effect.Lane(), Target: hosts.of(effect.EffectRef),
-			Key: name, Priority: priority(effect.Kind), RunAt: c.now, Body: body,
-		})
-	}
-	if len(jobs) == 0 {
-		return nil
-	}
-	return c.tx.Queue.Enqueue(c.ctx, jobs...)
-}
-
-// priority lets what contains damage overtake what merely goes on.
-func priority(kind rotation.EffectKind) int {
-	switch kind {
-	case rotation.Refuse, rotation.ProbeRefuse:
-		return 2
-	case rotation.Preflight, rotation.Mint, rotation.Accept, rotation.ProbeAccept, rotation.Judge:
-		return 1
-	case rotation.Measure, rotation.Destroy, rotation.Tell:
-	}
-	return 0
 }
 
 // record derives audit entries, records and notices from a step.

@@ -217,7 +217,7 @@ func (c *change) declare(request RotateRequest, id key.RotationID) error {
 	if len(compromised) == 0 {
 		return fmt.Errorf("%w: key %s has no version that could be compromised", ErrState, request.Key)
 	}
-	body := rotation.Declare{Compromised: compromised, Plan: plan, Reason: request.Reason, Actor: c.actor.ID}
+	body := rotation.Declare{Compromised: compromised, Plan: plan, Reason: request.Reason, Actor: c.actor.ID, Insist: true}
 	_, err = c.step(request.Key, id, body)
 	return err
 }

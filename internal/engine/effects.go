@@ -50,9 +50,9 @@ func (e *Engine) preflight(ctx context.Context, call provider.Call, effect rotat
 	}
 	findings, err := checker.Preflight(ctx, call, live)
 	if err != nil {
-		return failed(err)
+		return asked(failed(err))
 	}
-	return done{outcome: rotation.OK, write: func(c *change) error {
+	return done{outcome: rotation.OK, asked: true, write: func(c *change) error {
 		return c.editRotation(effect.Rotation, func(r *RotationRecord) { r.Findings = findings })
 	}}
 }
@@ -68,13 +68,13 @@ func (e *Engine) mint(ctx context.Context, call provider.Call, effect rotation.E
 	}
 	material, err := system.Mint(ctx, call, provider.MintRequest{Number: effect.Version, Live: live})
 	if err != nil {
-		return failed(err)
+		return asked(failed(err))
 	}
 	sealed, err := e.seal(ctx, call.Key, effect.Version, material)
 	if err != nil {
 		return failed(err)
 	}
-	return done{outcome: rotation.OK, write: func(c *change) error {
+	return done{outcome: rotation.OK, asked: true, write: func(c *change) error {
 		body, err := encode(VersionRecord{Number: effect.Version, Rotation: effect.Rotation, Created: c.now, Attributes: material.Attributes})
 		if err != nil {
 			return err
@@ -99,9 +99,9 @@ func (e *Engine) instruct(ctx context.Context, call provider.Call, effect rotati
 		err = system.Refuse(ctx, call, effect.Verifier, version)
 	}
 	if err != nil {
-		return failed(err)
+		return asked(failed(err))
 	}
-	return done{outcome: rotation.OK}
+	return done{outcome: rotation.OK, asked: true}
 }
 
 func (e *Engine) probe(ctx context.Context, call provider.Call, job store.Job, effect rotation.Effect) done {
@@ -111,20 +111,20 @@ func (e *Engine) probe(ctx context.Context, call provider.Call, job store.Job, e
 	}
 	verdict, err := system.Probe(ctx, call, effect.Verifier, version)
 	if err != nil {
-		return failed(err)
+		return asked(failed(err))
 	}
 	want := provider.Accepted
 	if effect.Kind == rotation.ProbeRefuse {
 		want = provider.Refused
 	}
 	if verdict == want {
-		return done{outcome: rotation.OK}
+		return done{outcome: rotation.OK, asked: true}
 	}
 	err = fmt.Errorf("%s was tried at %s and was %v", effect.Version, effect.Verifier, verdict)
 	if job.Attempt < maxProbeTries {
-		return done{err: err} // it may take effect a moment later
+		return done{err: err, asked: true} // it may take effect a moment later
 	}
-	return done{outcome: rotation.Contradicted, err: err}
+	return done{outcome: rotation.Contradicted, err: err, asked: true}
 }
 
 func (e *Engine) measure(ctx context.Context, call provider.Call, effect rotation.Effect) done {
@@ -138,9 +138,9 @@ func (e *Engine) measure(ctx context.Context, call provider.Call, effect rotatio
 	}
 	usage, err := meter.Usage(ctx, call, version)
 	if err != nil {
-		return done{outcome: rotation.NoData, err: err}
+		return done{outcome: rotation.NoData, err: err, asked: true}
 	}
-	return done{outcome: rotation.OK, uses: usage.Sessions, write: func(c *change) error {
+	return done{outcome: rotation.OK, asked: true, uses: usage.Sessions, write: func(c *change) error {
 		return c.editRotation(effect.Rotation, func(r *RotationRecord) {
 			r.Uses, r.Holders, r.MeasuredAt = usage.Sessions, usage.Holders[:min(len(usage.Holders), provider.MaxHolders)], c.now
 		})
@@ -162,7 +162,7 @@ func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotatio
 			return failed(err)
 		}
 		if err := destroyer.Destroy(ctx, call, version, live); err != nil {
-			return failed(err)
+			return asked(failed(err))
 		}
 	}
 	escrow, err := e.escrowed(ctx, call.Key)

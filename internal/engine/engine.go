@@ -13,6 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/engine/breaker"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -50,10 +51,13 @@ type Config struct {
 	// process. Default: time.Now.
 	Monotonic func() time.Time
 
-	// Workers is how many effects run at once, PerHost how many against one host.
-	// Defaults: 32 and 8.
+	// Workers is how many effects run at once, those that take longer than a second
+	// not counted, PerHost how many against one host. Emergencies have PerHost places
+	// of their own for each host, and Reserve workers that nothing else takes.
+	// Defaults: 32, 8 and 8.
 	Workers int
 	PerHost int
+	Reserve int
 	// Lease is how long an effect whose node has died stays reserved. While an
 	// effect is carried out its lease is renewed; when that fails for two thirds of
 	// it, the effect is cut short. Default: 6 s.
@@ -169,6 +173,9 @@ type Engine struct {
 	arrivals arrivals
 	held     heldLeases
 	news     follower
+	// silence is which targets do not answer this node.
+	silence *breaker.Set
+	workers *workers
 	// ticks, schedules and reviews wake the time-keepers of rotations, of keys, and
 	// of looks at all keys.
 	ticks, schedules, reviews chan struct{}
@@ -192,6 +199,7 @@ func New(config Config) (*Engine, error) {
 	}
 	config.Workers = orDefault(config.Workers, 32)
 	config.PerHost = orDefault(config.PerHost, 8)
+	config.Reserve = orDefault(config.Reserve, 8)
 	config.Lease = orDefault(config.Lease, 6*time.Second)
 	config.EffectTime = orDefault(config.EffectTime, 20*time.Second)
 	config.Poll = orDefault(config.Poll, time.Second)
@@ -202,7 +210,13 @@ func New(config Config) (*Engine, error) {
 	if config.Jitter == nil {
 		config.Jitter = rand.N[time.Duration]
 	}
-	return &Engine{config: config, store: config.Store, log: config.Logger, ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1), reviews: make(chan struct{}, 1)}, nil
+	silence := breaker.New(breaker.Config{
+		Failures: silentAfter, First: probeFirst, Last: retryMax, Abandoned: maxAbandoned, Spread: config.Jitter,
+	})
+	return &Engine{
+		config: config, store: config.Store, log: config.Logger, silence: silence, workers: newWorkers(config.Workers),
+		ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1), reviews: make(chan struct{}, 1),
+	}, nil
 }
 
 func orDefault[T comparable](v, otherwise T) T {

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,10 +19,10 @@ type leased struct {
 	at time.Time
 }
 
-// lease claims jobs in a transaction.
-func (e *Engine) lease(ctx context.Context, tx store.Tx, now time.Time, limit int) ([]leased, error) {
+// lease claims jobs in a transaction, as claimFree says.
+func (e *Engine) lease(ctx context.Context, tx store.Tx, now time.Time, free, ordinary int) ([]leased, error) {
 	at := e.config.Monotonic()
-	jobs, err := tx.Leases.Claim(ctx, store.Claim{Now: now, Lease: e.config.Lease, Limit: limit, PerTarget: e.config.PerHost})
+	jobs, err := e.claimFree(ctx, tx, now, free, ordinary)
 	list := make([]leased, len(jobs))
 	for i, job := range jobs {
 		list[i] = leased{Job: job, at: at}
@@ -90,6 +92,7 @@ func (l *heldLeases) all() []*heldLease {
 	for h := range l.held {
 		list = append(list, h)
 	}
+	slices.SortFunc(list, func(a, b *heldLease) int { return cmp.Compare(a.fence, b.fence) })
 	return list
 }
 

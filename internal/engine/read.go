@@ -198,7 +198,11 @@ func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord)
 	if !ok {
 		return view, nil
 	}
-	view.Waiting = state.Explain(r)
+	targets, err := e.waitingForTargets(ctx, tx, &record)
+	if err != nil {
+		return view, err
+	}
+	view.Waiting = append(state.Explain(r), targets...)
 	view.Stages = stagesOf(&state, r)
 	view.Regions = regionsOf(&state, r, record.Holders)
 	return view, nil

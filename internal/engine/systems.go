@@ -10,7 +10,6 @@ import (
 
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/policy"
-	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
@@ -194,20 +193,15 @@ func (e *Engine) live(ctx context.Context, name key.Name, secrets bool) ([]provi
 	return live, nil
 }
 
-// hostsOf says which bulkhead the effects of a key belong to.
-type hostsOf struct {
-	own       string
-	endpoints map[string]string
-}
-
-func (c *change) hosts(name key.Name) (hostsOf, error) {
-	record, k, _, err := c.e.readKey(c.ctx, c.tx, name)
+func (e *Engine) hostsOf(ctx context.Context, tx store.Tx, name key.Name) (hostsOf, error) {
+	record, k, _, err := e.readKey(ctx, tx, name)
 	if err != nil {
 		return hostsOf{}, err
 	}
-	return c.e.hosts.get(string(name), record.Resource, func() (hostsOf, error) {
-		hosts := hostsOf{own: "key " + string(name), endpoints: map[string]string{}}
-		driver, ok := c.e.config.Drivers[k.Spec.Provider]
+	return e.hosts.get(string(name), record.Resource, func() (hostsOf, error) {
+		own := "key " + string(name)
+		hosts := hostsOf{own: own, mint: "minting by " + k.Spec.Provider, system: own, endpoints: map[string]string{}}
+		driver, ok := e.config.Drivers[k.Spec.Provider]
 		if !ok {
 			return hosts, nil
 		}
@@ -215,18 +209,14 @@ func (c *change) hosts(name key.Name) (hostsOf, error) {
 		if err != nil {
 			return hosts, nil //nolint:nilerr // the effect will say so
 		}
+		var all []string
 		for _, endpoint := range topology.Endpoints {
 			if endpoint.Host != "" {
 				hosts.endpoints[endpoint.Name] = endpoint.Host
+				all = append(all, endpoint.Host)
 			}
 		}
+		hosts.takeEndpoints(all)
 		return hosts, nil
 	})
-}
-
-func (h hostsOf) of(ref rotation.EffectRef) string {
-	if host, ok := h.endpoints[ref.Verifier]; ok {
-		return host
-	}
-	return h.own
 }

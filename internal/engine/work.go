@@ -2,11 +2,9 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -20,9 +18,6 @@ import (
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 30 * time.Second
-	// maxMintTries bounds an effect that changes nothing outside: after them a
-	// rotation stops before it has begun.
-	maxMintTries = 5
 	// maxProbeTries is how often a probe may contradict what is wanted before that
 	// counts as the verifier's answer.
 	maxProbeTries = 6
@@ -31,19 +26,14 @@ const (
 // work claims effects and carries them out until ctx ends.
 func (e *Engine) work(ctx context.Context) {
 	woken := e.store.Watch(ctx, store.TopicJobs)
-	slots := make(chan struct{}, e.config.Workers)
-	finished := make(chan struct{}, 1)
+	var workers sync.WaitGroup
+	defer workers.Wait()
 	again := time.NewTimer(0)
 	defer again.Stop()
-	defer func() {
-		for range e.config.Workers {
-			slots <- struct{}{} // every worker has ended when all slots are ours
-		}
-	}()
 	for {
-		e.claim(ctx, slots, finished)
+		e.claim(ctx, &workers)
 		wait := e.config.Poll
-		if retry, waits := e.retries.next(e.config.Now()); waits {
+		if retry, waits := e.nextTry(e.config.Now()); waits {
 			wait = min(wait, retry)
 		}
 		again.Reset(wait)
@@ -51,7 +41,7 @@ func (e *Engine) work(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-woken:
-		case <-finished:
+		case <-e.workers.freed:
 		case <-again.C:
 		}
 	}
@@ -81,16 +71,26 @@ func (r *retries) next(now time.Time) (wait time.Duration, waits bool) {
 	return slices.MinFunc(r.times, time.Time.Compare).Sub(now), true
 }
 
+// nextTry is how long it is until an effect may be claimed that may not be yet.
+func (e *Engine) nextTry(now time.Time) (wait time.Duration, waits bool) {
+	wait, waits = e.retries.next(now)
+	if probe := e.silence.Next(now); !probe.IsZero() && (!waits || probe.Sub(now) < wait) {
+		return probe.Sub(now), true
+	}
+	return wait, waits
+}
+
 // claim starts workers for the jobs that are due and free.
-func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
-	free := cap(slots) - len(slots)
-	if free == 0 {
+func (e *Engine) claim(ctx context.Context, workers *sync.WaitGroup) {
+	busy := e.workers.busy()
+	free := e.config.Workers + e.config.Reserve - busy
+	if free <= 0 {
 		return
 	}
 	var jobs []leased
 	err := e.store.Update(ctx, func(tx store.Tx) error {
 		var err error
-		jobs, err = e.lease(ctx, tx, e.config.Now(), free)
+		jobs, err = e.lease(ctx, tx, e.config.Now(), free, e.config.Workers-busy)
 		return err
 	})
 	if err != nil {
@@ -100,32 +100,22 @@ func (e *Engine) claim(ctx context.Context, slots, finished chan struct{}) {
 		return
 	}
 	for _, job := range jobs {
-		slots <- struct{}{}
-		go func() {
-			defer func() {
-				full := len(slots) == cap(slots)
-				<-slots
-				if !full {
-					return // the store tells of the job's end, and no claim was cut short
-				}
-				select {
-				case finished <- struct{}{}:
-				default:
-				}
-			}()
+		w := e.workers.start()
+		workers.Go(func() {
+			defer w.end()
 			for mine := []leased{job}; len(mine) > 0; {
-				mine = e.runJob(ctx, mine[0])
+				mine = e.runJob(ctx, w, mine[0])
 			}
-		}()
+		})
 	}
 }
 
 // runJob carries out one effect under its lease and records how it ended. It
 // returns the job to go on with, if there is one.
-func (e *Engine) runJob(ctx context.Context, lease leased) []leased {
+func (e *Engine) runJob(ctx context.Context, w *worker, lease leased) []leased {
 	job := lease.Job
-	var effect rotation.Effect
-	if err := json.Unmarshal(job.Body, &effect); err != nil {
+	effect, queued, err := decodeEffect(&job)
+	if err != nil {
 		e.log.ErrorContext(ctx, "a stored effect is damaged", "job", job.ID, "error", err)
 		return nil
 	}
@@ -136,7 +126,7 @@ func (e *Engine) runJob(ctx context.Context, lease leased) []leased {
 	started := e.config.Now()
 	limited, release := e.hold(ctx, lease)
 	defer release() // the lease is kept until the result is recorded
-	ended := e.attempt(limited, job, effect, log)
+	ended := e.attempt(limited, w, job, effect, log)
 	if cause := context.Cause(limited); ended.err != nil && (errors.Is(cause, errNotKept) || errors.Is(cause, errLeaseLost)) {
 		ended = done{err: fmt.Errorf("%w: %w", cause, ended.err)}
 	}
@@ -153,7 +143,12 @@ func (e *Engine) runJob(ctx context.Context, lease leased) []leased {
 	if ended.err != nil {
 		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", ended.err)
 	}
-	next, err := e.settle(ctx, job, effect, ended)
+	e.hear(&job, &ended, started)
+	if ended.outcome == 0 {
+		e.judgeTries(ctx, &job, effect, queued, &ended)
+	}
+	ended.insist = refuses(effect.Kind) && (ended.outcome == rotation.Broken || ended.outcome == rotation.Contradicted)
+	next, err := e.settle(ctx, w, job, effect, ended)
 	if err != nil && ctx.Err() == nil {
 		log.WarnContext(ctx, "the result of an effect could not be recorded; it will be repeated", "error", err)
 	}
@@ -184,18 +179,6 @@ func (e *Engine) dropUnawaited(ctx context.Context, job store.Job, err error, lo
 	return nil
 }
 
-// attempt carries out an effect. A panic of a provider is a failure like others; the
-// stack is logged without the value of the panic, which might hold a secret.
-func (e *Engine) attempt(ctx context.Context, job store.Job, effect rotation.Effect, log *slog.Logger) (d done) {
-	defer func() {
-		if recover() != nil {
-			log.ErrorContext(ctx, "an effect panicked", "stack", string(debug.Stack()))
-			d = done{err: errors.New("the provider panicked; report this as a bug, with the stack that is in the server's log")}
-		}
-	}()
-	return e.carryOut(ctx, job, effect)
-}
-
 // giveBackWithin bounds how long a stop waits for the end of a lease.
 const giveBackWithin = 5 * time.Second
 
@@ -213,6 +196,13 @@ type done struct {
 	outcome rotation.Outcome
 	uses    int
 	err     error
+	// asked: the system was called, so that err and its absence say something of it.
+	asked bool
+	// insist: it refuses a version; if that is compromised it is repeated although a
+	// human is asked.
+	insist bool
+	// pause takes the place of the usual pause before the next try.
+	pause time.Duration
 	// write stores what came with the result, in the transaction that records it.
 	write func(*change) error
 }
@@ -225,18 +215,24 @@ func failed(err error) done {
 	return done{err: err}
 }
 
+// asked notes that the system was called.
+func asked(d done) done {
+	d.asked = true
+	return d
+}
+
 // settle ends the lease and records the outcome in one transaction, which also
 // claims the job that the worker goes on with: a rotation is a chain of effects,
 // and a claim of its own would cost each of them another flush to disk.
-func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effect, done done) (next []leased, err error) {
-	if done.outcome == 0 && effect.Kind == rotation.Mint && job.Attempt >= maxMintTries {
-		done.outcome = rotation.Broken
-	}
+func (e *Engine) settle(ctx context.Context, w *worker, job store.Job, effect rotation.Effect, done done) (next []leased, err error) {
 	detail := ""
 	if done.err != nil {
 		detail = done.err.Error()
 	}
-	pause := e.backoff(job.Attempt)
+	pause := done.pause
+	if pause == 0 {
+		pause = e.backoff(job.Attempt)
+	}
 	var retryAt time.Time
 	err = e.update(ctx, Server(), func(c *change) error {
 		next, retryAt = nil, time.Time{}
@@ -249,8 +245,11 @@ func (e *Engine) settle(ctx context.Context, job store.Job, effect rotation.Effe
 		if err := c.result(job, effect, done, detail); err != nil {
 			return err
 		}
+		if w.parked {
+			return nil // another worker has taken its place
+		}
 		var err error
-		next, err = e.lease(ctx, c.tx, c.now, 1)
+		next, err = e.lease(ctx, c.tx, c.now, 1, e.config.Workers+1-e.workers.busy())
 		return err
 	})
 	if err == nil {
@@ -273,7 +272,7 @@ func (c *change) result(job store.Job, effect rotation.Effect, done done, detail
 	if effect.Verifier == "" {
 		at = provider.Endpoints(done.err)
 	}
-	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail, Verifiers: at}
+	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail, Verifiers: at, Insist: done.insist}
 	if done.outcome == 0 {
 		if !worthTelling(job.Attempt) {
 			return nil

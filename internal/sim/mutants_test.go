@@ -48,9 +48,9 @@ func mutants() []mutant {
 			200, false,
 		},
 		{
-			"intent before effect: effects are queued after the decision has been committed", "engine/change.go",
+			"intent before effect: effects are queued after the decision has been committed", "engine/queue.go",
 			"return c.tx.Queue.Enqueue(c.ctx, jobs...)",
-			"ctx := context.WithoutCancel(c.ctx)\n\tgo func() {\n\t\t_ = c.e.store.Update(ctx, func(tx store.Tx) error { return tx.Queue.Enqueue(ctx, jobs...) })\n\t}()\n\treturn nil",
+			"ctx := c.ctx\n\tgo func() {\n\t\t_ = c.e.store.Update(ctx, func(tx store.Tx) error { return tx.Queue.Enqueue(ctx, jobs...) })\n\t}()\n\treturn nil",
 			[]string{"converges"},
 			50, true,
 		},
