@@ -207,8 +207,11 @@ func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resou
 		return err
 	}
 	if change.Op == policy.Deleted {
-		if err := c.tx.Docs.Delete(c.ctx, doc.Kind, doc.Name, doc.Rev); err != nil || change.Kind == policy.KindKey {
+		if err := c.tx.Docs.Delete(c.ctx, doc.Kind, doc.Name, doc.Rev); err != nil {
 			return err
+		}
+		if change.Kind == policy.KindKey {
+			return c.touchState(doc.Name)
 		}
 		return c.reschedule(change, before, policy.Resource{})
 	}
@@ -227,6 +230,20 @@ func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resou
 		return err
 	}
 	return c.reschedule(change, before, resource)
+}
+
+// touchState writes the state of a deleted key as it is: who follows changes by
+// their revisions hears of the deletion.
+func (c *change) touchState(name string) error {
+	doc, err := c.tx.Docs.Get(c.ctx, kindState, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, doc)
+	return err
 }
 
 func (c *change) applyKey(doc store.Doc, resource policy.Resource) error {

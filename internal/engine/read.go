@@ -93,6 +93,45 @@ func (e *Engine) Keys(ctx context.Context, prefix, after string, limit int) ([]K
 	return list, err
 }
 
+// KeyState is the state of a key at some time.
+type KeyState struct {
+	Name  key.Name
+	State rotation.State
+	// Deleted: the key was taken out; what is left of it has no versions.
+	Deleted bool
+}
+
+// Changed returns the keys whose states changed after a revision, at most limit, in
+// the order of their last changes, and the revision to go on from.
+func (e *Engine) Changed(ctx context.Context, after uint64, limit int) (list []KeyState, next uint64, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		list, next = nil, after
+		docs, err := tx.Index.Since(ctx, kindState, after, limit)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			k := KeyState{Name: key.Name(doc.Name)}
+			state, known := e.states.get(k.Name, doc.Rev)
+			if k.State = state; !known {
+				if err := decodeInto(doc.Body, &k.State); err != nil {
+					return fmt.Errorf("state of key %s: %w", k.Name, err)
+				}
+			}
+			if len(k.State.Versions) == 0 {
+				_, err := store.Revision(ctx, tx.Docs, kindKey, doc.Name)
+				if err != nil && !errors.Is(err, store.ErrNotFound) {
+					return err
+				}
+				k.Deleted = err != nil
+			}
+			list, next = append(list, k), doc.Rev
+		}
+		return nil
+	})
+	return list, next, err
+}
+
 // Reveal returns the material of one version; with v 0 that of the labelled
 // one. The read is audited before the material leaves the engine.
 func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error) {

@@ -23,7 +23,7 @@ type gauges struct {
 var (
 	descSwept      = gaugeDesc("sweep_timestamp_seconds", "When the gauges were last read from the engine, in seconds since 1970.")
 	descKeyAge     = gaugeDesc("key_age_seconds", "Time since the current version of a key was minted, for the first keys by name, 10,000 unless configured otherwise.", "key")
-	descKeyAges    = gaugeDesc("keys_age_seconds", "Time since the current version was minted, over all keys as of now.")
+	descKeyAges    = gaugeDesc("keys_age_seconds", "Time since the current version was minted, over all keys as of now, to the hour.")
 	descUnkeyed    = gaugeDesc("keys_without_version", "Keys that have no current version.")
 	descOpen       = gaugeDesc("open_rotations", "Rotations that have not ended, by phase.", "phase")
 	descOldest     = gaugeDesc("open_rotation_phase_age_seconds", "How long the oldest open rotation has been in its phase, by phase; 0 when there is none.", "phase")
@@ -96,20 +96,22 @@ func (g *gauges) ages(v *view, now time.Time, ch chan<- prometheus.Metric, put p
 	for _, days := range []float64{1, 7, 30, 60, 90, 180, 365, 730} {
 		buckets[days*24*3600] = 0
 	}
-	sum := 0.0
-	for i, m := range v.minted {
-		age := max(0, now.Sub(m.at).Seconds())
-		sum += age
+	sum, count := 0.0, 0
+	for hour, n := range v.hours {
+		// The middle of the hour stands for all of it.
+		age := max(0, now.Sub(time.Unix(hour*3600+1800, 0)).Seconds())
+		sum += float64(n) * age
+		count += n
 		for bound := range buckets {
 			if age <= bound {
-				buckets[bound]++
+				buckets[bound] += uint64(n)
 			}
 		}
-		if i < g.maxKeys {
-			put(descKeyAge, age, string(m.key))
-		}
 	}
-	ch <- prometheus.MustNewConstHistogram(descKeyAges, uint64(len(v.minted)), sum, buckets)
+	for _, m := range v.minted {
+		put(descKeyAge, max(0, now.Sub(m.at).Seconds()), string(m.key))
+	}
+	ch <- prometheus.MustNewConstHistogram(descKeyAges, uint64(count), sum, buckets)
 }
 
 func (g *gauges) parties(v *view, put put) {

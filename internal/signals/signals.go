@@ -61,7 +61,7 @@ const DefaultRunbooks = "https://github.com/keyturn/keyturn/blob/main/docs/runbo
 // Source is what gauges and unfinished traces are read from; *engine.Engine is
 // one. Its methods may be called concurrently.
 type Source interface {
-	Keys(ctx context.Context, prefix, after string, limit int) ([]engine.KeyView, error)
+	Changed(ctx context.Context, after uint64, limit int) (list []engine.KeyState, next uint64, err error)
 	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
 	Timeline(ctx context.Context, id key.RotationID) ([]engine.Moved, error)
 }

@@ -3,6 +3,8 @@ package signals
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/engine"
@@ -12,7 +14,6 @@ import (
 
 // Limits of a sweep.
 const (
-	pageSize = 500
 	// spacing keeps sweeps from taking more than one part in so many of a processor.
 	spacing = 20
 	// soonest is how long after news the gauges are read anew.
@@ -29,8 +30,10 @@ type view struct {
 	open     map[key.RotationID]bool
 	busy     map[key.Name]int
 	holds    []hold
-	// minted is when the current version of a key was minted, in the keys' order.
+	// minted is when the current version of the first keys was minted, by name, and
+	// hours how many were in each hour since 1970, over all keys.
 	minted []mintedAt
+	hours  map[int64]int
 	// unkeyed are the keys without a current version.
 	unkeyed    int
 	phases     map[rotation.Phase]int
@@ -91,9 +94,10 @@ func (s *Signals) sweepAll(ctx context.Context, source Source) {
 		}
 	}()
 	failing := false
+	known := newInventory(s.config.MaxKeys)
 	for {
 		began, next := s.config.Now(), s.config.Every
-		v, err := s.sweep(ctx, source)
+		v, err := s.sweep(ctx, source, known)
 		took := s.config.Now().Sub(began)
 		switch {
 		case ctx.Err() != nil:
@@ -140,59 +144,23 @@ func (s *Signals) pause(ctx context.Context, shortest, longest time.Duration) bo
 	return true
 }
 
-// sweep looks at every key.
-func (s *Signals) sweep(ctx context.Context, source Source) (*view, error) {
-	v := newView(s.config.Now())
+// sweep takes what has changed and looks at every key with an open rotation.
+func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*view, error) {
+	began := s.config.Now()
+	if err := known.catchUp(ctx, source, s.config.Now); err != nil {
+		return nil, err
+	}
+	v := known.view(began)
 	v.patience = s.config.RegionBehind
-	after := ""
-	for {
-		keys, err := source.Keys(ctx, "", after, pageSize)
-		if err != nil {
-			return nil, err
-		}
-		for i := range keys {
-			name := keys[i].Resource.Metadata.Name
-			v.takeKey(name, &keys[i].State)
-			for j := range keys[i].State.Rotations {
-				if err := v.takeRotation(ctx, source, name, &keys[i].State, &keys[i].State.Rotations[j]); err != nil {
-					return nil, err
-				}
+	for _, name := range slices.Sorted(maps.Keys(known.open)) {
+		state := known.open[name]
+		for j := range state.Rotations {
+			if err := v.takeRotation(ctx, source, name, &state, &state.Rotations[j]); err != nil {
+				return nil, err
 			}
-			after = string(name)
-		}
-		if len(keys) < pageSize {
-			return v, nil
 		}
 	}
-}
-
-func (v *view) takeKey(name key.Name, state *rotation.State) {
-	current, ok := state.Version(state.Labelled(key.Current))
-	if ok {
-		v.minted = append(v.minted, mintedAt{key: name, at: current.MintedAt})
-	} else {
-		v.unkeyed++
-	}
-	for i := range state.Presenters {
-		p := &state.Presenters[i]
-		status := "behind"
-		switch {
-		case p.Failed:
-			status = "failed"
-		case p.Uses(p.Told):
-			status = "acknowledged"
-		}
-		v.presenters[presenterGroup{region: p.Region, state: status}]++
-		v.regions.of(p.Region)
-	}
-	for i := range state.Verifiers {
-		v.regions.of(state.Verifiers[i].Region)
-	}
-	for i := range state.Versions {
-		if state.Versions[i].State == key.Compromised && accepted(state, state.Versions[i].Number) {
-			v.unrefused++
-		}
-	}
+	return v, nil
 }
 
 func accepted(state *rotation.State, v key.Version) bool {

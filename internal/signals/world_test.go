@@ -211,18 +211,33 @@ type source struct {
 	keys    []engine.KeyView
 	uses    map[key.RotationID]int
 	history []engine.Moved
+	// telling: pending is what Changed has still to tell; reported are the keys told last.
+	telling  bool
+	pending  []engine.KeyState
+	reported map[key.Name]bool
 }
 
-func (s *source) Keys(_ context.Context, _, after string, limit int) ([]engine.KeyView, error) {
+func (s *source) Changed(_ context.Context, after uint64, limit int) ([]engine.KeyState, uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var page []engine.KeyView
-	for _, k := range s.keys {
-		if string(k.Resource.Metadata.Name) > after && len(page) < limit {
-			page = append(page, k)
+	if !s.telling {
+		// Everything counts as changed, and what is not there any more as deleted.
+		gone := s.reported
+		s.reported, s.telling, s.pending = map[key.Name]bool{}, true, nil
+		for _, k := range s.keys {
+			name := k.Resource.Metadata.Name
+			s.reported[name] = true
+			delete(gone, name)
+			s.pending = append(s.pending, engine.KeyState{Name: name, State: k.State})
+		}
+		for name := range gone {
+			s.pending = append(s.pending, engine.KeyState{Name: name, Deleted: true})
 		}
 	}
-	return page, nil
+	page := s.pending[:min(limit, len(s.pending))]
+	s.pending = s.pending[len(page):]
+	s.telling = len(page) == limit
+	return page, after + uint64(len(page)), nil
 }
 
 func (s *source) Rotation(_ context.Context, id key.RotationID) (engine.RotationView, error) {
