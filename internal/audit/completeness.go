@@ -1,7 +1,10 @@
 package audit
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"iter"
+	"math/bits"
 
 	"github.com/keyturn/keyturn/key"
 )
@@ -13,6 +16,46 @@ type Transition struct {
 	Event uint64
 	// From and To are the names of the phases.
 	From, To string
+}
+
+// Sum stands for a set of transitions, whatever their order, in constant memory:
+// two sums are equal when the same transitions were added to both, and, but for one
+// chance in 2^128, only then. The zero value is empty.
+type Sum struct {
+	count, high, low uint64
+}
+
+// Transition adds a transition.
+func (s *Sum) Transition(t Transition) {
+	h := sha256.New()
+	h.Write(t.Rotation[:])
+	var number [8]byte
+	binary.BigEndian.PutUint64(number[:], t.Event)
+	h.Write(number[:])
+	h.Write([]byte(t.From + "\x00" + t.To))
+	digest := h.Sum(nil)
+	var carry uint64
+	s.low, carry = bits.Add64(s.low, binary.BigEndian.Uint64(digest[8:]), 0)
+	s.high, _ = bits.Add64(s.high, binary.BigEndian.Uint64(digest), carry)
+	s.count++
+}
+
+// Entry adds the transition that an entry records, if it records one.
+func (s *Sum) Entry(e Entry) {
+	if t, ok := recorded(e); ok {
+		s.Transition(t)
+	}
+}
+
+// Count returns how many transitions were added.
+func (s *Sum) Count() uint64 { return s.count }
+
+// recorded returns the transition that an entry records.
+func recorded(e Entry) (Transition, bool) {
+	if e.Action != ActionPhase || e.Outcome != OutcomeOK {
+		return Transition{}, false
+	}
+	return Transition{Rotation: e.Rotation, Event: e.Event, From: e.From, To: e.To}, true
 }
 
 // Completeness is how well the log covers the transitions that took place.
@@ -47,28 +90,28 @@ func (c Completeness) Ratio() (float64, bool) {
 func Reconcile(expected iter.Seq[Transition], entries iter.Seq[Entry]) Completeness {
 	var result Completeness
 	var order []Transition
-	recorded := make(map[Transition]bool)
+	found := make(map[Transition]bool)
 	for t := range expected {
-		if _, twice := recorded[t]; !twice {
-			recorded[t] = false
+		if _, twice := found[t]; !twice {
+			found[t] = false
 			order = append(order, t)
 		}
 	}
 	result.Expected = len(order)
 	for e := range entries {
-		if e.Action != ActionPhase || e.Outcome != OutcomeOK {
+		t, ok := recorded(e)
+		if !ok {
 			continue
 		}
-		t := Transition{Rotation: e.Rotation, Event: e.Event, From: e.From, To: e.To}
-		if done, known := recorded[t]; !known || done {
+		if done, known := found[t]; !known || done {
 			result.Extra = append(result.Extra, e.Seq)
 			continue
 		}
-		recorded[t] = true
+		found[t] = true
 		result.Recorded++
 	}
 	for _, t := range order {
-		if !recorded[t] {
+		if !found[t] {
 			result.Missing = append(result.Missing, t)
 		}
 	}

@@ -168,8 +168,3 @@ func eachKeyDoc(ctx context.Context, tx store.Tx, visit func(store.Doc) error) e
 		}
 	}
 }
-
-// eachKeyName visits the names of all keys in their order.
-func eachKeyName(ctx context.Context, tx store.Tx, visit func(key.Name) error) error {
-	return eachKeyDoc(ctx, tx, func(doc store.Doc) error { return visit(key.Name(doc.Name)) })
-}

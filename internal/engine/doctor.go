@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"maps"
+	"slices"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -21,39 +24,215 @@ type Check struct {
 }
 
 // Doctor compares what is stored with what follows from the events, and looks
-// for what an operator should mend. It changes nothing.
+// for what an operator should mend. It changes nothing. Its time grows with the
+// histories of all keys; its memory with their number, by some bytes each; and it
+// holds no snapshot for longer than one page takes.
 func (e *Engine) Doctor(ctx context.Context) ([]Check, error) {
+	x := examination{
+		e: e, seed: maphash.MakeSeed(), counted: map[uint64]uint64{}, held: map[key.Name]int{}, problems: map[key.Name]string{},
+	}
+	if err := x.run(ctx); err != nil {
+		return nil, err
+	}
 	var checks []Check
-	err := e.store.View(ctx, func(tx store.Tx) error {
-		checks = nil
-		var expected []audit.Transition
-		keys, held, differ := 0, 0, 0
-		err := eachKeyName(ctx, tx, func(name key.Name) error {
-			keys++
-			problem, holds, transitions, err := e.examine(ctx, tx, name)
+	for _, name := range slices.Sorted(maps.Keys(x.problems)) {
+		checks = append(checks, Check{
+			Name: "history of " + string(name), Status: "failed", Message: x.problems[name],
+			Hint: "restore the database from a backup; the stored state is not what the events lead to",
+		})
+	}
+	if len(x.problems) == 0 {
+		checks = append(checks, Check{Name: "histories", Status: "ok", Message: fmt.Sprintf("the histories of %d keys lead to their states", len(x.counted))})
+	}
+	held := 0
+	for _, n := range x.held {
+		held += n
+	}
+	return append(checks, heldCheck(held), x.complete), nil
+}
+
+// examinePage is how many keys, or entries of the log, are examined in one view.
+const examinePage = 250
+
+// examination compares histories with states, and with the audit log, page by page.
+// Keys are taken in the order of their last changes, so that one that changes
+// meanwhile is met again; then only its new events count.
+type examination struct {
+	e    *Engine
+	seed maphash.Seed
+	// revision and entries are how far the states and the log have been read.
+	revision, entries uint64
+	// counted is up to which event the transitions of a key are in the sum, by a hash
+	// of its name.
+	counted  map[uint64]uint64
+	held     map[key.Name]int
+	problems map[key.Name]string
+	// events and log are the sums over the transitions that the events tell of, and
+	// over those that are in the log.
+	events, log audit.Sum
+	// damaged: an entry of the log cannot be read.
+	damaged  bool
+	complete Check
+}
+
+func (x *examination) run(ctx context.Context) error {
+	if err := x.findStateless(ctx); err != nil {
+		return err
+	}
+	for more := true; more; {
+		err := x.e.store.View(ctx, func(tx store.Tx) error {
+			var err error
+			more, err = x.readLog(ctx, tx)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for more := true; more; {
+		err := x.e.store.View(ctx, func(tx store.Tx) error {
+			var err error
+			more, err = x.readKeys(ctx, tx)
+			if more || err != nil {
+				return err
+			}
+			return x.compare(ctx, tx)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findStateless finds keys whose state is missing.
+func (x *examination) findStateless(ctx context.Context) error {
+	for after, more := "", true; more; {
+		err := x.e.store.View(ctx, func(tx store.Tx) error {
+			docs, err := tx.Index.List(ctx, kindKey, "", after, examinePage)
 			if err != nil {
 				return err
 			}
-			if problem != "" {
-				differ++
-				checks = append(checks, Check{Name: "history of " + string(name), Status: "failed", Message: problem, Hint: "restore the database from a backup; the stored state is not what the events lead to"})
+			more = len(docs) == examinePage
+			for _, doc := range docs {
+				after = doc.Name
+				_, err := store.Revision(ctx, tx.Docs, kindState, doc.Name)
+				if errors.Is(err, store.ErrNotFound) {
+					x.problems[key.Name(doc.Name)], err = "it has no state", nil
+				}
+				if err != nil {
+					return err
+				}
 			}
-			held += holds
-			expected = append(expected, transitions...)
 			return nil
 		})
 		if err != nil {
 			return err
 		}
-		if differ == 0 {
-			checks = append(checks, Check{Name: "histories", Status: "ok", Message: fmt.Sprintf("the histories of %d keys lead to their states", keys)})
+	}
+	return nil
+}
+
+// readLog reads a page of the log and reports whether there is more.
+func (x *examination) readLog(ctx context.Context, tx store.Tx) (more bool, err error) {
+	records, _, err := tx.Log.Records(ctx, x.entries, 4*examinePage)
+	if err != nil {
+		return false, err
+	}
+	for _, record := range records {
+		x.entries++
+		entry, err := audit.Decode(record)
+		if err != nil {
+			x.damaged = true // the exact comparison tells which one
+			continue
 		}
-		checks = append(checks, heldCheck(held))
-		complete, err := completeness(ctx, tx, expected)
-		checks = append(checks, complete)
+		x.log.Entry(entry)
+	}
+	return len(records) == 4*examinePage, nil
+}
+
+// readKeys examines a page of keys and reports whether there is more.
+func (x *examination) readKeys(ctx context.Context, tx store.Tx) (more bool, err error) {
+	docs, err := tx.Index.Since(ctx, kindState, x.revision, examinePage)
+	if err != nil {
+		return false, err
+	}
+	for _, doc := range docs {
+		x.revision = doc.Rev
+		if err := x.readKey(ctx, tx, doc); err != nil {
+			return false, err
+		}
+	}
+	return len(docs) == examinePage, nil
+}
+
+func (x *examination) readKey(ctx context.Context, tx store.Tx, doc store.Doc) error {
+	name := key.Name(doc.Name)
+	id := maphash.String(x.seed, doc.Name)
+	problem, held, transitions, err := x.e.examine(ctx, tx, doc)
+	if err != nil {
 		return err
-	})
-	return checks, err
+	}
+	delete(x.problems, name)
+	delete(x.held, name)
+	if problem != "" {
+		x.problems[name] = problem
+	}
+	if held > 0 {
+		x.held[name] = held
+	}
+	last := x.counted[id]
+	for _, t := range transitions {
+		if t.Event > x.counted[id] {
+			x.events.Transition(t)
+			last = max(last, t.Event)
+		}
+	}
+	x.counted[id] = last
+	return nil
+}
+
+// compare compares the two sums within one view. When they differ it compares one
+// by one, which takes memory for every transition.
+func (x *examination) compare(ctx context.Context, tx store.Tx) error {
+	for more := true; more; {
+		var err error
+		if more, err = x.readLog(ctx, tx); err != nil {
+			return err
+		}
+	}
+	x.complete = Check{Name: "audit completeness"}
+	switch {
+	case x.damaged || x.events != x.log:
+		return x.compareExactly(ctx, tx)
+	case x.events.Count() == 0:
+		x.complete.Status, x.complete.Message = "no-data", "no rotation has moved yet"
+	default:
+		x.complete.Status, x.complete.Message = "ok", fmt.Sprintf("100 %% of %d transitions are in the audit log", x.events.Count())
+	}
+	return nil
+}
+
+func (x *examination) compareExactly(ctx context.Context, tx store.Tx) error {
+	var expected []audit.Transition
+	for revision, more := uint64(0), true; more; {
+		docs, err := tx.Index.Since(ctx, kindState, revision, examinePage)
+		if err != nil {
+			return err
+		}
+		more = len(docs) == examinePage
+		for _, doc := range docs {
+			revision = doc.Rev
+			_, _, transitions, err := x.e.examine(ctx, tx, doc)
+			if err != nil {
+				return err
+			}
+			expected = append(expected, transitions...)
+		}
+	}
+	var err error
+	x.complete, err = completeness(ctx, tx, expected)
+	return err
 }
 
 func heldCheck(held int) Check {
@@ -63,11 +242,13 @@ func heldCheck(held int) Check {
 	return Check{Name: "held rotations", Status: "warning", Message: fmt.Sprintf("%d rotations are on hold", held), Hint: "see keyturn rotation list --open"}
 }
 
-// examine replays a key's events and compares the outcome with what is stored.
-func (e *Engine) examine(ctx context.Context, tx store.Tx, name key.Name) (problem string, held int, transitions []audit.Transition, err error) {
-	state, _, err := e.decodeState(ctx, tx, name)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return "", 0, nil, err
+// examine replays a key's events and compares the outcome with its state as it is
+// stored.
+func (e *Engine) examine(ctx context.Context, tx store.Tx, doc store.Doc) (problem string, held int, transitions []audit.Transition, err error) {
+	name := key.Name(doc.Name)
+	var state rotation.State
+	if err := decodeInto(doc.Body, &state); err != nil {
+		return err.Error(), 0, nil, nil //nolint:nilerr // the error is the finding
 	}
 	for i := range state.Rotations {
 		if state.Rotations[i].Hold.Reason != "" {

@@ -216,7 +216,7 @@ func (s *Server) routes(options Options) http.Handler {
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
 		maxBody: s.config.Limits.Body, call: callTimeout, now: options.Now,
-		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Poll": pollTimeout},
+		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Doctor": exportTimeout, "/Poll": pollTimeout},
 	}
 	service := s.service
 	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate) }

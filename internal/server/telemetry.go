@@ -52,17 +52,23 @@ func (t *telemetry) start(ctx context.Context, e *engine.Engine) {
 	t.running.Go(func() { t.examine(ctx, e) })
 }
 
+// examineSpacing keeps examinations from taking more than one part in so many of
+// a processor, however many histories there are.
+const examineSpacing = 50
+
 // examine has the engine examined from time to time, until ctx ends.
 func (t *telemetry) examine(ctx context.Context, e *engine.Engine) {
-	ticker := time.NewTicker(examineEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(examineEvery)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		began := time.Now()
 		checks, err := e.Doctor(ctx)
+		timer.Reset(max(examineEvery, examineSpacing*time.Since(began)))
 		if err != nil {
 			if ctx.Err() == nil {
 				t.log.ErrorContext(ctx, "the histories could not be examined; trying again", "error", err)
