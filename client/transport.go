@@ -68,7 +68,9 @@ func newWire(cfg Config) (*wire, error) {
 		if err != nil {
 			return nil, err
 		}
-		rt.dial = func() *http.Transport { return newHTTPTransport(roots, list.number() > 1) }
+		// A connection that is opened again costs the server no signature.
+		sessions := tls.NewLRUClientSessionCache(2 * max(list.number(), 1))
+		rt.dial = func() *http.Transport { return newHTTPTransport(roots, sessions, list.number() > 1) }
 		rt.current.Store(rt.dial())
 	}
 	rpc := keyturnv1connect.NewDeliveryServiceClient(rt, list.first.String(), connect.WithReadMaxBytes(maxAnswerBytes))
@@ -94,9 +96,9 @@ func loadRoots(cfg Config) (*x509.CertPool, error) {
 // there are others to go to.
 const elsewhere = 5 * time.Second
 
-func newHTTPTransport(roots *x509.CertPool, several bool) *http.Transport {
+func newHTTPTransport(roots *x509.CertPool, sessions tls.ClientSessionCache, several bool) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}
+	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ClientSessionCache: sessions}
 	t.TLSHandshakeTimeout = 10 * time.Second
 	t.ForceAttemptHTTP2 = true
 	// A dead peer is found by pings also while no stream is open.

@@ -37,7 +37,7 @@ func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error
 			return nil, "", fmt.Errorf("tls: %w", err)
 		}
 		base.GetCertificate = own.get
-		return base, "", nil
+		return resumable(base, own.last.Load().PrivateKey, now), "", nil
 	}
 	caPath := filepath.Join(config.DataDir, "ca.pem")
 	ca, err := ownCA(config.DataDir, caPath, now())
@@ -49,7 +49,7 @@ func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error
 		return nil, "", fmt.Errorf("make the server's certificate: %w", err)
 	}
 	base.GetCertificate = leaves.get
-	return base, caPath, nil
+	return resumable(base, ca.PrivateKey, now), caPath, nil
 }
 
 // ownPair hands out the operator's certificate. It reads the files for every
