@@ -75,6 +75,16 @@ func (e *Engine) lookAround(ctx context.Context, kind string, handle func(contex
 	return min(wait, e.config.Poll)
 }
 
+// Tick does once what the time-keepers do when they look around: it handles what
+// is due, and returns when that is done. Its cost grows with what is due, not with
+// what exists.
+func (e *Engine) Tick(ctx context.Context) error {
+	e.lookAround(ctx, kindState, e.tick)
+	e.lookAround(ctx, kindKey, e.consider)
+	e.lookAround(ctx, kindReview, func(ctx context.Context, name key.Name) error { return e.review(ctx, string(name)) })
+	return ctx.Err()
+}
+
 // each calls handle for every document of a kind that is due.
 func (e *Engine) each(ctx context.Context, kind string, handle func(context.Context, key.Name) error) {
 	for {

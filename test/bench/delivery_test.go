@@ -30,7 +30,8 @@ import (
 const (
 	agentProcesses = 2
 	publications   = 5
-	deliveryLimit  = 1000 // ms
+	deliveryLimit  = 1000   // ms
+	stormLimit     = 10_000 // ms
 )
 
 const deliveryPolicy = `
@@ -99,11 +100,14 @@ func (s *instant) Usage(context.Context, provider.Call, provider.Version) (provi
 
 // delivered is what one side of the benchmark measured.
 type delivered struct {
-	joined time.Duration
+	joined, joinedUsed time.Duration
 	// p99 and durable of each publication: after how long 99 % of the agents held
 	// the version, and all acknowledgements were on disk.
 	p99, durable []time.Duration
 	used         time.Duration
+	// back is after how long since a restarted server was ready all agents had a
+	// stream again, and stormed the processor time that took.
+	back, stormed time.Duration
 }
 
 // fleets are the numbers of agents that versions are published to.
@@ -130,6 +134,9 @@ func delivery(b *testing.B, count int) {
 	scoreboard.add(b, result{Name: of("delivery_acks_durable"), Unit: "ms", Ours: milliseconds(median(ours.durable)), Floor: milliseconds(median(floor.durable)), limit: deliveryLimit})
 	scoreboard.add(b, result{Name: of("delivery_cpu"), Unit: "ms", Ours: milliseconds(ours.used) / publications, Floor: milliseconds(floor.used) / publications})
 	scoreboard.add(b, result{Name: of("join_agents"), Unit: "ms", Ours: milliseconds(ours.joined), Floor: milliseconds(floor.joined)})
+	// Its floor is that of connecting first, which is not slower than after a loss.
+	scoreboard.add(b, result{Name: of("reconnect_storm"), Unit: "ms", Ours: milliseconds(ours.back), Floor: milliseconds(floor.joined), limit: stormLimit})
+	scoreboard.add(b, result{Name: of("reconnect_storm_cpu"), Unit: "ms", Ours: milliseconds(ours.stormed), Floor: milliseconds(floor.joinedUsed)})
 }
 
 func deliverKeyturn(b *testing.B, count int) (d delivered) {
@@ -148,7 +155,26 @@ func deliverKeyturn(b *testing.B, count int) (d delivered) {
 		d.p99 = append(d.p99, quantile(took, 0.99))
 		d.durable = append(d.durable, seen.cutOver.Sub(published))
 	}
+	d.back, d.stormed = storm(b, w, fleet, count)
 	return d
+}
+
+// storm restarts the server. No agent may fall back to polling, or meet an error
+// that does not pass by itself, and all must hold a version that is published then.
+func storm(b *testing.B, w *world, fleet *agents, count int) (back, used time.Duration) {
+	b.Helper()
+	was := fleet.total()
+	w.restart()
+	before, ready := cpu(b), time.Now()
+	fleet.wait(b, time.Minute, func(all connections) bool { return all.Connected == count && all.Streams >= was.Streams+count })
+	back, used = time.Since(ready), cpu(b)-before
+	all := fleet.total()
+	b.Logf("%d agents came back with %d failed tries", count, all.Failures-was.Failures)
+	if all.Permanent != 0 || all.Polling != 0 {
+		b.Errorf("after the restart: %+v", all)
+	}
+	fleet.hold(b, w.rotate(b).rotation.GetTo())
+	return back, used
 }
 
 // bare serves fixed messages over HTTP/2 and keeps acknowledgements in a log.
@@ -181,8 +207,9 @@ func deliverBare(b *testing.B, count int) (d delivered) {
 	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}), 0o600); err != nil {
 		b.Fatal(err)
 	}
+	before := cpu(b)
 	fleet, joined := startAgents(b, roleBare, orders{Address: srv.URL, CAFile: caFile, Count: count}, agentProcesses)
-	d.joined = joined
+	d.joined, d.joinedUsed = joined, cpu(b)-before
 	for n := range publications + 1 {
 		before := cpu(b)
 		published := time.Now()

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -230,17 +229,20 @@ func idleMemory(b *testing.B, programs []*program) []float64 {
 }
 
 // resident is VmRSS of a process in MiB.
-func resident(pid int) (float64, error) {
+func resident(pid int) (float64, error) { return statusOf(pid, "VmRSS:") }
+
+// statusOf is a figure of a process that the kernel tells in KiB, in MiB.
+func statusOf(pid int, figure string) (float64, error) {
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		return 0, err
 	}
 	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
-		if len(fields) == 3 && fields[0] == "VmRSS:" {
+		if len(fields) == 3 && fields[0] == figure {
 			kib, err := strconv.ParseFloat(fields[1], 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, errors.New("the process has no VmRSS")
+	return 0, fmt.Errorf("the process has no %s", figure)
 }

@@ -27,6 +27,8 @@ type world struct {
 	token   string
 	roots   *x509.CertPool
 	control keyturnv1connect.ControlServiceClient
+	// restart stops the server and starts it again at the same address.
+	restart func()
 }
 
 func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string) *world {
@@ -36,22 +38,32 @@ func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string
 		// All agents of a benchmark share one token.
 		Limits: server.LimitsConfig{PerSecond: 100_000, Burst: 100_000},
 	}
-	srv, err := server.Start(b.Context(), config, server.Options{Drivers: drivers, LogTo: io.Discard})
+	options := server.Options{Drivers: drivers, LogTo: io.Discard}
+	srv, err := server.Start(b.Context(), config, options)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() {
+	config.Listen = strings.TrimPrefix(srv.Address(), "https://")
+	stop := func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := srv.Stop(ctx); err != nil {
 			b.Errorf("stop the server: %v", err)
 		}
-	})
+	}
+	b.Cleanup(func() { stop() })
 	token, err := os.ReadFile(srv.TokenFile())
 	if err != nil {
 		b.Fatal(err)
 	}
-	w := &world{address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
+	restart := func() {
+		b.Helper()
+		stop()
+		if srv, err = server.Start(b.Context(), config, options); err != nil {
+			b.Fatal(err)
+		}
+	}
+	w := &world{restart: restart, address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.address)
