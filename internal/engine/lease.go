@@ -85,6 +85,7 @@ func (e *Engine) hold(ctx context.Context, job leased) (_ context.Context, relea
 	}
 }
 
+// all returns them in the order in which they were claimed.
 func (l *heldLeases) all() []*heldLease {
 	l.mu.Lock()
 	defer l.mu.Unlock()

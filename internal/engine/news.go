@@ -193,6 +193,14 @@ func (e *Engine) follow(ctx context.Context, follows func()) {
 			return
 		case <-pause.C:
 		}
+		// One look answers all that has come up to now.
+		for range 2 {
+			select {
+			case <-woken:
+			case <-poll.C:
+			default:
+			}
+		}
 		var next uint64
 		next, err = e.lookForNews(ctx, rev)
 		if err != nil && ctx.Err() == nil && !failing {

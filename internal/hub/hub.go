@@ -2,8 +2,10 @@ package hub
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -48,6 +50,8 @@ type Config struct {
 	// Store is where the nodes on one store meet: each tells there who is connected
 	// to it and what they report. Nil: the hub is alone.
 	Store store.Store
+	// Random names the node among the others. Default: crypto/rand.
+	Random io.Reader
 	// MaxSessions bounds the sessions. Default: 20,000.
 	MaxSessions int
 	// ForgetClients is after how long without a session a party of kind client is
@@ -103,6 +107,9 @@ func New(config Config) *Hub {
 	}
 	if config.AckPause == 0 {
 		config.AckPause = 5 * time.Millisecond
+	}
+	if config.Random == nil {
+		config.Random = rand.Reader
 	}
 	h := &Hub{config: config, sessions: map[sessionOf]*Session{}, seen: map[string]time.Time{}, keys: map[key.Name]int{}}
 	h.acks.init(h)

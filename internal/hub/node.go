@@ -2,12 +2,12 @@ package hub
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -122,7 +122,7 @@ func newNode(h *Hub) *node {
 // renew gives the node a new name, under which it says everything anew.
 func (n *node) renew() {
 	var id [8]byte
-	_, _ = rand.Read(id[:]) // never fails since Go 1.24
+	_, _ = io.ReadFull(n.hub.config.Random, id[:]) // crypto/rand never fails
 	n.id, n.revs = hex.EncodeToString(id[:]), map[string]uint64{}
 	for i := range n.here {
 		n.here[i].dirty = len(n.here[i].parties) > 0
@@ -310,6 +310,10 @@ func (n *node) run(ctx context.Context) {
 			return
 		case <-pause.C:
 		}
+		// One exchange answers all that has come up to now.
+		n.early = drained(n.changed) || n.early
+		drained(woken)
+		drained(beat.C)
 		err := n.meet(ctx)
 		if err != nil && ctx.Err() == nil && !failing {
 			n.hub.config.Logger.ErrorContext(ctx, "who is connected could not be exchanged with other server nodes; trying again", "error", err)
@@ -328,6 +332,16 @@ func (n *node) run(ctx context.Context) {
 		case <-beat.C:
 		}
 		pause.Reset(lookPause)
+	}
+}
+
+// drained takes what waits in a channel and reports whether anything did.
+func drained[T any](c <-chan T) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
