@@ -201,7 +201,7 @@ func (l *agentLife) holdings() []engine.Holding {
 func (l *agentLife) actor() audit.Actor { return audit.Actor{ID: l.id, Kind: "party"} }
 
 // sessionLasts is after how long a session is opened anew.
-const sessionLasts = time.Minute
+const sessionLasts = 30 * time.Minute
 
 // session connects to a server and takes what it sends, until that fails.
 func (l *agentLife) session(at *life) {

@@ -142,7 +142,7 @@ func TestFleet(t *testing.T) {
 // TestSameSeedSameRun: a seed reproduces its run, line by line.
 func TestSameSeedSameRun(t *testing.T) {
 	o := options{signer: testSigner(t)}
-	for seed := uint64(1); seed <= envUint(t, "KEYTURN_SIM_TWICE", 100); seed++ {
+	for seed := envUint(t, "KEYTURN_SIM_FROM", 1); seed <= envUint(t, "KEYTURN_SIM_TWICE", 100); seed++ {
 		one, two := runSeed(t, seed, o), runSeed(t, seed, o)
 		for i := range max(len(one.tale), len(two.tale)) {
 			switch {

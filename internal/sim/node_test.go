@@ -21,6 +21,7 @@ type node struct {
 	ahead atomic.Int64
 	// keeperDown: its keeper does not answer.
 	keeperDown atomic.Bool
+	drawn      atomic.Int64
 	life       *life
 	lives      int
 }
@@ -40,12 +41,10 @@ func newNode(w *world, name, region string) *node { return &node{w: w, name: nam
 
 func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.ahead.Load())) }
 
-// Read implements io.Reader: what a server draws follows from what was drawn before.
+// Read implements io.Reader: what a server draws follows from what it drew before.
 func (n *node) Read(p []byte) (int, error) {
-	if !n.w.checking {
-		n.w.serial++
-	}
-	seed := uint64(n.w.serial)<<8 ^ uint64(len(n.name)) ^ uint64(n.name[len(n.name)-1])
+	drawn := n.drawn.Add(1)
+	seed := uint64(drawn)<<8 ^ n.w.seed<<32 ^ uint64(n.name[len(n.name)-1])
 	for i := range p {
 		seed = seed*6364136223846793005 + 1442695040888963407
 		p[i] = byte(seed >> 56)
@@ -60,7 +59,11 @@ func (n *node) start() {
 	l := &life{node: n}
 	l.ctx, l.cancel = context.WithCancel(w.ctx)
 	logger := slog.New(slog.DiscardHandler)
-	l.hub = hub.New(hub.Config{Logger: logger, Now: n.now})
+	meet := hub.Config{Logger: logger, Now: n.now, Random: n}
+	if len(w.nodes) > 1 {
+		meet.Store = lifeStore{l}
+	}
+	l.hub = hub.New(meet)
 	e, err := engine.New(engine.Config{
 		Store: lifeStore{l}, Keeper: lifeKeeper{l}, Drivers: w.drivers(l), Signer: w.signer, Fleet: l.hub, Observer: nobody{}, Logger: logger,
 		Now: n.now, Random: n, Poll: 5 * time.Second, CheckpointEvery: time.Minute,

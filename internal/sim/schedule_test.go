@@ -96,6 +96,9 @@ func (w *world) next() {
 	w.decide(r)
 	w.release(r)
 	w.mu.Unlock()
+	// Every step takes its time, so that timers that began in different steps do not
+	// end in the same moment: which one comes first would not follow from the seed.
+	time.Sleep(time.Duration(20_000 + w.rng.Int64N(80_000)))
 }
 
 // delayed draws whether a request that could go on is late.

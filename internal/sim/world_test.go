@@ -49,8 +49,6 @@ type world struct {
 	calm bool
 	// over: the run has ended; nothing waits any more.
 	over bool
-	// checking tells that a transaction is only looked at.
-	checking bool
 	// dirty: something happened that the invariants depend on.
 	dirty bool
 
