@@ -19,6 +19,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 JOBS      ?= $(shell nproc 2>/dev/null || echo 2)
 # Further flags of go test, for example TESTFLAGS='-v -run Explore'.
 TESTFLAGS ?=
+# How long make soak draws fleets for the simulation.
+KEYTURN_SIM_FOR ?= 10m
 # What is tested, for example PKG=./internal/rotation.
 PKG       ?= ./...
 
@@ -54,7 +56,7 @@ bench: build ## measure ours against the limit of this machine; writes bench.jso
 .PHONY: soak
 soak: ## run the long tests as well, with every real part
 	@scripts/install-parts test soak
-	go test -count=1 -timeout 3h -p $(JOBS) -tags soak $(TESTFLAGS) $(PKG)
+	KEYTURN_SIM_FOR=$(KEYTURN_SIM_FOR) KEYTURN_SIM_MUTANTS=all go test -count=1 -timeout 3h -p $(JOBS) -tags soak $(TESTFLAGS) $(PKG)
 
 .PHONY: tools
 tools: ## build the pinned development tools into bin/tools

@@ -6,7 +6,7 @@
 //
 // The engine, the hub and the machine, unchanged, in as many servers as the seed
 // says, on one store, in a testing/synctest bubble. The store is memstore, which
-// passes storetest; some seeds run on SQLite.
+// passes storetest.
 //
 // # What is simulated
 //

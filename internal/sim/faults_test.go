@@ -67,8 +67,8 @@ type profile struct {
 
 func drawProfile(rng *rand.Rand) profile {
 	p := profile{
-		nodes: 1 + rng.IntN(2), agents: 1 + rng.IntN(3), keys: 1 + rng.IntN(2), trouble: 150 + rng.IntN(250),
-		commands: []float64{0.005, 0.01, 0.02}[rng.IntN(3)],
+		nodes: 1 + rng.IntN(2), agents: 1 + rng.IntN(3), keys: 1 + rng.IntN(2), trouble: 200 + rng.IntN(300),
+		commands: []float64{0.003, 0.006, 0.012}[rng.IntN(3)],
 		judged:   rng.IntN(4) == 0, approved: rng.IntN(5) == 0, holding: rng.IntN(3) == 0, staged: rng.IntN(3) == 0,
 		lag: time.Duration(rng.IntN(3)) * time.Second,
 	}

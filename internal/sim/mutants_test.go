@@ -31,7 +31,7 @@ func mutants() []mutant {
 		{
 			"fencing: every call carries the same fence", "engine/effects.go", "Fence: job.Fence}", "Fence: 1}",
 			[]string{"revoked", "no lockout", "no loss"},
-			200, false,
+			500, false,
 		},
 		{
 			"lease: the result of a lost lease is recorded", "engine/work.go",
@@ -45,7 +45,7 @@ func mutants() []mutant {
 			"e.log.ErrorContext(ctx, \"effects could not be claimed; trying again\", \"error\", err)\n\t\t}\n\t\treturn\n",
 			"e.log.ErrorContext(ctx, \"effects could not be claimed; trying again\", \"error\", err)\n\t\t}\n",
 			[]string{"intent"},
-			200, false,
+			500, false,
 		},
 		{
 			"intent before effect: effects are queued after the decision has been committed", "engine/queue.go",
@@ -58,7 +58,7 @@ func mutants() []mutant {
 			"idempotency: a repeated request begins another rotation", "engine/commands.go",
 			"if request.RequestID != \"\" {", "if request.RequestID == \"none\" {",
 			[]string{"idempotent"},
-			100, false,
+			500, false,
 		},
 		{
 			"barrier: a system that contradicts itself is believed", "engine/effects.go",
@@ -70,33 +70,33 @@ func mutants() []mutant {
 			"barrier: asked to accept counts as accepted", "rotation/advance.go",
 			"return ok && slot.Acceptance == Accepted", "return ok && slot.Acceptance.accepting()",
 			[]string{"no lockout"},
-			100, false,
+			500, false,
 		},
 		{
 			"no data: an endpoint that cannot be reached counts as proof", "engine/effects.go",
 			"verdict, err := system.Probe(ctx, call, effect.Verifier, version)\n\tif err != nil {\n\t\treturn failed(err)",
 			"verdict, err := system.Probe(ctx, call, effect.Verifier, version)\n\tif err != nil {\n\t\treturn done{outcome: rotation.OK}",
 			[]string{"no lockout", "revoked"},
-			400, false,
+			500, false,
 		},
 		{
 			"no data: use that cannot be measured counts as none", "engine/effects.go",
 			"usage, err := meter.Usage(ctx, call, version)\n\tif err != nil {\n\t\treturn done{outcome: rotation.NoData, err: err}",
 			"usage, err := meter.Usage(ctx, call, version)\n\tif err != nil {\n\t\treturn done{outcome: rotation.OK}",
 			[]string{"no data"},
-			100, false,
+			500, false,
 		},
 		{
 			"no data: a stage passes without reports", "engine/effects.go",
 			"if silent != \"\" {", "if silent == \"nobody\" {",
 			[]string{"no data"},
-			100, false,
+			500, false,
 		},
 		{
 			"epochs: an answer to an older telling is taken", "rotation/step.go",
 			"if !ok || ack.Epoch != p.Epoch || p.Told == 0 {", "if !ok || p.Told == 0 {",
 			[]string{"no lockout", "drained", "staged", "converges"},
-			1000, false,
+			500, false,
 		},
 		{
 			"audit: entries are written after the decision has been committed", "engine/change.go",
@@ -110,25 +110,19 @@ func mutants() []mutant {
 			"if done.outcome != 0 && done.write != nil {\n",
 			"if done.outcome != 0 && done.write != nil {\n\t\tctx := context.WithoutCancel(c.ctx)\n\t\tgo func() { _ = c.e.update(ctx, Server(), done.write) }()\n\t\treturn nil\n\t}\n\tif done.outcome != 0 && done.write != nil {\n",
 			[]string{"no loss", "converges"},
-			100, false,
-		},
-		{
-			"unawaited: an effect that nobody waits for any more is carried out", "engine/work.go",
-			"if awaited, err := e.awaited(ctx, job, effect); err != nil || !awaited {", "if _, err := e.awaited(ctx, job, effect); err != nil {",
-			[]string{"no lockout", "revoked", "no loss"},
-			1500, false,
+			500, false,
 		},
 		{
 			"cache: a state of another revision is taken", "engine/cache.go",
 			"if !ok || cached.rev != rev {", "if !ok || cached.rev > rev {",
 			[]string{"converges", "history", "doctor"},
-			100, false,
+			500, false,
 		},
 		{
 			"answers: one that was lost is not asked for again", "engine/parties.go",
 			"Epoch: p.Epoch, Unanswered: !p.Acked}", "Epoch: p.Epoch}",
 			[]string{"converges"},
-			400, false,
+			500, false,
 		},
 	}
 }

@@ -143,8 +143,12 @@ func (o *operators) act(who string) {
 		}
 		return open[w.rng.IntN(len(open))].ID
 	}
+	if gone := w.gone(); gone != nil && w.rng.IntN(4) == 0 {
+		o.remove(who, at, gone)
+		return
+	}
 	switch n := w.rng.IntN(20); {
-	case n < 8:
+	case n < 9:
 		o.rotate(who, at, k, false, 0)
 	case n < 10:
 		o.rotate(who, at, k, true, rotation.ReplaceFirst)
@@ -158,13 +162,13 @@ func (o *operators) act(who string) {
 		})
 	case n < 14:
 		o.steer(who, at, pick(), engine.SteerPause)
-	case n < 15:
-		o.steer(who, at, pick(), engine.SteerResume)
 	case n < 16:
-		o.steer(who, at, pick(), engine.SteerCancel)
+		o.steer(who, at, pick(), engine.SteerResume)
 	case n < 17:
-		o.steer(who, at, pick(), engine.SteerApprove)
+		o.steer(who, at, pick(), engine.SteerCancel)
 	case n < 18:
+		o.steer(who, at, pick(), engine.SteerApprove)
+	case n < 19:
 		o.variant++
 		o.apply(who, at, "another policy", o.documents()...)
 	default:
@@ -172,6 +176,25 @@ func (o *operators) act(who string) {
 		o.applied[k.name] = choices[w.rng.IntN(2*len(k.endpoints)-2)]
 		o.apply(who, at, "other endpoints of "+string(k.name), o.documents()...)
 	}
+}
+
+// remove has an operator forget a party that is gone for good.
+func (o *operators) remove(who string, at *node, a *agent) {
+	o.command(who, at, "remove "+a.id, func(ctx context.Context, l *life) error {
+		return l.hub.Leave(ctx, actor(who), a.id, "it is gone")
+	})
+}
+
+// gone returns a presenter that has vanished and is still waited for.
+func (w *world) gone() *agent {
+	for _, a := range w.agents {
+		for _, k := range a.keys {
+			if _, waits := k.state.Presenter(a.id); waits && a.vanished {
+				return a
+			}
+		}
+	}
+	return nil
 }
 
 // disturb draws whether something befalls the fleet as a whole, and does it.
@@ -196,11 +219,11 @@ func (w *world) disturb() bool {
 	return false
 }
 
-// idle reports whether no rotation is on its way.
+// idle reports whether no rotation is on its way: there is none, or all are held.
 func (w *world) idle() bool {
 	for _, k := range w.keys {
 		for i := range k.state.Rotations {
-			if r := &k.state.Rotations[i]; !r.Hold.Human && r.Phase != rotation.Planned {
+			if r := &k.state.Rotations[i]; r.Hold.Reason == "" && r.Phase != rotation.Planned {
 				return false
 			}
 		}
@@ -290,9 +313,7 @@ func (w *world) settleDown() {
 	}
 	for _, a := range w.agents {
 		if a.vanished {
-			w.ops.command("carol", w.nodes[0], "remove "+a.id, func(ctx context.Context, l *life) error {
-				return l.hub.Leave(ctx, actor("carol"), a.id, "it is gone")
-			})
+			w.ops.remove("carol", w.nodes[0], a)
 			continue
 		}
 		a.start()

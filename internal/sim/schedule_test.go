@@ -25,7 +25,7 @@ func (w *world) run() {
 			return
 		}
 		w.step++
-		if !w.calm && w.lively > w.plan.trouble {
+		if !w.calm && (w.lively > w.plan.trouble || w.step > 4*w.plan.trouble) {
 			w.settleDown()
 			calmSince = time.Now()
 			continue

@@ -59,7 +59,6 @@ type world struct {
 	// lively counts the steps that were not dull.
 	lively int
 	fences map[uint64]bool
-	serial int
 	// unsettledYet: something changed since it was last asked whether all is settled.
 	unsettledYet bool
 }
