@@ -46,7 +46,7 @@ func (s *State) Explain(r *Rotation) []Waiting {
 		if !r.QuietSince.IsZero() {
 			w.Until = r.QuietSince.Add(r.Plan.DrainQuiet)
 		}
-		add(w)
+		s.explainUnreached(r, w, add)
 	case Revoking:
 		s.explainPresenters("to stop using", r, func(p *Presenter) bool { return p.MayUse(r.From) }, add)
 		s.explainVerifiers(r.From, false, add)
@@ -77,10 +77,27 @@ func (s *State) explainPlanned(r *Rotation, add func(Waiting)) {
 		add(Waiting{Reason: "cut-over", Message: fmt.Sprintf("rotation %v to end its cut-over", cut.ID)})
 	}
 	if r.Task.Waiting {
-		w := Waiting{Reason: "effect", Message: "the preflight checks: " + orFine(r.Task.Trouble), Names: r.Unreached}
-		if len(r.Unreached) > 0 {
-			w.Region = s.RegionOf(r.Unreached[0])
+		s.explainUnreached(r, Waiting{Reason: "effect", Message: "the preflight checks: " + orFine(r.Task.Trouble)}, add)
+	}
+}
+
+// explainUnreached adds what is waited for once for each region in which the
+// rotation's own effect failed, with the verifiers; as it is where none is known.
+func (s *State) explainUnreached(r *Rotation, w Waiting, add func(Waiting)) {
+	var regions []string
+	names := map[string][]string{}
+	for _, id := range r.Unreached {
+		region := s.RegionOf(id)
+		if _, known := names[region]; !known {
+			regions = append(regions, region)
 		}
+		names[region] = append(names[region], id)
+	}
+	for _, region := range regions {
+		w.Region, w.Names = region, names[region]
+		add(w)
+	}
+	if len(regions) == 0 {
 		add(w)
 	}
 }

@@ -205,6 +205,19 @@ func stories() map[string]func(*testing.T) *teller {
 			d.rest()
 			return d
 		},
+		"region-cut-off": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveBegin, 0, 0)
+			d.do(moveTrouble, 0, 0)
+			d.until(Accepting)
+			d.do(moveTrouble, 0, 0)
+			d.until(Draining)
+			d.do(moveNoData, 0, 0)
+			d.until(Revoking)
+			d.do(moveTrouble, 0, 0)
+			d.rest()
+			return d
+		},
 		"lying-verifier": func(t *testing.T) *teller {
 			d := staged(t)
 			d.do(moveBegin, 0, 0)

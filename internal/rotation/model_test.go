@@ -176,7 +176,7 @@ func (r *run) effect(m move) {
 		w.execute(&done, r.c.gap)
 		return
 	case moveTrouble:
-		r.send(Event{Body: Trouble{Effect: l.queued.effect.EffectRef, Attempt: 1, Detail: "it failed"}})
+		r.send(Event{Body: Trouble{Effect: l.queued.effect.EffectRef, Attempt: 1, Detail: "it failed", Verifiers: cutOff(l.queued.effect.EffectRef)}})
 		return
 	case moveFinish:
 		done := l.running
@@ -194,6 +194,15 @@ func (r *run) effect(m move) {
 	r.deliver(done, m.kind)
 }
 
+// cutOff are the verifiers at which an effect that concerns all fails: those of
+// one region.
+func cutOff(ref EffectRef) []string {
+	if ref.Kind != Preflight && ref.Kind != Measure {
+		return nil
+	}
+	return []string{placeID(1)}
+}
+
 // deliver sends the result of a job that ended in the given way.
 func (r *run) deliver(done job, how moveKind) {
 	result := Result{Effect: done.effect.EffectRef, Outcome: OK, Uses: done.uses}
@@ -201,7 +210,7 @@ func (r *run) deliver(done job, how moveKind) {
 	case moveBroken, moveHalf:
 		result.Outcome, result.Detail = Broken, "it is broken"
 	case moveNoData:
-		result.Outcome, result.Uses = NoData, 0
+		result.Outcome, result.Uses, result.Verifiers = NoData, 0, cutOff(result.Effect)
 	case moveBad:
 		result.Outcome, result.Detail = Contradicted, "too many failures"
 	case moveLie:
