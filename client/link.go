@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/http/httptrace"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -16,6 +18,9 @@ const (
 	// firstAnswerSoon is how long a stream may take for its first answer before
 	// a poll asks for the same.
 	firstAnswerSoon = 3 * time.Second
+	// connectLate is how long connecting may take when there is one server only: it
+	// is a little more than what its parts may take.
+	connectLate = 65 * time.Second
 	// firstAnswerLate is when a stream without any answer counts as blocked,
 	// although polls get through.
 	firstAnswerLate = 10 * time.Second
@@ -116,8 +121,16 @@ func (l *link) fallBack(ctx context.Context, err error) bool {
 func (l *link) runStream(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	answers, ended := make(chan *keyturnv1.WatchResponse), make(chan error, 1)
-	go func() { ended <- l.receive(ctx, answers) }()
-	err := l.serveStream(ctx, answers, ended)
+	connected := make(chan time.Duration, 1)
+	began := time.Now()
+	tracing := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+		select {
+		case connected <- time.Since(began):
+		default: // it is tried once more on another connection
+		}
+	}})
+	go func() { ended <- l.receive(tracing, answers) }()
+	err := l.serveStream(ctx, connected, answers, ended)
 	cancel()
 	for range answers { // until the receiver has gone
 	}
@@ -149,15 +162,26 @@ func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchRespo
 	}
 }
 
-func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
+func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
 	heartbeat, probed := heartbeatDefault, false
 	server := l.wire.nodes().current()
-	watchdog := time.NewTimer(firstAnswerSoon)
+	soon := firstAnswerSoon
+	watchdog := time.NewTimer(soon)
 	defer watchdog.Stop()
+	if l.patient() {
+		watchdog.Reset(connectLate)
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case took := <-connected:
+			// A server that was slow to connect has many others to answer as well: asking
+			// it a second time would only add to them.
+			if l.answers == 0 && !probed && l.patient() {
+				soon = max(firstAnswerSoon, took)
+				watchdog.Reset(soon)
+			}
 		case answer, open := <-answers:
 			if !open {
 				return <-ended
@@ -185,11 +209,11 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			case l.failures < l.wire.nodes().number()-1:
 				l.wire.renew()
 				l.wire.nodes().leave(server) // another one may answer at once
-				return fmt.Errorf("no answer within %v", firstAnswerSoon)
+				return fmt.Errorf("no answer within %v", soon)
 			}
 			if _, err := l.pollOnce(ctx, 0); err != nil {
 				l.wire.renew()
-				return fmt.Errorf("no answer within %v: %w", firstAnswerSoon, err)
+				return fmt.Errorf("no answer within %v: %w", soon, err)
 			}
 			probed = true
 			watchdog.Reset(firstAnswerLate - firstAnswerSoon)
@@ -197,6 +221,19 @@ func (l *link) serveStream(ctx context.Context, answers <-chan *keyturnv1.WatchR
 			l.refreshNow(ctx)
 		}
 	}
+}
+
+// patient reports whether the time to connect does not count as time to answer:
+// there is no other server to go to, and it is known when the connection stands.
+func (l *link) patient() bool {
+	if l.wire.nodes().number() > 1 {
+		return false
+	}
+	if l.cfg.HTTPClient == nil {
+		return true
+	}
+	_, known := l.cfg.HTTPClient.Transport.(*http.Transport)
+	return known
 }
 
 // runPoll serves the polling modes. It returns nil when the stream should be

@@ -99,7 +99,9 @@ const elsewhere = 5 * time.Second
 func newHTTPTransport(roots *x509.CertPool, sessions tls.ClientSessionCache, several bool) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ClientSessionCache: sessions}
-	t.TLSHandshakeTimeout = 10 * time.Second
+	// A server that a whole fleet connects to at once is slow, and giving up would
+	// only make it begin anew.
+	t.TLSHandshakeTimeout = 30 * time.Second
 	t.ForceAttemptHTTP2 = true
 	// A dead peer is found by pings also while no stream is open.
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}

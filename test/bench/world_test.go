@@ -45,7 +45,7 @@ func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string
 	}
 	config.Listen = strings.TrimPrefix(srv.Address(), "https://")
 	stop := func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := srv.Stop(ctx); err != nil {
 			b.Errorf("stop the server: %v", err)
