@@ -245,7 +245,8 @@ type Materials interface {
 	Put(ctx context.Context, name key.Name, version key.Version, sealed []byte) error
 	// Get fails with ErrNotFound when there are none.
 	Get(ctx context.Context, name key.Name, version key.Version) ([]byte, error)
-	// Delete overwrites and removes them, so that after the next checkpoint neither
-	// the database file nor its log contain them. Deleting what is absent succeeds.
+	// Delete removes them, and sees to it that their bytes leave the files of the
+	// database soon; each implementation says how far and when. Deleting what is
+	// absent succeeds.
 	Delete(ctx context.Context, name key.Name, version key.Version) error
 }

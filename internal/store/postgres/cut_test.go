@@ -278,9 +278,7 @@ func TestServerDiesInMidCommit(t *testing.T) {
 // TestStopEndsTheWait: an Update whose commit cannot be looked up is told as
 // unknown when the store is stopped, and not before.
 func TestStopEndsTheWait(t *testing.T) {
-	server := pgtest.Start(t, pgserver.Config{})
-	pgtest.Exec(t, server, "postgres", "CREATE DATABASE keyturn")
-	through, err := url.Parse(server.SuperuserURL("keyturn"))
+	through, err := url.Parse(newDatabase(t))
 	must(t, err)
 	c := newCutter(t, through.Host)
 	through.Host = c.listener.Addr().String()

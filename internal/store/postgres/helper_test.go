@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -23,6 +24,11 @@ var databases atomic.Int64
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	// The models run in full against SQLite; here a step costs a round trip. -rapid.checks says otherwise.
+	if err := flag.Set("rapid.checks", "40"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	ctx := context.Background()
 	server, err := pgserver.Start(ctx, pgserver.Config{Settings: map[string]string{
 		"wal_recycle": "off", "full_page_writes": "on", // for TestDeletedMaterialIsGone
@@ -70,7 +76,7 @@ func execIn(ctx context.Context, server *pgserver.Server, database, statement st
 func newDatabase(t testing.TB) string {
 	t.Helper()
 	name := fmt.Sprintf("test_%d", databases.Add(1))
-	if err := execIn(t.Context(), shared, "postgres", "CREATE DATABASE "+name+" TEMPLATE "+template+" STRATEGY file_copy"); err != nil {
+	if err := execIn(t.Context(), shared, "postgres", "CREATE DATABASE "+name+" TEMPLATE "+template+""); err != nil {
 		t.Fatal(err)
 	}
 	return shared.SuperuserURL(name)

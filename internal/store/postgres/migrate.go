@@ -28,7 +28,7 @@ const (
 // One node migrates at a time; the others wait for it. Every step begins by taking
 // the commit lock, so that it meets no Update by halves; if Views keep it from a
 // table for longer than lockTimeout, it gives way and tries again.
-func migrate(ctx context.Context, s *settings, mover bool) error {
+func migrate(ctx context.Context, s *settings, source fs.FS, mover bool) error {
 	config, err := s.config(s.upkeep())
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func migrate(ctx context.Context, s *settings, mover bool) error {
 		return fault("create the schema "+schema, err)
 	}
 	db := stdlib.OpenDB(*config)
-	if err := errors.Join(migrateLocked(ctx, db, migrations), db.Close()); err != nil {
+	if err := errors.Join(migrateLocked(ctx, db, source), db.Close()); err != nil {
 		return err
 	}
 	return checkArrived(ctx, conn, mover)

@@ -95,7 +95,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := migrate(ctx, settings, config.Mover); err != nil {
+	if err := migrate(ctx, settings, migrations, config.Mover); err != nil {
 		return nil, err
 	}
 	s := &Store{

@@ -6,6 +6,7 @@ import (
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/postgres"
 	"github.com/keyturn/keyturn/internal/store/storetest"
+	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 // reopenable is a store that the suite can close and open again.
@@ -20,8 +21,14 @@ func (r reopenable) Reopen(t *testing.T) store.Store {
 }
 
 func TestConformance(t *testing.T) {
+	url := newDatabase(t)
+	conn := pgtest.Connect(t, url)
 	storetest.Run(t, func(t *testing.T) store.Store {
-		url := newDatabase(t)
+		// Emptying a database takes a tenth of the time of making one.
+		_, err := conn.Exec(t.Context(), `SET session_replication_role = replica; -- the triggers that keep history are off
+			DELETE FROM keyturn.docs; DELETE FROM keyturn.events; DELETE FROM keyturn.jobs; DELETE FROM keyturn.log_records;
+			DELETE FROM keyturn.log_hashes; DELETE FROM keyturn.materials; DELETE FROM keyturn.shreds; UPDATE keyturn.counters SET rev = 0, fence = 0`)
+		must(t, err)
 		return reopenable{open(t, url), url}
 	})
 }
