@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -347,5 +348,44 @@ func TestExactlyOneStartPerPeriod(t *testing.T) {
 				t.Errorf("%s: %d starts on day %d", spec, starts[day], day)
 			}
 		}
+	}
+}
+
+// vault-sidekick#50, cert-manager#6754: keys that were created together and follow
+// one policy do not begin together, are never early, never outside the window, and
+// begin at the same moment whoever asks and when.
+func TestCreatedTogetherBeginApart(t *testing.T) {
+	const keys = 20_000
+	p := compile(t, `rotate: {every: 30d, windows: [{cron: "0 2 * * *", duration: 3h}]}`)
+	created := time.Date(2026, 3, 1, 14, 0, 0, 0, time.UTC)
+	open := time.Date(2026, 4, 1, 2, 0, 0, 0, time.UTC) // the first window of the day after the period
+	jitter := p.Spec().Rotate.Jitter.Std()
+	perSecond, perTenth := map[int64]int{}, make([]int, 10)
+	for i := range keys {
+		f := policy.Facts{Key: key.Name(fmt.Sprintf("team-%d/key-%d", i%17, i)), Created: created, Scheduled: created}
+		d := p.Due(created.Add(time.Hour), f)
+		if d.At.Before(created.Add(30*24*time.Hour)) || d.At.Before(open) || !d.At.Before(open.Add(3*time.Hour)) {
+			t.Fatalf("key %d is due at %v", i, d.At)
+		}
+		if later := p.Due(d.At.Add(-time.Millisecond), f); later.Due || !later.At.Equal(d.At) {
+			t.Fatalf("key %d is due at %v, as seen just before at %v", i, d.At, later.At)
+		}
+		if now := p.Due(d.At, f); !now.Due {
+			t.Fatalf("key %d is not due at its time: %+v", i, now)
+		}
+		perSecond[d.At.Unix()]++
+		perTenth[int(10*d.At.Sub(open)/jitter)]++
+	}
+	for tenth, n := range perTenth {
+		if n < keys/10*9/10 || n > keys/10*11/10 {
+			t.Errorf("%d of %d keys begin in the tenth %d of the jitter", n, keys, tenth)
+		}
+	}
+	most := 0
+	for _, n := range perSecond {
+		most = max(most, n)
+	}
+	if mean := float64(keys) / jitter.Seconds(); float64(most) > mean+8*math.Sqrt(mean)+4 {
+		t.Errorf("%d keys begin in the same second, %.1f in the mean", most, mean)
 	}
 }

@@ -112,6 +112,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err := s.serve(ctx, options, own); err != nil {
 		return nil, errors.Join(err, s.Stop(ctx))
 	}
+	s.checkDescriptors(ctx)
 	s.log.InfoContext(ctx, "ready", "address", s.Address(), "ca", s.caFile)
 	return s, nil
 }
