@@ -10,9 +10,11 @@ import (
 
 // advance applies the rules of the protocol until none applies any more.
 func (m *machine) advance() {
-	for m.round() {
+	if !m.Standing() {
+		for m.round() {
+		}
+		m.tell()
 	}
-	m.tell()
 	m.Rotations = slices.DeleteFunc(m.Rotations, func(r Rotation) bool {
 		if r.Phase.Ended() {
 			m.Ended = append(m.Ended, r)
@@ -106,7 +108,7 @@ func (m *machine) converge() bool {
 		for i := range m.Verifiers {
 			w := &m.Verifiers[i]
 			slot, ok := w.Slot(v)
-			if ok && (slot.Acceptance.accepting() || m.compromised(v)) {
+			if ok && (slot.Acceptance.accepting() || m.compromised(v)) || m.foreign(v) {
 				continue
 			}
 			if m.Gap && !m.settled(w, v) {
@@ -168,9 +170,12 @@ func (m *machine) wanted() []key.Version {
 		}
 	}
 	for i := range m.Presenters {
-		for _, v := range m.Presenters[i].Maybe {
-			if !slices.Contains(wanted, v) && m.inService(v) {
-				add(v)
+		p := &m.Presenters[i]
+		for _, list := range [][]key.Version{p.Maybe, p.Also} {
+			for _, v := range list {
+				if !slices.Contains(wanted, v) && m.inService(v) {
+					add(v)
+				}
 			}
 		}
 	}
@@ -251,7 +256,7 @@ func (m *machine) tell() {
 		p := &m.Presenters[i]
 		v, ready := base, baseReady
 		// Who may be using the new version already is not sent back and forth.
-		if open && cut.Phase == Presenting && (stageOf(p, cut) <= cut.Stage || p.MayUse(cut.To)) {
+		if open && cut.Phase == Presenting && (stageOf(p, cut) <= cut.Stage || slices.Contains(p.Maybe, cut.To)) {
 			v, ready = cut.To, toReady
 		}
 		if v == p.Told || !ready {
@@ -260,7 +265,7 @@ func (m *machine) tell() {
 		m.Epoch++
 		p.Told, p.Epoch = v, m.Epoch
 		p.Acked, p.Failed, p.Detail = false, false, ""
-		if !p.MayUse(v) {
+		if !slices.Contains(p.Maybe, v) {
 			p.Maybe = append(slices.Clone(p.Maybe), v)
 		}
 		effect := Effect{EffectRef: EffectRef{Kind: Tell, Version: v}, Presenter: p.ID, Epoch: p.Epoch}
@@ -273,7 +278,7 @@ func (m *machine) tell() {
 
 // tellable reports whether presenters may be told to use v.
 func (m *machine) tellable(v key.Version) bool {
-	if v == 0 || m.contained(v) {
+	if v == 0 || m.contained(v) || m.foreign(v) {
 		return false
 	}
 	for i := range m.Verifiers {

@@ -22,6 +22,8 @@ type encoder struct {
 	raw    []byte
 	ends   []int
 	n      *node
+	// plain: equal parts are told apart, since a backup is compared with them.
+	plain bool
 }
 
 func (e *encoder) u8(bytes ...uint8) { e.buf = append(e.buf, bytes...) }
@@ -68,7 +70,7 @@ func (e *encoder) encode(n *node) []byte {
 	for i := range s.Versions {
 		v := &s.Versions[i]
 		e.u8(uint8(v.Number), uint8(v.State), uint8(v.Label))
-		e.flags(v.Contained)
+		e.flags(v.Contained, v.Foreign)
 		e.due(v.DestroyAt)
 		e.task(&v.Destroy)
 		e.lane(EffectRef{Kind: Destroy, Version: v.Number})
@@ -83,7 +85,23 @@ func (e *encoder) encode(n *node) []byte {
 	if ref := w.twice.Effect; ref.Kind != 0 && ref.Verifier == "" {
 		e.twice(ref)
 	}
+	e.recovery()
 	return e.buf
+}
+
+// recovery writes what only a restore brings about.
+func (e *encoder) recovery() {
+	s, w := &e.n.s, &e.n.w
+	e.flags(s.Standing(), s.Recovery.Task.Waiting, s.Recovery.Task.Done, s.Recovery.Task.Trouble != "", w.restored)
+	if s.Standing() {
+		e.u8(uint8(s.Recovery.Next), uint8(w.detached))
+		e.lane(EffectRef{Kind: Reconcile})
+	}
+	if w.saved == nil {
+		return
+	}
+	e.at(w.saved.s.Now)
+	e.buf = append(e.buf, w.saved.code...)
 }
 
 // sorted writes the blocks of n parts in the order of their bytes.
@@ -101,7 +119,9 @@ func (e *encoder) sorted(n int, part func(int)) {
 		e.blocks = append(e.blocks, e.raw[from:e.ends[i]-start])
 		from = e.ends[i] - start
 	}
-	slices.SortFunc(e.blocks, bytes.Compare)
+	if !e.plain && e.n.w.saved == nil {
+		slices.SortFunc(e.blocks, bytes.Compare)
+	}
 	e.buf = e.buf[:start]
 	for _, b := range e.blocks {
 		e.buf = append(e.buf, b...)
@@ -182,6 +202,13 @@ func (e *encoder) place(i int) {
 	if !ok {
 		w = &Verifier{}
 	}
+	var found versions
+	for _, f := range e.n.s.Recovery.Found {
+		if f.Verifier == placeID(i) && f.Accepted {
+			found = found.with(f.Version)
+		}
+	}
+	e.u8(uint8(found))
 	e.flags(w.Admitted)
 	for v := key.Version(1); v < e.n.s.Next; v++ {
 		slot, ok := w.Slot(v)
@@ -205,13 +232,25 @@ func (e *encoder) party(i int) {
 		known = &Presenter{}
 	}
 	e.u8(uint8(known.Stage), uint8(known.Told))
-	e.flags(ok, known.Acked, known.Failed, p.here, p.sick, p.stranger)
+	e.flags(ok, known.Acked, known.Failed, p.here, p.sick, p.stranger, known.Silent, e.n.w.detached&(1<<i) != 0)
 	var maybe versions
 	for _, v := range known.Maybe {
 		maybe = maybe.with(v)
 	}
-	e.u8(uint8(maybe), uint8(p.using), uint8(p.told))
+	var also versions
+	for _, v := range known.Also {
+		also = also.with(v)
+	}
+	e.u8(uint8(maybe), uint8(also), uint8(p.using), uint8(p.told))
 	epochs := []uint64{0, known.Epoch, p.seen, p.old.Epoch, p.late.Epoch}
+	if e.n.s.Floor > 0 {
+		epochs = append(epochs, e.n.s.Floor)
+	}
+	if e.n.w.saved != nil {
+		if then, ok := e.n.w.saved.s.Presenter(partyID(i)); ok {
+			epochs = append(epochs, then.Epoch)
+		}
+	}
 	ranks := slices.Clone(epochs)
 	slices.Sort(ranks)
 	ranks = slices.Compact(ranks)

@@ -46,6 +46,9 @@ func decoders() map[string]func([]byte) (Body, error) {
 		Result{}.eventType():     decode[Result],
 		Trouble{}.eventType():    decode[Trouble],
 		Tick{}.eventType():       decode[Tick],
+		Restored{}.eventType():   decode[Restored],
+		Reconciled{}.eventType(): decode[Reconciled],
+		Resolve{}.eventType():    decode[Resolve],
 	}
 }
 

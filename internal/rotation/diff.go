@@ -38,18 +38,54 @@ const (
 	PresenterTold  TransitionKind = "presenter.told"
 	PresenterAcked TransitionKind = "presenter.acked"
 	PresenterLeft  TransitionKind = "presenter.left"
+	KeyRecovery    TransitionKind = "key.recovery"
 )
 
 // Diff lists the transitions between two states that follow one another, in a
-// fixed order: rotations, versions, verifiers, presenters.
+// fixed order: recovery, rotations, versions, verifiers, presenters.
 func Diff(before, after State) []Transition {
 	var list []Transition
 	add := func(t Transition) { list = append(list, t) }
+	diffRecovery(&before, &after, add)
 	diffRotations(&before, &after, add)
 	diffVersions(&before, &after, add)
 	diffVerifiers(&before, &after, add)
 	diffPresenters(&before, &after, add)
 	return list
+}
+
+// The names of Recovery's steps in a Transition.
+const (
+	// RecoveryRestored: the key stands still and is being reconciled.
+	RecoveryRestored = "restored"
+	// RecoveryDiffers: it stands still and waits for a human.
+	RecoveryDiffers = "differs"
+	// RecoveryOver: it goes on.
+	RecoveryOver = "over"
+)
+
+func (s *State) recoveryStep() string {
+	switch {
+	case !s.Standing():
+		return ""
+	case s.Recovery.Task.Done:
+		return RecoveryDiffers
+	}
+	return RecoveryRestored
+}
+
+func diffRecovery(before, after *State, add func(Transition)) {
+	from, to := before.recoveryStep(), after.recoveryStep()
+	if from == to && (to != RecoveryRestored || before.Recovery.Task.Trouble == after.Recovery.Task.Trouble) {
+		return
+	}
+	t := Transition{Kind: KeyRecovery, From: from, To: to}
+	if to == "" {
+		t.To = RecoveryOver
+	} else {
+		t.Message = after.standingSince()
+	}
+	add(t)
 }
 
 func diffRotations(before, after *State, add func(Transition)) {

@@ -26,6 +26,8 @@ func cause(e Event) string {
 		return fmt.Sprintf("result of %v: %v", body.Effect.Kind, body.Outcome)
 	case Declare:
 		return fmt.Sprintf("declare (%v)", body.Plan.Strategy)
+	case Resolve:
+		return fmt.Sprintf("resolve (%v)", body.How)
 	}
 	return e.Body.eventType()
 }
@@ -45,6 +47,10 @@ func passages(t *testing.T) []passage {
 		{plan: quickPlan(), commands: 1, gap: true, kinds: operatorCommands()},
 		{plan: quickPlan(), commands: 2, capacity: 2, kinds: operatorCommands()},
 		{plan: windowed, commands: 1, kinds: []moveKind{moveBegin}},
+		{
+			plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2, commands: 3, faults: 1,
+			kinds: append(restores(), moveBegin, moveAsFound, moveAsRemembered),
+		},
 	}
 	seen := map[passage]bool{}
 	var mutex sync.Mutex

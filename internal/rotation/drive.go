@@ -263,7 +263,7 @@ func (m *machine) driveRevoking(r *Rotation) bool {
 		return false
 	}
 	v, ok := m.Version(r.From)
-	if !ok || v.State == key.Compromised {
+	if !ok || v.State == key.Compromised || v.State == key.Deactivated {
 		m.forget(r)
 		return true
 	}

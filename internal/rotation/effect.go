@@ -31,10 +31,12 @@ const (
 	Destroy
 	// Tell tells Presenter to use Version under Epoch; it is answered by Acked.
 	Tell
+	// Reconcile finds out what verifiers accept; it is answered by Reconciled.
+	Reconcile
 )
 
 var effectNames = []string{
-	"", "preflight", "mint", "accept", "probe-accept", "judge", "measure", "refuse", "probe-refuse", "destroy", "tell",
+	"", "preflight", "mint", "accept", "probe-accept", "judge", "measure", "refuse", "probe-refuse", "destroy", "tell", "reconcile",
 }
 
 // String returns the kind's name, "invalid" for the zero value.
@@ -79,6 +81,9 @@ func (r EffectRef) Lane() string {
 	}
 	if r.Kind == Destroy {
 		return "destroy/" + strconv.FormatUint(uint64(r.Version), 10)
+	}
+	if r.Kind == Reconcile {
+		return "reconcile"
 	}
 	return "rotation/" + r.Rotation.String()
 }

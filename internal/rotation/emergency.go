@@ -95,6 +95,16 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 			case !toBad:
 				m.takeOver(r, emergency)
 				taken = true
+			case m.foreign(r.From) && r.Phase == Accepting:
+				to, _ := m.Version(r.To)
+				to.Contained = true
+				m.end(r, Superseded)
+			case m.foreign(r.From):
+				// Nobody can be told the version before: it is retired as if the cut-over
+				// were complete, and the emergency replaces what was being brought in.
+				m.relabel(r)
+				r.CutOverAt = m.Now
+				m.enter(r, Draining)
 			case r.From == 0 && r.Phase == Presenting:
 				// There is nothing to return to: what was being brought in counts as
 				// current, and the emergency replaces it.

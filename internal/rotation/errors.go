@@ -15,6 +15,11 @@ var (
 	ErrPhase = errors.New("not possible in this phase")
 	// ErrCompromised: the command would bring a compromised version back.
 	ErrCompromised = errors.New("version is compromised")
+	// ErrRestored: the store was restored and the key stands still until it is
+	// reconciled.
+	ErrRestored = errors.New("the key stands still after a restore")
+	// ErrLockOut: the command would lock presenters out.
+	ErrLockOut = errors.New("presenters would be locked out")
 	// ErrInvalid: the event is malformed.
 	ErrInvalid = errors.New("invalid event")
 )

@@ -164,6 +164,40 @@ type Trouble struct {
 // Tick tells the time and nothing else; see State.Wake.
 type Tick struct{}
 
+// Restored tells that the store was put back to an earlier state, so that what
+// happened outside since is not known. The key stands still, see Recovery, until
+// it is reconciled. Told again, it is reconciled anew.
+type Restored struct {
+	// Epoch and Next are larger than any that the missing time can have used; they
+	// are never used again.
+	Epoch uint64      `json:"epoch"`
+	Next  key.Version `json:"next"`
+}
+
+// Reconciled tells what verifiers really accept. With no difference from what is
+// remembered the key goes on by itself.
+type Reconciled struct {
+	Effect EffectRef `json:"effect"`
+	// Found has one answer of every verifier for every version that is not
+	// destroyed, and the versions that are accepted and not known here.
+	Found []Found `json:"found,omitempty"`
+}
+
+// Resolve settles the differences after a restore. It fails with ErrStale when
+// Found is not what the state has found, and with ErrLockOut when presenters would
+// be locked out and LockOut does not allow it.
+type Resolve struct {
+	How   Resolution `json:"how"`
+	Found []Found    `json:"found,omitempty"`
+	// Plan is that of the rotation that replaces, and of those that retire what else
+	// is accepted. Retire has an ID for every version that may have to be retired.
+	Plan    Plan             `json:"plan,omitzero"`
+	Retire  []key.RotationID `json:"retire,omitempty"`
+	LockOut bool             `json:"lockOut,omitempty"`
+	Reason  string           `json:"reason,omitempty"`
+	Actor   string           `json:"actor,omitempty"`
+}
+
 func (Configured) eventType() string { return "configured" }
 func (Joined) eventType() string     { return "joined" }
 func (Arrived) eventType() string    { return "arrived" }
@@ -179,6 +213,9 @@ func (Acked) eventType() string      { return "acked" }
 func (Result) eventType() string     { return "result" }
 func (Trouble) eventType() string    { return "trouble" }
 func (Tick) eventType() string       { return "tick" }
+func (Restored) eventType() string   { return "restored" }
+func (Reconciled) eventType() string { return "reconciled" }
+func (Resolve) eventType() string    { return "resolve" }
 
 // Outcome is how an effect ended. The zero value is invalid.
 type Outcome uint8

@@ -10,7 +10,8 @@ import (
 // Waiting is one thing a rotation waits for.
 type Waiting struct {
 	// Reason is machine-readable: "approval", "window", "cut-over", "effect",
-	// "verifier", "presenter", "bake", "use", "grace", "quarantine", "retention" or "hold".
+	// "verifier", "presenter", "bake", "use", "grace", "quarantine", "retention", "hold"
+	// or "restore".
 	Reason  string
 	Message string
 	// Region and Names say where and who, as far as that applies; names are sorted.
@@ -25,6 +26,9 @@ type Waiting struct {
 func (s *State) Explain(r *Rotation) []Waiting {
 	var list []Waiting
 	add := func(w Waiting) { list = append(list, w) }
+	if s.Standing() {
+		add(Waiting{Reason: "restore", Message: s.standingSince()})
+	}
 	if r.Hold.Reason != "" {
 		add(Waiting{Reason: "hold", Message: r.Hold.Message})
 	}

@@ -29,6 +29,9 @@ func operatorCommands() []moveKind {
 	return []moveKind{moveBegin, moveDeclare, moveRevert, movePause, moveCancel}
 }
 
+// restores are the moves around backups. A replacement by an operator is free.
+func restores() []moveKind { return []moveKind{moveSave, moveRestore} }
+
 // The plans of the configurations; the unit of time is the minute.
 func stagedPlan() Plan {
 	return Plan{
@@ -63,6 +66,13 @@ func configs(long bool) []*config {
 	}
 	begin := []moveKind{moveBegin}
 	all := slices.Concat(effectFaults(), partyFaults())
+	settled := append(restores(), moveAsFound, moveAsRemembered)
+	limit := func(short int) int {
+		if long {
+			return longLimit
+		}
+		return short
+	}
 	return []*config{
 		{name: "a rotation and any faults", plan: stagedPlan(), commands: 1, faults: more(3, 4), kinds: append(begin, all...)},
 		{name: "a rotation and any changes of the fleet", plan: stagedPlan(), commands: 1, churn: more(2, 3), kinds: append(begin, fleetChurn()...)},
@@ -89,6 +99,38 @@ func configs(long bool) []*config {
 		{
 			name: "three presenters, two stages, two regions, any faults", plan: stagedPlan(), presenters: 3, stages: []int{0, 1, 1},
 			commands: 1, faults: more(2, 3), kinds: append(begin, all...),
+		},
+		{
+			name: "restored at any time from a backup of any time", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0},
+			commands: 2, faults: 1, kinds: append(begin, restores()...),
+		},
+		{
+			name: "restored, settled in any way", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: slices.Concat(begin, settled),
+		},
+		{
+			name: "restored, two verifiers and two presenters", plan: quickPlan(), limit: limit(20_000), versions: 2,
+			commands: 3, faults: 1, kinds: slices.Concat(begin, settled),
+		},
+		{
+			name: "restored, any command", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0, 0}, limit: limit(20_000),
+			commands: 3, faults: 1, kinds: slices.Concat(operatorCommands(), settled),
+		},
+		{
+			name: "restored, any fault", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, limit: limit(20_000),
+			commands: 2, faults: 2, kinds: slices.Concat(begin, restores(), all),
+		},
+		{
+			name: "restored, any change of the fleet", plan: quickPlan(), verifiers: 1, places: 2, presenters: 1, stages: []int{0, 0}, limit: limit(20_000),
+			commands: 2, faults: 1, churn: 1, kinds: slices.Concat(begin, restores(), fleetChurn()),
+		},
+		{
+			name: "restored, a system with a gap", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, gap: true, versions: 2,
+			commands: 3, faults: 1, kinds: slices.Concat(begin, settled),
+		},
+		{
+			name: "restored, a system with two places", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, capacity: 2, versions: 2,
+			commands: 3, faults: 1, kinds: slices.Concat(begin, settled),
 		},
 		{
 			name: "three presenters and any commands", plan: quickPlan(), presenters: 3, stages: []int{0, 1, 1},

@@ -107,6 +107,14 @@ func (d *teller) step() bool {
 	return moved
 }
 
+// restored puts the backup back: the history is that of the store, which has
+// lost what came after the backup.
+func (d *teller) restored() {
+	seq := int(d.n.w.saved.s.Seq)
+	d.do(moveRestore, 0, 0)
+	d.events = slices.Delete(d.events, seq, len(d.events)-1)
+}
+
 func (d *teller) rest() {
 	d.t.Helper()
 	for range 1000 {
@@ -215,6 +223,36 @@ func stories() map[string]func(*testing.T) *teller {
 			d.do(moveNoData, 0, 0)
 			d.until(Revoking)
 			d.do(moveTrouble, 0, 0)
+			d.rest()
+			return d
+		},
+		"restored-unchanged": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveBegin, 0, 0)
+			d.until(Presenting)
+			d.do(moveSave, 0, 0)
+			d.restored()
+			d.rest()
+			return d
+		},
+		"restored-and-replaced": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveSave, 0, 0)
+			d.do(moveBegin, 0, 0)
+			d.until(Quarantine)
+			d.restored()
+			d.rest()
+			return d
+		},
+		"restored-as-found": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveBegin, 0, 0)
+			d.until(Presenting)
+			d.do(moveSave, 0, 0)
+			d.until(Quarantine)
+			d.restored()
+			d.do(moveRun, 0, 0)
+			d.do(moveAsFound, 0, 0)
 			d.rest()
 			return d
 		},

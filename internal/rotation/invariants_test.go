@@ -67,6 +67,9 @@ func noLoss(n *node) *violation {
 
 // revoked: what counts as revoked is really refused.
 func revoked(n *node) *violation {
+	if n.s.Standing() {
+		return nil
+	}
 	for i := range n.s.Versions {
 		v := &n.s.Versions[i]
 		if v.State != key.Suspended && v.State != key.Deactivated && !retired(&n.s, v.Number) {
@@ -74,6 +77,11 @@ func revoked(n *node) *violation {
 		}
 		for j := range n.w.places {
 			w, ok := n.s.Verifier(placeID(j))
+			if ok && n.w.restored {
+				// What was found accepted after a restore is on its way out.
+				slot, _ := w.Slot(v.Number)
+				ok = slot.Acceptance == Refused
+			}
 			if ok && w.Admitted && n.w.places[j].accepts.has(v.Number) {
 				return violated("revoked", "%v is %v, and verifier %s accepts it", v.Number, v.State, w.ID)
 			}
@@ -189,10 +197,13 @@ func explained(n *node) *violation {
 // back, unless it is compromised, was replaced since, or never was.
 func (c *config) reversible(n *node) *violation {
 	s := &n.s
+	if s.Standing() {
+		return nil
+	}
 	for i := range s.Rotations {
 		r := &s.Rotations[i]
 		from, ok := s.Version(r.From)
-		if r.Phase < Accepting || r.Phase > Quarantine || !ok || from.State == key.Compromised {
+		if r.Phase < Accepting || r.Phase > Quarantine || !ok || from.State == key.Compromised || from.Foreign {
 			continue
 		}
 		if r.Phase.Retiring() && (s.Labelled(key.Current) != r.To || slices.ContainsFunc(s.Rotations, func(o Rotation) bool {
@@ -221,6 +232,9 @@ func checkStep(w *world, before, after *State, e Event, effects []Effect) *viola
 		return violated("growth", "a number went back")
 	}
 	if err := versionSteps(before, after, e); err != nil {
+		return err
+	}
+	if err := stands(before, after, effects); err != nil {
 		return err
 	}
 	transitions := Diff(*before, *after)
@@ -277,8 +291,10 @@ func versionSteps(before, after *State, e Event) *violation {
 			return violated("version states", "%v from %v to %v", old.Number, old.State, next)
 		}
 		if state == key.Current && old.Label != key.Current && next == key.Compromised {
-			// The first version of a key has none before it to return to.
-			if _, declared := e.Body.(Declare); !declared || before.Labelled(key.Current) != 0 {
+			// The first version of a key has none before it to return to, and nobody can
+			// be told one whose material was lost.
+			current, _ := before.Version(before.Labelled(key.Current))
+			if _, declared := e.Body.(Declare); !declared || current != nil && !current.Foreign {
 				return violated("exposure", "compromised %v became current", old.Number)
 			}
 		}
@@ -295,7 +311,7 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 	emergency := old.Plan.Strategy != 0 || now.Plan.Strategy != 0
 	if old.Hold.Human {
 		switch e.Body.(type) {
-		case Resume, Cancel, Revert, Declare:
+		case Resume, Cancel, Revert, Declare, Resolve, Reconciled:
 		default:
 			// That a version was minted is a fact; nothing follows from it yet.
 			if !(old.Phase == Minting && now.Phase <= Accepting) && now.Phase != Cancelled && now.Phase != Failed && !(old.Phase == Quarantine && needsRoom(after)) {
@@ -312,6 +328,11 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 			return violated("planned", "rotation %d began without its approvals or before its time", old.ID[15])
 		}
 	case Presenting:
+		if from, ok := before.Version(old.From); ok && from.Foreign {
+			if _, declared := e.Body.(Declare); declared {
+				return nil // there is no version to return to
+			}
+		}
 		return stagePassed(w, before, after, old, now)
 	case Draining:
 		return drainPassed(w, after, old, e, emergency)
@@ -412,6 +433,9 @@ func effectsAllowed(before, after *State, e Event, effects []Effect) *violation 
 	for _, effect := range effects {
 		v, ok := after.Version(effect.Version)
 		compromised := ok && v.State == key.Compromised
+		if ok && v.Foreign && (effect.Kind == Tell || effect.Kind == Accept) {
+			return violated("foreign", "%s of %v, whose material is not here", effect.Kind, v.Number)
+		}
 		switch effect.Kind { //nolint:exhaustive // the other kinds need nothing here
 		case Accept:
 			if !ok {

@@ -51,6 +51,20 @@ func (c *config) apply(n *node, m move) (next node, ok bool, err *violation) {
 		r.n.w.commands--
 	}
 	switch k := m.kind; {
+	case k == moveSave:
+		r.save()
+	case k == moveRestore:
+		r.restore()
+	case k == moveReplace:
+		r.settleRestore(Replace)
+	case k == moveAsFound:
+		r.settleRestore(AsFound)
+	case k == moveAsRemembered:
+		r.settleRestore(AsRemembered)
+	case k == moveRenew:
+		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Manual, Plan: r.c.plan}})
+	case k == moveReattach, k == moveForget:
+		r.party(m)
 	case k <= moveFinish, k == moveAgain, k >= moveStart && k <= moveBad:
 		r.effect(m)
 	case k <= moveOldTell, k >= moveCannot && k <= moveWipe:
@@ -64,6 +78,9 @@ func (c *config) apply(n *node, m move) (next node, ok bool, err *violation) {
 		// going: that who comes back so late has forgotten it is left to its operator.
 		p := &r.n.w.places[m.a]
 		p.known, p.accepts = k == moveAdd, p.accepts&^r.n.w.destroyed
+		if r.n.w.restored {
+			p.accepts = r.n.known(p.accepts) // nor of one that was never known here
+		}
 		for i := range n.s.Versions {
 			if v := &n.s.Versions[i]; v.Destroy.Waiting {
 				p.accepts = p.accepts.without(v.Number)
@@ -89,7 +106,7 @@ func (r *run) send(e Event) {
 	after, effects, err := Step(before, e)
 	if err != nil {
 		r.refused = true
-		if !errors.Is(err, ErrStale) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrPhase) && !errors.Is(err, ErrCompromised) && !errors.Is(err, ErrUnknown) {
+		if !errors.Is(err, ErrStale) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrPhase) && !errors.Is(err, ErrCompromised) && !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrRestored) && !errors.Is(err, ErrLockOut) {
 			r.err = violated("errors", "%T: %v", e.Body, err)
 		}
 		return
@@ -119,7 +136,7 @@ func (r *run) settle() {
 			w.setLane(i, l)
 			continue
 		}
-		if ref.Verifier == "" && ref.Kind != Destroy {
+		if ref.Verifier == "" && ref.Kind != Destroy && ref.Kind != Reconcile {
 			if _, open := s.Rotation(ref.Rotation); !open {
 				w.setLane(i, lane{})
 			}
@@ -162,6 +179,7 @@ func (r *run) effect(m move) {
 		return
 	case moveExecute:
 		w.execute(&l.running, r.c.gap)
+		l.running.found = r.n.found()
 		w.setLane(int(m.a), l)
 		return
 	case moveCrash:
@@ -188,6 +206,7 @@ func (r *run) effect(m move) {
 	done := l.queued
 	if m.kind != moveLie && m.kind != moveBroken {
 		w.execute(&done, r.c.gap)
+		done.found = r.n.found()
 	}
 	l.queued = job{}
 	w.setLane(int(m.a), l)
@@ -205,6 +224,11 @@ func cutOff(ref EffectRef) []string {
 
 // deliver sends the result of a job that ended in the given way.
 func (r *run) deliver(done job, how moveKind) {
+	if done.effect.Kind == Reconcile {
+		r.send(Event{Body: Reconciled{Effect: done.effect.EffectRef, Found: done.found}})
+		r.refused = false
+		return
+	}
 	result := Result{Effect: done.effect.EffectRef, Outcome: OK, Uses: done.uses}
 	switch how { //nolint:exhaustive // the other kinds need nothing here
 	case moveBroken, moveHalf:
@@ -285,6 +309,11 @@ func (r *run) party(m move) {
 		r.join(m, id)
 	case moveReconnect:
 		r.join(m, id)
+	case moveReattach:
+		w.detached &^= 1 << m.a
+		r.join(m, id)
+	case moveForget:
+		r.send(Event{Body: Left{ID: id}})
 	case moveWipe:
 		*p = party{here: true, old: p.old, late: p.late}
 		r.join(m, id)

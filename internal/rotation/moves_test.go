@@ -30,7 +30,11 @@ const (
 	moveQuiet                       // the unregistered user stops
 	moveApprove
 	moveResume
-	moveGiveUp // an operator cancels a rotation whose stage is empty
+	moveGiveUp   // an operator cancels a rotation whose stage is empty
+	moveReattach // a presenter comes back after a restore
+	moveForget   // an operator removes a presenter that left before a restore
+	moveReplace  // an operator settles what differs after a restore
+	moveRenew    // an operator begins a rotation where nothing that can be told is current
 
 	// Faults: of all of these together a configuration allows so many.
 	moveStart     // a queued effect begins to run; only then can a newer one overtake its result
@@ -47,6 +51,7 @@ const (
 	moveSicken    // a presenter is not well with what it uses
 	moveDelayAck  // an answer is sent and arrives later
 	moveDelayTell // the current telling is overtaken by the next one
+	moveRestore   // the server is lost, and the latest backup put back
 
 	// Churn: of all of these together a configuration allows so many.
 	moveLeave
@@ -62,6 +67,9 @@ const (
 	moveDeclare
 	moveRevert
 	movePause
+	moveSave
+	moveAsFound
+	moveAsRemembered
 	moveCancel
 )
 
@@ -159,6 +167,8 @@ func (c *config) moves(n *node, yield func(move)) {
 	}
 	for i := range n.w.places {
 		switch {
+		case n.w.saved != nil:
+			// The configuration would be put back as well, to what is not true any more.
 		case !n.w.places[i].known:
 			try(moveAdd, i, 0)
 		case len(n.s.Verifiers) > 1:
@@ -172,6 +182,7 @@ func (c *config) moves(n *node, yield func(move)) {
 		try(moveTick, 0, 0)
 	}
 	c.commandMoves(n, try)
+	c.restoreMoves(n, try)
 }
 
 func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
@@ -188,6 +199,10 @@ func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
 	try(moveRun, i, 0)
 	try(moveStart, i, 0)
 	try(moveLose, i, 0)
+	if l.queued.effect.Kind == Reconcile {
+		try(moveTrouble, i, 0)
+		return
+	}
 	try(moveTwice, i, 0)
 	try(moveBroken, i, 0)
 	if n.s.Awaits(l.queued.effect.EffectRef) {
@@ -202,13 +217,16 @@ func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
 	case Judge:
 		try(moveNoData, i, 0)
 		try(moveBad, i, 0)
-	case Preflight, Mint, ProbeAccept, ProbeRefuse, Destroy, Tell:
+	case Preflight, Mint, ProbeAccept, ProbeRefuse, Destroy, Tell, Reconcile:
 	}
 }
 
 func (c *config) partyMoves(n *node, i int, try func(moveKind, int, int)) {
 	p := &n.w.parties[i]
 	if !p.here {
+		if _, known := n.s.Presenter(partyID(i)); known && n.w.restored {
+			try(moveForget, i, 0)
+		}
 		if i < len(c.stages) {
 			try(moveJoin, i, 0)
 			for v := key.Version(1); v < n.s.Next; v++ {
@@ -216,6 +234,13 @@ func (c *config) partyMoves(n *node, i int, try func(moveKind, int, int)) {
 					try(moveJoinWith, i, int(v))
 				}
 			}
+		}
+		return
+	}
+	if n.w.detached&(1<<i) != 0 {
+		try(moveReattach, i, 0)
+		if p.told != 0 && (p.using != p.told || p.sick) {
+			try(moveRetry, i, 0)
 		}
 		return
 	}
@@ -349,7 +374,7 @@ func (c *config) describe(n *node, m move) string {
 	case moveBad:
 		return laneID() + " says that the stage is bad"
 	case moveApply, moveRetry, moveAck, moveLateAck, moveOldTell, moveCannot, moveSicken, moveDelayAck,
-		moveDelayTell, moveLeave, moveJoin, moveJoinWith, moveReconnect, moveWipe:
+		moveDelayTell, moveLeave, moveJoin, moveJoinWith, moveReconnect, moveWipe, moveReattach, moveForget:
 		return fmt.Sprintf("presenter %s %s", partyID(int(m.a)), partyVerbs()[m.kind])
 	case moveAgain:
 		return "the result of " + n.w.twice.Effect.ID() + " is delivered again"
@@ -361,7 +386,13 @@ func (c *config) describe(n *node, m move) string {
 		return "verifier " + placeID(int(m.a)) + " comes"
 	case moveRemove:
 		return "verifier " + placeID(int(m.a)) + " goes"
-	case moveBegin:
+	case moveSave:
+		return "a backup is taken"
+	case moveRestore:
+		return "the server is lost and the backup restored"
+	case moveReplace, moveAsFound, moveAsRemembered:
+		return "the differences are settled: " + map[moveKind]Resolution{moveReplace: Replace, moveAsFound: AsFound, moveAsRemembered: AsRemembered}[m.kind].String()
+	case moveBegin, moveRenew:
 		return "begin"
 	case moveDeclare:
 		return fmt.Sprintf("declare %v compromised, %v", n.s.target(int(m.b)), c.emergencies[m.a].Strategy)
@@ -379,6 +410,7 @@ func partyVerbs() map[moveKind]string {
 		moveLateAck: "is heard late", moveOldTell: "gets an old telling", moveCannot: "cannot follow the telling",
 		moveSicken: "is not well", moveDelayAck: "answers, which will be heard late",
 		moveDelayTell: "will get this telling late", moveLeave: "leaves", moveJoin: "joins",
+		moveReattach: "comes back after the restore", moveForget: "is removed by an operator",
 		moveJoinWith: "joins with a version it holds", moveReconnect: "comes back", moveWipe: "comes back with nothing",
 	}
 }

@@ -45,6 +45,22 @@ func mutantConfigs() []*config {
 		{name: "declare, join", plan: quickPlan(), commands: 1, churn: 2, kinds: []moveKind{moveDeclare, moveLeave, moveJoinWith}},
 		{name: "two places", plan: quickPlan(), commands: 2, capacity: 2, kinds: []moveKind{moveBegin}},
 		{name: "begin, verifiers", plan: stagedPlan(), commands: 1, churn: 2, kinds: []moveKind{moveBegin, moveAdd, moveRemove}},
+		{
+			name: "restored", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 2, faults: 1, kinds: append(restores(), moveBegin),
+		},
+		{
+			name: "restored, as remembered", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveAsRemembered),
+		},
+		{
+			name: "restored, cannot", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 2, faults: 2, kinds: append(restores(), moveBegin, moveCannot),
+		},
+		{
+			name: "restored, revert", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, limit: 60000,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveRevert),
+		},
 		{name: "begin, verifiers, twice", plan: quickPlan(), commands: 1, churn: 2, faults: 1, kinds: []moveKind{moveBegin, moveAdd, moveRemove, moveTwice}},
 	}
 }
@@ -183,7 +199,7 @@ func mutants() []mutant {
 		},
 		{
 			"a telling that may have arrived is forgotten",
-			"advance.go", "if !p.MayUse(v) {", "if p.Epoch == 0 {",
+			"advance.go", "if !slices.Contains(p.Maybe, v) {", "if p.Epoch == 0 {",
 			"begin, cancel, late telling", "no lockout",
 		},
 		{
@@ -260,6 +276,46 @@ func mutants() []mutant {
 			"a roll-back to a version that is found compromised goes on",
 			"emergency.go", "\t\t\tif fromBad {\n\t\t\t\t// The version", "\t\t\tif fromBad && toBad {\n\t\t\t\t// The version",
 			"begin, cancel, declare", "no lockout",
+		},
+		{
+			"a restored key goes on without being reconciled",
+			"advance.go", "if !m.Standing() {", "if m.Now.IsZero() || true {",
+			"restored", "standing",
+		},
+		{
+			"what is different after a restore is not looked at",
+			"recovery.go", "if len(m.Differences()) == 0 {", "if len(m.Differences()) >= 0 {",
+			"restored", "liveness",
+		},
+		{
+			"an unknown version that is accepted is no difference",
+			"recovery.go", "list = append(list, Difference{Version: f.Version, Verifier: f.Verifier, Unknown: true, Accepted: true})", "",
+			"restored", "liveness",
+		},
+		{
+			"a refusal that was under way goes on although the version may be in use again",
+			"recovery.go", "if !f.Accepted || !again || r == nil || m.contained(f.Version) {", "if !again || again {",
+			"restored, revert", "no lockout",
+		},
+		{
+			"after a restore presenters use what they last said",
+			"recovery.go", "if v := m.Versions[i].Number; m.inService(v) && !p.MayUse(v) {", "if v := m.Versions[i].Number; v == 0 {",
+			"restored, cannot", "no lockout",
+		},
+		{
+			"a number of the missing time is minted again",
+			"recovery.go", "m.Epoch, m.Next = max(m.Epoch, body.Epoch), max(m.Next, body.Next)", "m.Epoch = max(m.Epoch, body.Epoch)",
+			"restored", "liveness",
+		},
+		{
+			"what is remembered is enforced whoever is locked out",
+			"recovery.go", "len(locked) > 0 && !body.LockOut {", "len(locked) > 0 && body.LockOut {",
+			"restored, as remembered", "liveness",
+		},
+		{
+			"a presenter is told a version whose material is not there",
+			"advance.go", "if v == 0 || m.contained(v) || m.foreign(v) {", "if v == 0 || m.contained(v) {",
+			"restored", "foreign",
 		},
 		{
 			"what ends in peace gives up a version that is on its way back",

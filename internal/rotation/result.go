@@ -36,7 +36,7 @@ func (a Acceptance) accepting() bool {
 // waitingSlot finds the slot that waits for ref.
 func (m *machine) waitingSlot(ref EffectRef) (*Verifier, Slot, bool) {
 	w, ok := m.Verifier(ref.Verifier)
-	if !ok {
+	if !ok || m.Standing() {
 		return nil, Slot{}, false
 	}
 	slot, ok := w.Slot(ref.Version)
@@ -49,13 +49,18 @@ func (m *machine) waitingSlot(ref EffectRef) (*Verifier, Slot, bool) {
 // waitingTask finds the task that waits for ref.
 func (m *machine) waitingTask(ref EffectRef) (*Task, bool) {
 	var task *Task
-	if ref.Kind == Destroy {
+	switch {
+	case m.Standing() != (ref.Kind == Reconcile):
+		return nil, false
+	case ref.Kind == Reconcile:
+		task = &m.Recovery.Task
+	case ref.Kind == Destroy:
 		v, ok := m.Version(ref.Version)
 		if !ok {
 			return nil, false
 		}
 		task = &v.Destroy
-	} else {
+	default:
 		r, ok := m.Rotation(ref.Rotation)
 		if !ok {
 			return nil, false
@@ -149,7 +154,7 @@ func (m *machine) result(body Result) error {
 		return m.judged(r, body)
 	case Measure:
 		return m.measured(r, body)
-	case Accept, ProbeAccept, Refuse, ProbeRefuse, Destroy, Tell:
+	case Accept, ProbeAccept, Refuse, ProbeRefuse, Destroy, Tell, Reconcile:
 	}
 	return fmt.Errorf("%w: effect %v has no result of this kind", ErrInvalid, body.Effect.Kind)
 }
@@ -199,7 +204,7 @@ func (m *machine) answered(w *Verifier, slot Slot) {
 		if m.Gap {
 			// Had accepting v taken effect, the verifier would refuse every other version.
 			for _, other := range w.Slots {
-				if other.Version != v && other.Acceptance.accepting() {
+				if other.Version != v && other.Acceptance.accepting() && !m.foreign(other.Version) {
 					m.ask(w, other.Version, AcceptPending)
 				}
 			}

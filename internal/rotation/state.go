@@ -36,6 +36,11 @@ type State struct {
 	Rotations []Rotation `json:"rotations,omitempty"`
 	// Ended are the rotations that the last event ended.
 	Ended []Rotation `json:"ended,omitempty"`
+
+	// Recovery is set while the key stands still after a restore.
+	Recovery Recovery `json:"recovery,omitzero"`
+	// Floor is the epoch below which tellings may belong to a time that is missing.
+	Floor uint64 `json:"floor,omitempty"`
 }
 
 // Version is one version of the key.
@@ -50,6 +55,9 @@ type Version struct {
 	CurrentSince time.Time `json:"currentSince,omitzero"`
 	// Contained: it must be refused everywhere at once, whoever uses it.
 	Contained bool `json:"contained,omitempty"`
+	// Foreign: it was brought in during a time that is missing after a restore. Its
+	// material is not here: nobody can be told it, and no verifier asked to accept it.
+	Foreign bool `json:"foreign,omitempty"`
 	// DestroyAt is when its material is destroyed; zero while that is not decided.
 	DestroyAt time.Time `json:"destroyAt,omitzero"`
 	// Destroy is the effect that does so.
@@ -130,14 +138,21 @@ type Presenter struct {
 	Detail string `json:"detail,omitempty"`
 	// Maybe are the versions it may be using; never changed in place.
 	Maybe []key.Version `json:"maybe,omitempty"`
+	// Also are versions that it may be using as well, since what it was told last
+	// was lost with a restore; never changed in place.
+	Also []key.Version `json:"also,omitempty"`
+	// Silent: it was not heard of since the store was restored.
+	Silent bool `json:"silent,omitempty"`
 }
 
 // MayUse reports whether the presenter may be using v.
-func (p *Presenter) MayUse(v key.Version) bool { return slices.Contains(p.Maybe, v) }
+func (p *Presenter) MayUse(v key.Version) bool {
+	return slices.Contains(p.Maybe, v) || slices.Contains(p.Also, v)
+}
 
 // Uses reports whether the presenter certainly uses v, and only v, and is well.
 func (p *Presenter) Uses(v key.Version) bool {
-	return p.Told == v && p.Acked && !p.Failed && len(p.Maybe) == 1 && p.Maybe[0] == v
+	return p.Told == v && p.Acked && !p.Failed && len(p.Maybe) == 1 && p.Maybe[0] == v && len(p.Also) == 0
 }
 
 // Rotation is one rotation that has not ended.

@@ -41,6 +41,9 @@ func (m *machine) apply(e Event) error {
 		}
 		m.Next = 1
 	}
+	if m.Standing() && !whileStanding(e.Body) {
+		return fmt.Errorf("%w: %s; settle it with keyturn reconcile", ErrRestored, m.standingSince())
+	}
 	switch body := e.Body.(type) {
 	case Configured:
 		return m.configure(body)
@@ -72,8 +75,25 @@ func (m *machine) apply(e Event) error {
 		return m.trouble(body)
 	case Tick:
 		return nil
+	case Restored:
+		return m.restored(body)
+	case Reconciled:
+		return m.reconciled(body)
+	case Resolve:
+		return m.resolve(e.Rotation, body)
 	}
 	return fmt.Errorf("%w: body %T", ErrInvalid, e.Body)
+}
+
+// whileStanding reports whether an event is taken while the key stands still:
+// facts about presenters and the configuration, what reconciles it, and results,
+// of which only that of the reconciliation is awaited.
+func whileStanding(body Body) bool {
+	switch body.(type) {
+	case Begin, Declare, Revert, Approve, Pause, Resume, Cancel:
+		return false
+	}
+	return true
 }
 
 func (m *machine) configure(body Configured) error {
@@ -95,12 +115,17 @@ func (m *machine) configure(body Configured) error {
 	slices.SortFunc(verifiers, func(a, b Verifier) int { return cmp.Compare(a.ID, b.ID) })
 	before := m.Verifiers
 	m.Verifiers, m.Capacity, m.Gap = verifiers, body.Capacity, body.Gap
+	if m.Standing() {
+		m.reconcile()
+		return nil
+	}
 	m.tryNew(before)
 	return nil
 }
 
 // tryNew tries every version that is not wanted at the verifiers that were not
-// there before: one that comes back may accept what was revoked meanwhile.
+// there before: one that comes back may accept what was revoked meanwhile. None
+// can be asked to accept a foreign version, so that it must refuse it.
 func (m *machine) tryNew(before []Verifier) {
 	wanted := m.wanted()
 	for i := range m.Verifiers {
@@ -110,7 +135,7 @@ func (m *machine) tryNew(before []Verifier) {
 		}
 		for j := range m.Versions {
 			v := &m.Versions[j]
-			if v.State != key.PreActivation && !v.Destroy.Waiting && !slices.Contains(wanted, v.Number) {
+			if v.State != key.PreActivation && !v.Destroy.Waiting && (v.Foreign || !slices.Contains(wanted, v.Number)) {
 				m.ask(w, v.Number, RefuseProbing)
 			}
 		}
@@ -160,10 +185,17 @@ func merge[T any](a, b []T, order func(T, T) int) []T {
 
 func (m *machine) joined(p *Presenter, body Joined) {
 	m.Epoch = max(m.Epoch, body.Epoch)
-	p.Region, p.Stage = body.Region, body.Stage
+	p.Region, p.Stage, p.Silent = body.Region, body.Stage, false
+	if _, there := m.Version(body.Holding); !there && m.Standing() && body.Holding < m.Recovery.Next {
+		body.Holding = 0 // it was destroyed before the store was cut off
+	}
 	if body.Holding != 0 && !p.MayUse(body.Holding) {
 		p.Maybe = append(slices.Clone(p.Maybe), body.Holding)
 		p.Acked = false
+	}
+	if body.Epoch > p.Epoch && body.Epoch <= m.Floor {
+		// What it was told last belongs to a time that is missing.
+		m.widenOne(p)
 	}
 	if body.Holding != p.Told || body.Epoch > p.Epoch {
 		// Whatever was told before did not arrive: advance tells it anew.
@@ -259,6 +291,9 @@ func (m *machine) checkBack(r *Rotation) error {
 	}
 	if from.State == key.Compromised {
 		return fmt.Errorf("%w: %v is never brought back; begin a new rotation instead", ErrCompromised, r.From)
+	}
+	if from.Foreign {
+		return fmt.Errorf("%w: the material of %v is not here, it was lost with a restore; go on, or declare %v compromised", ErrPhase, r.From, r.To)
 	}
 	return nil
 }
@@ -398,11 +433,11 @@ func (m *machine) acked(body Acked) error {
 		if ack.Using != p.Told && ack.Using != 0 {
 			maybe = append(maybe, ack.Using)
 		}
-		if p.Acked && p.Failed == failed && slices.Equal(p.Maybe, maybe) {
+		if p.Acked && p.Failed == failed && slices.Equal(p.Maybe, maybe) && len(p.Also) == 0 {
 			continue
 		}
 		news = true
-		p.Acked, p.Failed, p.Detail, p.Maybe = true, failed, detail, maybe
+		p.Acked, p.Failed, p.Detail, p.Maybe, p.Also = true, failed, detail, maybe, nil
 	}
 	if !news {
 		return fmt.Errorf("%w: no acknowledgement that anybody waits for", ErrStale)

@@ -11,6 +11,9 @@ func (s *State) Wake() time.Time {
 			next = t
 		}
 	}
+	if s.Standing() {
+		return next
+	}
 	for i := range s.Versions {
 		if v := &s.Versions[i]; !v.DestroyAt.IsZero() && !v.Destroy.Waiting {
 			at(v.DestroyAt)

@@ -49,6 +49,11 @@ type world struct {
 	begun uint8
 	// faults, churn and commands are how many of each may still come.
 	faults, churn, commands uint8
+	// saved is the latest backup; restored: one was put back. detached are the
+	// parties, by number, that have not come back since.
+	saved    *backup
+	restored bool
+	detached uint64
 }
 
 // place is a verifier.
@@ -88,8 +93,9 @@ type job struct {
 	// executed: it has had its effect, only the result is missing.
 	executed bool
 	// good and uses are the answer, known once it is executed.
-	good bool
-	uses int
+	good  bool
+	uses  int
+	found []Found
 }
 
 func (j *job) exists() bool { return j.effect.Kind != 0 }
@@ -171,7 +177,7 @@ func (w *world) execute(j *job, gap bool) {
 		}
 	case Destroy:
 		w.destroyed = w.destroyed.with(v)
-	case Preflight, Judge, Tell:
+	case Preflight, Judge, Tell, Reconcile:
 	}
 }
 

@@ -38,6 +38,8 @@ func TestCodes(t *testing.T) {
 		rotation.ErrBusy:               connect.CodeFailedPrecondition,
 		rotation.ErrPhase:              connect.CodeFailedPrecondition,
 		rotation.ErrCompromised:        connect.CodeFailedPrecondition,
+		rotation.ErrRestored:           connect.CodeFailedPrecondition,
+		rotation.ErrLockOut:            connect.CodeFailedPrecondition,
 		rotation.ErrStale:              connect.CodeFailedPrecondition,
 		hub.ErrReplaced:                connect.CodeAborted,
 		hub.ErrFull:                    connect.CodeResourceExhausted,
