@@ -6,7 +6,7 @@
 // of one key. A System is an Issuer, which mints versions, and a Verifier,
 // which accepts and refuses them at its endpoints and can be probed. What a
 // system can do beyond that it says by implementing the optional interfaces
-// Meter, Preflighter, Destroyer and io.Closer.
+// Meter, Preflighter, Lister, Destroyer and io.Closer.
 //
 // Contract for every method that reaches outside:
 //
@@ -123,6 +123,26 @@ type Preflighter interface {
 	// and findings, such as drift, that an operator should know of. What failed at
 	// one endpoint is marked by At.
 	Preflight(ctx context.Context, call Call, live []Version) ([]Finding, error)
+}
+
+// Lister is implemented by systems that keep note of which versions they hold.
+// After a restore of Keyturn's database it tells of versions that are known
+// nowhere else; without it these can only be found at those who use them.
+type Lister interface {
+	// Held returns every version of call.Key that any endpoint holds, accepted or
+	// refused. It changes nothing and fails when any endpoint could not be asked.
+	Held(ctx context.Context, call Call) ([]Held, error)
+}
+
+// Held is a version as an endpoint knows it.
+type Held struct {
+	Endpoint string
+	Version  key.Version
+	// Accepted: whoever has the material is let in.
+	Accepted bool
+	// Attributes are those of the material, as far as the endpoint knows them: all
+	// that Refuse, Usage and Mint need to leave the version alone or to find it.
+	Attributes map[string]string
 }
 
 // Destroyer is implemented by systems that hold material of their own for a

@@ -223,6 +223,14 @@ type Leases interface {
 	Settle(ctx context.Context, id string, fence uint64, retryAt time.Time) error
 }
 
+// Jumper is implemented by Leases of a store that can be put back to an earlier
+// state, by a backup or by copying files.
+type Jumper interface {
+	// Jump makes every later revision and fence larger than floor, and ends every
+	// lease: whoever holds one gets ErrFenced.
+	Jump(ctx context.Context, floor uint64) error
+}
+
 // Hash is a node of the Merkle tree over the log (RFC 9162, section 2.1).
 type Hash [32]byte
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -135,6 +136,22 @@ func (l leases) Settle(ctx context.Context, id string, fence uint64, retryAt tim
 		l.touched.add(store.TopicJobs)
 	}
 	return err
+}
+
+// Jump implements store.Jumper.
+func (l leases) Jump(ctx context.Context, floor uint64) error {
+	if err := l.writing(ctx); err != nil {
+		return err
+	}
+	if floor >= math.MaxInt64 {
+		return fmt.Errorf("postgres: %w: floor %d", store.ErrInvalid, floor)
+	}
+	if _, err := l.execNow("UPDATE jobs SET until = 0, fence = 0 WHERE state = 3 RETURNING 1"); err != nil {
+		return l.fail("end leases", err)
+	}
+	l.batch.rev, l.batch.fence, l.batch.wrote = max(l.batch.rev, int64(floor)), max(l.batch.fence, int64(floor)), true
+	l.touched.add(store.TopicJobs)
+	return nil
 }
 
 // held writes to a job that is leased under fence, or fails with store.ErrFenced.

@@ -252,6 +252,21 @@ func (l leases) settle(s slot, lane string, retry bool) error {
 	return l.unblock(lane)
 }
 
+// Jump implements store.Jumper.
+func (l leases) Jump(ctx context.Context, floor uint64) error {
+	if err := l.writing(ctx); err != nil {
+		return err
+	}
+	if floor >= math.MaxInt64 {
+		return fmt.Errorf("sqlite: %w: floor %d", store.ErrInvalid, floor)
+	}
+	counters := &l.batch.counters
+	counters.rev, counters.fence, counters.changed = max(counters.rev, int64(floor)), max(counters.fence, int64(floor)), true
+	_, err := l.conn.exec("UPDATE jobs SET until = 0, fence = 0 WHERE state = 3")
+	l.touched.add(store.TopicJobs)
+	return l.fail("end leases", err)
+}
+
 func fenced(id string, fence uint64) error {
 	return fmt.Errorf("sqlite: job %q is not leased under fence %d: %w", id, fence, store.ErrFenced)
 }

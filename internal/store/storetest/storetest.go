@@ -60,6 +60,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"jobs/bulkheads", testBulkheads},
 		{"jobs/fairness", testFairness},
 		{"jobs/fences", testFences},
+		{"jobs/jump", testJump},
 		{"jobs/limits", testJobLimits},
 		{"jobs/model", testJobsModel},
 		{"jobs/workers", testWorkers},
