@@ -249,7 +249,7 @@ func (e *Engine) isAttached(ctx context.Context, tx store.Tx, a *arrival, states
 		}
 		p, ok := state.Presenter(a.party.ID)
 		// A party that holds what it was told, or did not hear of it yet, needs no event.
-		if !ok || h.Epoch > p.Epoch || h.Version != 0 && !p.MayUse(h.Version) || h.Version == 0 && p.Acked && p.Told != 0 {
+		if !ok || p.Silent || h.Epoch > p.Epoch || h.Version != 0 && !p.MayUse(h.Version) || h.Version == 0 && p.Acked && p.Told != 0 {
 			return false, nil
 		}
 		if p.Told != 0 {
@@ -377,11 +377,11 @@ func (c *change) joins(a *arrival, keys map[key.Name]*meeting) ([]rotation.Joine
 		if err != nil {
 			return nil, err
 		}
-		if h.Epoch > m.state.Epoch+maxEpochAhead {
+		if h.Epoch > max(m.state.Epoch+maxEpochAhead, uint64(c.now.UnixMicro())) {
 			return nil, fmt.Errorf("%w: key %s: epoch %d was never told to anybody; connect with epoch 0", ErrInvalid, h.Key, h.Epoch)
 		}
 		body := rotation.Joined{ID: a.party.ID, Region: a.party.Region, Stage: stage, Holding: h.Version, Epoch: h.Epoch}
-		if _, ok := m.state.Version(h.Version); !ok {
+		if _, ok := m.state.Version(h.Version); !ok && !m.state.Standing() {
 			body.Holding = 0 // never minted here, or destroyed: nothing that could be relied on
 		}
 		list = append(list, body)

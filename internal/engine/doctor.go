@@ -48,7 +48,8 @@ func (e *Engine) Doctor(ctx context.Context) ([]Check, error) {
 	for _, n := range x.held {
 		held += n
 	}
-	return append(checks, heldCheck(held), x.complete), nil
+	recovery, err := e.recoveryChecks(ctx)
+	return append(append(checks, heldCheck(held)), append(recovery, x.complete)...), err
 }
 
 // examinePage is how many keys, or entries of the log, are examined in one view.

@@ -30,6 +30,8 @@ func (e *Engine) carryOut(ctx context.Context, job store.Job, effect rotation.Ef
 		return e.measure(ctx, call, effect)
 	case rotation.Destroy:
 		return e.destroy(ctx, call, effect)
+	case rotation.Reconcile:
+		return e.reconcile(ctx, call, effect)
 	case rotation.Tell:
 	}
 	return failed(provider.Permanent(fmt.Errorf("effect %v is not one that a worker carries out", effect.Kind), "report this as a bug"))
@@ -109,7 +111,7 @@ func (e *Engine) probe(ctx context.Context, call provider.Call, job store.Job, e
 	if err != nil {
 		return failed(err)
 	}
-	verdict, err := system.Probe(ctx, call, effect.Verifier, version)
+	verdict, err := tryVersion(ctx, system, call, effect.Verifier, version)
 	if err != nil {
 		return asked(failed(err))
 	}

@@ -66,6 +66,9 @@ type Config struct {
 	EffectTime time.Duration
 	// Poll is how often the store is asked without having been woken. Default: 1 s.
 	Poll time.Duration
+	// Seen, if not nil, hears of every checkpoint of the audit log once it is stored,
+	// so that the node can tell by it whether the store was put back. See Recover.
+	Seen func(signed []byte)
 	// CheckpointEvery is how often the audit log is signed while it grows.
 	// Default: 1 s.
 	CheckpointEvery time.Duration

@@ -201,7 +201,7 @@ func (h *hostsOf) of(ref rotation.EffectRef) string {
 		}
 	case rotation.Mint:
 		return h.mint
-	case rotation.Preflight, rotation.Measure, rotation.Destroy:
+	case rotation.Preflight, rotation.Measure, rotation.Destroy, rotation.Reconcile:
 		return h.system
 	case rotation.Judge, rotation.Tell:
 	}

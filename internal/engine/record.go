@@ -22,6 +22,7 @@ const (
 	kindOfKey      = "rotation-of-key"
 	kindCheckpoint = "checkpoint"
 	kindRequest    = "request"
+	kindRestore    = "restore"
 )
 
 // Material is what a version consists of, for callers that know no providers.
@@ -48,7 +49,10 @@ type VersionRecord struct {
 	Destroyed time.Time      `json:"destroyed,omitzero"`
 	// Escrowed is when the version ended with its sealed material kept: it can be
 	// revealed by its number, and is accepted nowhere.
-	Escrowed   time.Time         `json:"escrowed,omitzero"`
+	Escrowed time.Time `json:"escrowed,omitzero"`
+	// Foreign: it was found at the system after a restore; its material was never
+	// here.
+	Foreign    bool              `json:"foreign,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"`
 }
 

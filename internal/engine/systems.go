@@ -121,6 +121,9 @@ func (e *Engine) material(ctx context.Context, name key.Name, v key.Version) (pr
 		if err := decodeInto(doc.Body, &record); err != nil {
 			return err
 		}
+		if record.Foreign {
+			return &lostMaterial{version: v, attributes: record.Attributes}
+		}
 		sealed, err = tx.Materials.Get(ctx, name, v)
 		if errors.Is(err, store.ErrNotFound) {
 			return fmt.Errorf("%w: %v of %s is destroyed", ErrNotFound, v, name)
@@ -156,8 +159,24 @@ func (e *Engine) open(ctx context.Context, name key.Name, v key.Version) (provid
 		return nil, provider.Version{}, err
 	}
 	material, err := e.material(ctx, name, v)
+	if lost := new(lostMaterial); errors.As(err, &lost) {
+		material, err = provider.Material{Attributes: lost.attributes}, nil
+	}
 	return system, provider.Version{Number: v, Material: material}, err
 }
+
+// lostMaterial says that a version was brought in during a time that is missing
+// after a restore.
+type lostMaterial struct {
+	version    key.Version
+	attributes map[string]string
+}
+
+func (l *lostMaterial) Error() string {
+	return fmt.Sprintf("the material of %v was lost with a restore; only those who use it have it", l.version)
+}
+
+func (l *lostMaterial) Unwrap() error { return ErrNotFound }
 
 // live returns the versions that occupy a place in the system, with their
 // secrets only if asked for.
@@ -186,7 +205,7 @@ func (e *Engine) live(ctx context.Context, name key.Name, secrets bool) ([]provi
 		return live, err
 	}
 	for i := range live {
-		if live[i].Material, err = e.material(ctx, name, live[i].Number); err != nil {
+		if _, live[i], err = e.open(ctx, name, live[i].Number); err != nil {
 			return nil, err
 		}
 	}

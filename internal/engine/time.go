@@ -177,7 +177,11 @@ func (e *Engine) signLog(ctx context.Context) {
 			return
 		case <-pause.C:
 		}
-		if _, err := e.Checkpoint(ctx); err != nil && ctx.Err() == nil {
+		signed, err := e.Checkpoint(ctx)
+		if err == nil && len(signed) > 0 && e.config.Seen != nil {
+			e.config.Seen(signed)
+		}
+		if err != nil && ctx.Err() == nil {
 			e.log.ErrorContext(ctx, "the audit log could not be signed; trying again", "error", err)
 		}
 		pause.Reset(e.config.CheckpointEvery)

@@ -203,6 +203,8 @@ type done struct {
 	insist bool
 	// pause takes the place of the usual pause before the next try.
 	pause time.Duration
+	// body, if not nil, is the event that tells of the good end.
+	body rotation.Body
 	// write stores what came with the result, in the transaction that records it.
 	write func(*change) error
 }
@@ -273,6 +275,9 @@ func (c *change) result(job store.Job, effect rotation.Effect, done done, detail
 		at = provider.Endpoints(done.err)
 	}
 	var body rotation.Body = rotation.Result{Effect: effect.EffectRef, Outcome: done.outcome, Uses: done.uses, Detail: detail, Verifiers: at, Insist: done.insist}
+	if done.outcome == rotation.OK && done.body != nil {
+		body = done.body
+	}
 	if done.outcome == 0 {
 		if !worthTelling(job.Attempt) {
 			return nil

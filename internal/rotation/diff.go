@@ -83,7 +83,7 @@ func diffRecovery(before, after *State, add func(Transition)) {
 	if to == "" {
 		t.To = RecoveryOver
 	} else {
-		t.Message = after.standingSince()
+		t.Message = after.WhyStanding()
 	}
 	add(t)
 }

@@ -178,6 +178,8 @@ type Restored struct {
 // remembered the key goes on by itself.
 type Reconciled struct {
 	Effect EffectRef `json:"effect"`
+	// Listed: the system keeps note of what it holds, so that Found lacks nothing.
+	Listed bool `json:"listed,omitempty"`
 	// Found has one answer of every verifier for every version that is not
 	// destroyed, and the versions that are accepted and not known here.
 	Found []Found `json:"found,omitempty"`

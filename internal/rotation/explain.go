@@ -27,7 +27,7 @@ func (s *State) Explain(r *Rotation) []Waiting {
 	var list []Waiting
 	add := func(w Waiting) { list = append(list, w) }
 	if s.Standing() {
-		add(Waiting{Reason: "restore", Message: s.standingSince()})
+		add(Waiting{Reason: "restore", Message: s.WhyStanding()})
 	}
 	if r.Hold.Reason != "" {
 		add(Waiting{Reason: "hold", Message: r.Hold.Message})

@@ -225,7 +225,7 @@ func cutOff(ref EffectRef) []string {
 // deliver sends the result of a job that ended in the given way.
 func (r *run) deliver(done job, how moveKind) {
 	if done.effect.Kind == Reconcile {
-		r.send(Event{Body: Reconciled{Effect: done.effect.EffectRef, Found: done.found}})
+		r.send(Event{Body: Reconciled{Effect: done.effect.EffectRef, Listed: true, Found: done.found}})
 		r.refused = false
 		return
 	}

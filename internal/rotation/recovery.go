@@ -22,8 +22,9 @@ type Recovery struct {
 	Next key.Version `json:"next,omitempty"`
 	// Task is the reconciliation; once it is done, Found is its answer.
 	Task Task `json:"task,omitzero"`
-	// Found is never changed in place.
-	Found []Found `json:"found,omitempty"`
+	// Found is never changed in place. Listed: it has all that the system holds.
+	Found  []Found `json:"found,omitempty"`
+	Listed bool    `json:"listed,omitempty"`
 }
 
 // Standing reports whether the key stands still after a restore.
@@ -117,6 +118,10 @@ func (s *State) Differences() []Difference {
 		}
 		list = append(list, Difference{Version: f.Version, Verifier: f.Verifier, Accepted: f.Accepted})
 	}
+	if s.Recovery.Listed {
+		// What a presenter holds beside is accepted nowhere, whatever it says.
+		return list
+	}
 	for i := range s.Presenters {
 		p := &s.Presenters[i]
 		for _, v := range p.Maybe { // Also holds known versions only
@@ -188,7 +193,7 @@ func (m *machine) restored(body Restored) error {
 // reconcile asks what verifiers accept.
 func (m *machine) reconcile() {
 	m.Recovery.Task = Task{Kind: Reconcile, Try: m.Recovery.Task.Try + 1, Waiting: true}
-	m.Recovery.Found = nil
+	m.Recovery.Found, m.Recovery.Listed = nil, false
 	m.effects = append(m.effects, Effect{EffectRef: EffectRef{Kind: Reconcile, Try: m.Recovery.Task.Try}})
 }
 
@@ -202,7 +207,7 @@ func (m *machine) reconciled(body Reconciled) error {
 	}
 	task := &m.Recovery.Task
 	task.Waiting, task.Done, task.Trouble = false, true, ""
-	m.Recovery.Found = found
+	m.Recovery.Found, m.Recovery.Listed = found, body.Listed
 	for _, f := range found {
 		m.Next = max(m.Next, f.Version+1)
 	}
@@ -326,7 +331,7 @@ func (m *machine) resolve(id key.RotationID, body Resolve) error {
 		return fmt.Errorf("%w: the key does not stand still; there is nothing to reconcile", ErrPhase)
 	}
 	if !m.Recovery.Task.Done {
-		return fmt.Errorf("%w: %s", ErrRestored, m.standingSince())
+		return fmt.Errorf("%w: %s", ErrRestored, m.WhyStanding())
 	}
 	found, err := m.sorted(body.Found)
 	if err != nil || !slices.Equal(found, m.Recovery.Found) {
@@ -349,9 +354,11 @@ func (m *machine) resolve(id key.RotationID, body Resolve) error {
 	return fmt.Errorf("%w: resolution %v", ErrInvalid, body.How)
 }
 
-// standingSince says why nothing happens.
-func (s *State) standingSince() string {
+// WhyStanding says why nothing happens while the key stands still.
+func (s *State) WhyStanding() string {
 	switch {
+	case !s.Standing():
+		return ""
 	case s.Recovery.Task.Trouble != "":
 		return "what verifiers accept could not be found out yet: " + s.Recovery.Task.Trouble
 	case s.Recovery.Task.Done:

@@ -42,7 +42,7 @@ func (m *machine) apply(e Event) error {
 		m.Next = 1
 	}
 	if m.Standing() && !whileStanding(e.Body) {
-		return fmt.Errorf("%w: %s; settle it with keyturn reconcile", ErrRestored, m.standingSince())
+		return fmt.Errorf("%w: %s; settle it with keyturn reconcile", ErrRestored, m.WhyStanding())
 	}
 	switch body := e.Body.(type) {
 	case Configured:
@@ -189,7 +189,7 @@ func (m *machine) joined(p *Presenter, body Joined) {
 	if _, there := m.Version(body.Holding); !there && m.Standing() && body.Holding < m.Recovery.Next {
 		body.Holding = 0 // it was destroyed before the store was cut off
 	}
-	if body.Holding != 0 && !p.MayUse(body.Holding) {
+	if body.Holding != 0 && !slices.Contains(p.Maybe, body.Holding) {
 		p.Maybe = append(slices.Clone(p.Maybe), body.Holding)
 		p.Acked = false
 	}

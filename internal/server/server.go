@@ -102,6 +102,9 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err := s.assemble(ctx, options, keys); err != nil {
 		return nil, errors.Join(err, s.store.Stop())
 	}
+	if err := s.recover(ctx); err != nil {
+		return nil, errors.Join(err, s.store.Stop())
+	}
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
@@ -131,7 +134,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	}
 	s.engine, err = engine.New(engine.Config{
 		Store: s.store, Keeper: keys, Drivers: options.Drivers, Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
-		Logger: s.log, Now: options.Now, Random: rand.Reader,
+		Logger: s.log, Now: options.Now, Random: rand.Reader, Seen: s.keepSeen,
 	})
 	if err != nil {
 		return err

@@ -27,7 +27,7 @@ func (s *Signals) moved(ctx context.Context, m *engine.Moved) {
 		s.staged(ctx, m)
 	case rotation.VerifierChange:
 		s.verified(m)
-	case rotation.VersionState, rotation.VersionLabel:
+	case rotation.VersionState, rotation.VersionLabel, rotation.KeyRecovery:
 		s.sweepSoon()
 	case rotation.PresenterTold:
 		begin(s.waiting.told, waitingFor{key: m.Key, party: m.Subject}, m.Version, m.At)

@@ -103,7 +103,7 @@ func (t *track) fold(moved *engine.Moved) {
 	case rotation.RotationStage:
 		event.reason = moved.To
 	case rotation.VersionState, rotation.VersionLabel, rotation.VerifierChange, rotation.VerifierGone,
-		rotation.PresenterTold, rotation.PresenterAcked, rotation.PresenterLeft:
+		rotation.PresenterTold, rotation.PresenterAcked, rotation.PresenterLeft, rotation.KeyRecovery:
 		return
 	}
 	if len(t.phases) == 0 || slices.ContainsFunc(t.phases, func(p phaseAt) bool { return slices.Contains(p.events, event) }) {
