@@ -337,6 +337,9 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 	case Draining:
 		return drainPassed(w, after, old, e, emergency)
 	case Revoking:
+		if from, ok := before.Version(old.From); ok && from.State == key.Deactivated {
+			return nil // its quarantine was over before it was found accepted after a restore
+		}
 		if v, ok := after.Version(old.From); now.Phase == Destroying && (!ok || v.State != key.Compromised) && old.Plan.Quarantine > 0 && !needsRoom(after) {
 			return violated("quarantine", "rotation %d skips it", old.ID[15])
 		}

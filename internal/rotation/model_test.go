@@ -62,7 +62,13 @@ func (c *config) apply(n *node, m move) (next node, ok bool, err *violation) {
 	case k == moveAsRemembered:
 		r.settleRestore(AsRemembered)
 	case k == moveRenew:
-		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Manual, Plan: r.c.plan}})
+		// There is no version to return to: an empty stage must not keep it waiting.
+		plan := r.c.plan
+		plan.Stages = slices.Clone(plan.Stages)
+		for i := range plan.Stages {
+			plan.Stages[i].SkipEmpty = true
+		}
+		r.send(Event{Rotation: r.newID(), Body: Begin{Kind: Manual, Plan: plan}})
 	case k == moveReattach, k == moveForget:
 		r.party(m)
 	case k <= moveFinish, k == moveAgain, k >= moveStart && k <= moveBad:

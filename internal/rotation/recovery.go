@@ -280,6 +280,11 @@ func (m *machine) goOn() {
 		case !asked && f.Accepted && !slices.Contains(m.wanted(), f.Version):
 			m.ask(w, f.Version, RefuseProbing)
 		case !asked || slot.Failed:
+		case slot.Acceptance.accepting() && m.foreign(f.Version):
+			// What is refused stays so: nobody can ask for its acceptance.
+			if !f.Accepted {
+				m.updateSlot(w, f.Version, func(slot *Slot) { slot.Acceptance = Refused })
+			}
 		case slot.Acceptance.accepting():
 			if slot.Acceptance != Accepted || !f.Accepted {
 				m.ask(w, f.Version, AcceptPending)
