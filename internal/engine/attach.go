@@ -377,7 +377,7 @@ func (c *change) joins(a *arrival, keys map[key.Name]*meeting) ([]rotation.Joine
 		if err != nil {
 			return nil, err
 		}
-		if h.Epoch > max(m.state.Epoch+maxEpochAhead, uint64(c.now.UnixMicro())) {
+		if h.Epoch > m.state.Epoch+maxEpochAhead {
 			return nil, fmt.Errorf("%w: key %s: epoch %d was never told to anybody; connect with epoch 0", ErrInvalid, h.Key, h.Epoch)
 		}
 		body := rotation.Joined{ID: a.party.ID, Region: a.party.Region, Stage: stage, Holding: h.Version, Epoch: h.Epoch}
