@@ -43,7 +43,7 @@ func everything(t *testing.T) map[string]*dto.MetricFamily {
 	f := begin(t, signals.Config{
 		Connected: func() int { return 0 },
 		Webhooks:  []signals.Webhook{{Name: "x", URL: "https://x.example", Format: signals.Generic}},
-	}, &source{keys: []engine.KeyView{viewOf("prod/db", state)}})
+	}, &source{keys: []engine.KeyView{viewOf("prod/db", state)}, silent: []engine.SilentTarget{{Name: "db:5432", Since: now}}})
 	s := newStory(f.clock, "prod/db", rotation.Manual)
 	s.add(rotation.Transition{Kind: rotation.PresenterTold, Version: 2, Subject: "a"})
 	s.add(rotation.Transition{Kind: rotation.PresenterAcked, Version: 2, Subject: "a", To: "applied"})
@@ -263,6 +263,7 @@ func TestEveryHoldHasARunbook(t *testing.T) {
 		}
 	}
 	read(t, "docs/runbooks/"+string(signals.RegionBehind)+".md")
+	read(t, "docs/runbooks/"+string(signals.TargetSilent)+".md")
 	if got := signals.HoldReasons(); len(want) == 0 || !slices.Equal(got, want) {
 		t.Errorf("HoldReasons() = %v, the machine has %v", got, want)
 	}

@@ -33,6 +33,8 @@ var (
 	descRetiring   = gaugeDesc("retiring_version_presenters", "Presenters that may still use an old version that is not revoked yet, by whether its grace is over (M3).", "grace")
 	descRegionLag  = gaugeDesc("region_lag_seconds", "How long a rotation has waited for a verifier or presenter of the region, the longest of all rotations; 0 when none waits. By region, for the first 50 by name.", "region")
 	descRegionLate = gaugeDesc("region_late", "Verifiers and presenters that rotations wait for, by region, for the first 50 by name.", "region", "role")
+	descSilent     = gaugeDesc("targets_silent", "Hosts that do not answer this server node; what concerns them waits.")
+	descSilence    = gaugeDesc("target_silence_seconds", "For how long a host has not answered, for the first 100 by name.", "target")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -44,6 +46,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused,
+		descSilent, descSilence,
 	} {
 		ch <- desc
 	}
@@ -82,6 +85,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 	g.parties(v, put)
 	v.regions.show(now, put)
+	g.targets(v, now, put)
 	for _, grace := range []string{"within", "over"} {
 		put(descRetiring, float64(v.retiring[grace]), grace)
 	}

@@ -286,6 +286,13 @@ type alert struct {
 // alertOf puts what identifies a page into the labels, by which Alertmanager
 // deduplicates and groups, and the rest into the annotations.
 func alertOf(page *Page) alert {
+	if page.Target != "" {
+		return alert{
+			Labels:      map[string]string{"alertname": "KeyturnTargetSilent", "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
+			Annotations: map[string]string{"summary": page.Target + " does not answer Keyturn", "description": page.Message, "runbook_url": page.Runbook},
+			StartsAt:    page.StartedAt, EndsAt: page.ResolvedAt,
+		}
+	}
 	return alert{
 		Labels: map[string]string{
 			"alertname": "KeyturnRotationHeld", "severity": page.Severity,

@@ -19,7 +19,8 @@ const repeat = time.Minute
 
 // Page tells humans that a rotation is on hold, or that it goes on.
 type Page struct {
-	// ID is the same for every message about the same hold: "ROTATION/REASON".
+	// ID is the same for every message about the same hold: "ROTATION/REASON", or
+	// about the same silent target: "target TARGET/REASON".
 	// Receivers deduplicate by it.
 	ID string `json:"id"`
 	// Status is "firing" or "resolved".
@@ -32,6 +33,9 @@ type Page struct {
 	Kind    string              `json:"kind,omitempty"`
 	Reason  rotation.HoldReason `json:"reason"`
 	Message string              `json:"message"`
+	// Target is the host that does not answer, on pages about one; these have no key
+	// and no rotation.
+	Target string `json:"target,omitempty"`
 	// Human says that only a human can end the hold.
 	Human bool `json:"human"`
 	// Parties are the names of those that the rotation waits for, at most 20.
@@ -55,6 +59,7 @@ type hold struct {
 	since    time.Time
 	parties  []string
 	late     []engine.LateRegion
+	target   string
 }
 
 // severity says whether somebody must be woken: recovery needs a human, something
@@ -63,7 +68,7 @@ func (h *hold) severity() string {
 	switch {
 	case h.reason == rotation.HoldOperator:
 		return "ticket"
-	case h.human, late(h.reason), h.reason == RegionBehind, h.kind == rotation.Emergency.String():
+	case h.human, late(h.reason), h.reason == RegionBehind, h.reason == TargetSilent, h.kind == rotation.Emergency.String():
 		return "page"
 	}
 	return "ticket"
@@ -85,6 +90,7 @@ type pager struct {
 type pageKey struct {
 	rotation key.RotationID
 	reason   rotation.HoldReason
+	target   string
 }
 
 type openPage struct {
@@ -140,7 +146,7 @@ func (p *pager) raise(h hold) {
 	if len(p.outboxes) == 0 {
 		return
 	}
-	id := pageKey{h.rotation, h.reason}
+	id := pageKey{h.rotation, h.reason, h.target}
 	page := p.page(&h)
 	if known, is := p.open[id]; is {
 		page.StartedAt = known.page.StartedAt
@@ -157,12 +163,12 @@ func (p *pager) raise(h hold) {
 // resolve ends the page of a rotation for a reason, or all of them for "".
 func (p *pager) resolve(id key.RotationID, reason string, at time.Time) {
 	if reason != "" {
-		p.end(pageKey{id, rotation.HoldReason(reason)}, at)
+		p.end(pageKey{rotation: id, reason: rotation.HoldReason(reason)}, at)
 		return
 	}
 	for _, reason := range append(HoldReasons(), RegionBehind) {
-		if _, is := p.open[pageKey{id, reason}]; is {
-			p.end(pageKey{id, reason}, at)
+		if _, is := p.open[pageKey{rotation: id, reason: reason}]; is {
+			p.end(pageKey{rotation: id, reason: reason}, at)
 		}
 	}
 }
@@ -186,7 +192,7 @@ func (p *pager) end(id pageKey, at time.Time) {
 func (p *pager) reconcile(holds []hold, at time.Time) {
 	held := map[pageKey]bool{}
 	for i := range holds {
-		id := pageKey{holds[i].rotation, holds[i].reason}
+		id := pageKey{holds[i].rotation, holds[i].reason, holds[i].target}
 		if ended, is := p.ended[id]; is && !ended.Before(at) {
 			continue
 		}
@@ -223,9 +229,13 @@ func (p *pager) send(page Page) {
 }
 
 func (p *pager) page(h *hold) Page {
+	id := h.rotation.String()
+	if h.target != "" {
+		id = "target " + h.target
+	}
 	return Page{
-		ID: h.rotation.String() + "/" + string(h.reason), Status: "firing", Severity: h.severity(),
-		Key: h.key, Rotation: h.rotation, Kind: h.kind, Reason: h.reason, Message: clip(withRegions(h)), Human: h.human,
+		ID: id + "/" + string(h.reason), Status: "firing", Severity: h.severity(),
+		Key: h.key, Rotation: h.rotation, Kind: h.kind, Reason: h.reason, Message: clip(withRegions(h)), Target: h.target, Human: h.human,
 		Parties: h.parties, Regions: pageRegions(h.late), Runbook: p.runbooks + string(h.reason) + ".md", StartedAt: h.since,
 	}
 }

@@ -44,6 +44,7 @@ type view struct {
 	uses       []oldUse
 	retiring   map[string]int // presenters by grace
 	unrefused  int            // compromised versions that some verifier may accept
+	silent     []engine.SilentTarget
 }
 
 type mintedAt struct {
@@ -160,6 +161,7 @@ func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*
 			}
 		}
 	}
+	v.takeTargets(source)
 	return v, nil
 }
 

@@ -215,6 +215,13 @@ type source struct {
 	telling  bool
 	pending  []engine.KeyState
 	reported map[key.Name]bool
+	silent  []engine.SilentTarget
+}
+
+func (s *source) Silent() []engine.SilentTarget {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.silent
 }
 
 func (s *source) Changed(_ context.Context, after uint64, limit int) ([]engine.KeyState, uint64, error) {
