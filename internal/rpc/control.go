@@ -312,6 +312,9 @@ func (c Control) WatchRotation(ctx context.Context, request *keyturnv1.WatchRota
 	}
 	ctx, end := c.guard(ctx, principal.ID)
 	defer end()
+	if ctx.Err() != nil {
+		return ended(ctx, ctx.Err())
+	}
 	err = c.config.Engine.WatchRotation(ctx, view.ID, func(view engine.RotationView) error {
 		return stream.Send(&keyturnv1.WatchRotationResponse{Rotation: rotationMessage(&view)})
 	})

@@ -107,5 +107,6 @@ func (c Control) RevokeToken(ctx context.Context, request *keyturnv1.RevokeToken
 		return nil, wire(err)
 	}
 	c.streams.revoke(token.ID)
+	c.watches.revoke(token.ID)
 	return &keyturnv1.RevokeTokenResponse{}, nil
 }

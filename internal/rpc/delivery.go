@@ -63,8 +63,11 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 	if err != nil {
 		return err
 	}
-	ctx, end := d.streams.begin(ctx, principal.ID)
+	ctx, end := d.streams.begin(ctx, principal.ID, d.config.StreamsPerToken)
 	defer end()
+	if ctx.Err() != nil {
+		return ended(ctx, ctx.Err())
+	}
 	session, err := d.config.Hub.Connect(ctx, actorOf(principal), party, holdings)
 	if err != nil {
 		return ended(ctx, err)
@@ -129,8 +132,11 @@ func (d Delivery) Poll(ctx context.Context, request *keyturnv1.PollRequest) (*ke
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := d.streams.begin(ctx, principal.ID)
+	ctx, end := d.streams.begin(ctx, principal.ID, d.config.StreamsPerToken)
 	defer end()
+	if ctx.Err() != nil {
+		return nil, ended(ctx, ctx.Err())
+	}
 	deliveries, err := d.config.Hub.Poll(ctx, actorOf(principal), party, holdings, max(wait, time.Millisecond))
 	if err != nil {
 		return nil, ended(ctx, err)

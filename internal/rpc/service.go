@@ -71,6 +71,9 @@ type Config struct {
 	LogKeys []string
 	// Heartbeat is how often a quiet stream is kept alive. Default: 15 s.
 	Heartbeat time.Duration
+	// StreamsPerToken is how many streams and polls of parties one token may have
+	// open. Default: 18,000.
+	StreamsPerToken int
 }
 
 // Service implements the API. Its methods may be called concurrently.
@@ -78,7 +81,8 @@ type Service struct {
 	config Config
 	// denials bounds how fast denied calls can make the audit log grow.
 	denials *rate.Limiter
-	streams streams
+	// streams are those of parties, watches those of people.
+	streams, watches streams
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
 }
@@ -87,6 +91,9 @@ type Service struct {
 func New(config Config) *Service {
 	if config.Heartbeat == 0 {
 		config.Heartbeat = 15 * time.Second
+	}
+	if config.StreamsPerToken == 0 {
+		config.StreamsPerToken = 18_000
 	}
 	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1)}
 }

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -20,12 +21,17 @@ type streams struct {
 type stream struct{ cancel context.CancelCauseFunc }
 
 // begin returns a context that ends, with the reason as its cause, when the
-// token is revoked or the server stops. end must be called.
-func (s *streams) begin(ctx context.Context, token string) (_ context.Context, end func()) {
+// token is revoked, has so many streams already, or the server stops. end must be
+// called.
+func (s *streams) begin(ctx context.Context, token string, most int) (_ context.Context, end func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	one := &stream{cancel: cancel}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.open[token]) >= most {
+		cancel(tooMany(10*time.Second, fmt.Sprintf("this token has %d streams open; end some, or give each party a token of its own", most)))
+		return ctx, func() {}
+	}
 	if s.stopped {
 		cancel(hub.ErrStopped)
 		return ctx, func() {}
@@ -59,20 +65,28 @@ func (s *streams) revoke(token string) {
 
 // Stop ends all streams, now and from now on; their callers are told to come back.
 func (s *Service) Stop() {
-	s.streams.mu.Lock()
-	defer s.streams.mu.Unlock()
-	s.streams.stopped = true
-	for _, list := range s.streams.open {
+	s.streams.stop()
+	s.watches.stop()
+}
+
+func (s *streams) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+	for _, list := range s.open {
 		for one := range list {
 			one.cancel(hub.ErrStopped)
 		}
 	}
 }
 
+// maxWatches is how many rotations one token may watch at the same time.
+const maxWatches = 200
+
 // guard is begin for streams that do not look at their token themselves: it
 // checks every heartbeat that the token is still good.
 func (s *Service) guard(ctx context.Context, token string) (context.Context, func()) {
-	ctx, end := s.streams.begin(ctx, token)
+	ctx, end := s.watches.begin(ctx, token, maxWatches)
 	var running sync.WaitGroup
 	done := make(chan struct{})
 	running.Go(func() {
@@ -87,7 +101,7 @@ func (s *Service) guard(ctx context.Context, token string) (context.Context, fun
 			case <-ticker.C:
 			}
 			if errors.Is(s.config.Identity.Check(ctx, token), identity.ErrUnauthenticated) {
-				s.streams.revoke(token)
+				s.watches.revoke(token)
 			}
 		}
 	})

@@ -94,6 +94,13 @@ type LimitsConfig struct {
 	Body int64 `yaml:"body"`
 	// Parties is how many may be connected. Default: 20,000.
 	Parties int `yaml:"parties"`
+	// Connections is how many may be open, ConnectionsPerAddress how many of them from
+	// one address. Defaults: 1,000 more than twice Parties, and than Parties.
+	Connections           int `yaml:"connections"`
+	ConnectionsPerAddress int `yaml:"connectionsPerAddress"`
+	// StreamsPerToken is how many parties may be connected with one token. Default:
+	// nine tenths of Parties.
+	StreamsPerToken int `yaml:"streamsPerToken"`
 	// PerSecond is how many calls one token may make per second, Burst at once.
 	// Defaults: 200 and 2,000.
 	PerSecond float64 `yaml:"perSecond"`

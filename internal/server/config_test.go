@@ -60,7 +60,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := server.Config{
 		Listen: "127.0.0.1:7447", DataDir: "/var/lib/keyturn", Keeper: server.KeeperConfig{File: "/var/lib/keyturn/kek.json"},
 		Log: server.LogConfig{Level: "info", Format: "json"}, LogName: "keyturn",
-		Limits: server.LimitsConfig{Body: 4 << 20, Parties: 20_000, PerSecond: 200, Burst: 2000, ForgetClients: 2 * time.Minute},
+		Limits: server.LimitsConfig{Body: 4 << 20, Parties: 20_000, Connections: 41_000, ConnectionsPerAddress: 21_000, StreamsPerToken: 18_000, PerSecond: 200, Burst: 2000, ForgetClients: 2 * time.Minute},
 	}
 	if config.Listen != want.Listen || config.Keeper != want.Keeper || config.Log != want.Log || config.Limits != want.Limits || config.LogName != want.LogName {
 		t.Errorf("got %+v", config)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,7 +17,8 @@ import (
 
 func newGate() *gate {
 	return &gate{
-		refused: newLimiters(1, 5), tokens: newLimiters(1, 5), maxBody: 1 << 20, call: 100 * time.Millisecond, now: time.Now,
+		refused: newLimiters(1, 5), tokens: newLimiters(1, 5), maxBody: 1 << 20, call: 100 * time.Millisecond, stall: time.Second, now: time.Now,
+		told:  newTally(slog.New(slog.DiscardHandler), time.Now),
 		times: map[string]time.Duration{"/Watch": 0},
 	}
 }

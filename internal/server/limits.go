@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -74,6 +75,46 @@ func (l *limiters) exhausted(caller string, now time.Time) bool {
 	return ok && limit.TokensAt(now) < 1
 }
 
+// tallyEvery is how often what was refused is told of.
+const tallyEvery = time.Minute
+
+// tally logs what happens often with its number, and at most once a minute: a
+// flood must not fill the log's disk.
+type tally struct {
+	log *slog.Logger
+	now func() time.Time
+
+	mu    sync.Mutex
+	lines map[string]*tallied
+}
+
+type tallied struct {
+	n    int
+	told time.Time
+}
+
+func newTally(log *slog.Logger, now func() time.Time) *tally {
+	return &tally{log: log, now: now, lines: map[string]*tallied{}}
+}
+
+// add counts. what is one of a fixed few.
+func (t *tally) add(what string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	line := t.lines[what]
+	if line == nil {
+		line = &tallied{}
+		t.lines[what] = line
+	}
+	line.n++
+	now := t.now()
+	if !line.told.IsZero() && now.Sub(line.told) < tallyEvery {
+		return
+	}
+	t.log.Warn("refused", append([]any{"what", what, "times", line.n}, args...)...)
+	line.n, line.told = 0, now
+}
+
 // gate bounds what clients can ask for: addresses that show bad tokens, the
 // rate of each token, and the size and time of calls. It implements rpc.Gate.
 type gate struct {
@@ -84,7 +125,11 @@ type gate struct {
 	times map[string]time.Duration
 	// call is the limit of all others, and of the arrival of every request.
 	call time.Duration
-	now  func() time.Time
+	// stall is how long a client may take to read a piece of a stream.
+	stall time.Duration
+	now   func() time.Time
+	// told says, at most once a minute, what was refused.
+	told *tally
 }
 
 // addressOf is the client's address; of an IPv6 address the network of one
@@ -109,7 +154,11 @@ func addressOf(r *http.Request) string {
 func (g *gate) Blocked(r *http.Request) bool { return g.refused.exhausted(addressOf(r), g.now()) }
 
 // Refused implements rpc.Gate.
-func (g *gate) Refused(r *http.Request) { g.refused.of(addressOf(r)).AllowN(g.now(), 1) }
+func (g *gate) Refused(r *http.Request) {
+	address := addressOf(r)
+	g.refused.of(address).AllowN(g.now(), 1)
+	g.told.add("bad tokens", "lastFrom", address)
+}
 
 // Admit implements rpc.Gate.
 func (g *gate) Admit(token string) bool { return g.tokens.of(token).AllowN(g.now(), 1) }
@@ -134,7 +183,7 @@ func (g *gate) wrap(next http.Handler) http.Handler {
 		}
 		r.Body = boundBody(control, http.MaxBytesReader(w, r.Body, g.maxBody), g.call)
 		if timeout == 0 {
-			next.ServeHTTP(w, r)
+			next.ServeHTTP(&streamWriter{ResponseWriter: w, control: control, within: g.stall}, r)
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)

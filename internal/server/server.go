@@ -65,6 +65,7 @@ type Server struct {
 	tokenFile string
 	failed    chan error
 	service   *rpc.Service
+	tally     *tally
 
 	stopSweeping context.CancelFunc
 	running      sync.WaitGroup
@@ -92,6 +93,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		return nil, err
 	}
 	s := &Server{config: config, log: newLogger(&config, options.LogTo), failed: make(chan error, 2)}
+	s.tally = newTally(s.log, time.Now)
 	keys, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -142,7 +144,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.hub.Use(s.engine)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
-	s.service = rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}})
+	s.service = rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}, StreamsPerToken: s.config.Limits.StreamsPerToken})
 	return err
 }
 
@@ -180,7 +182,11 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 	api := s.newHTTP(s.routes(options))
 	api.TLSConfig = tlsConfig
 	s.servers = append(s.servers, api)
-	go s.watch(func() error { return api.ServeTLS(listener, "", "") })
+	bounded := boundListener(listener, s.config.Limits.Connections, s.config.Limits.ConnectionsPerAddress,
+		func() {
+			s.tally.add("connections; limits.connections and limits.connectionsPerAddress say how many may be open")
+		})
+	go s.watch(func() error { return api.ServeTLS(bounded, "", "") })
 	if s.config.Telemetry.MetricsListen == "" {
 		return nil
 	}
@@ -215,11 +221,11 @@ func (s *Server) watch(serve func() error) {
 func (s *Server) routes(options Options) http.Handler {
 	// An assignment is small: compressing it costs more than it saves, a thousand
 	// times for each publication.
-	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithCompressMinBytes(compressFrom))
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithCompressMinBytes(compressFrom), boundedGzip(s.config.Limits.Body))
 	gate := &gate{
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
-		maxBody: s.config.Limits.Body, call: callTimeout, now: options.Now,
+		maxBody: s.config.Limits.Body, call: callTimeout, stall: stallTimeout, now: options.Now, told: s.tally,
 		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Doctor": exportTimeout, "/Poll": pollTimeout},
 	}
 	service := s.service

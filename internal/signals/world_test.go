@@ -215,7 +215,7 @@ type source struct {
 	telling  bool
 	pending  []engine.KeyState
 	reported map[key.Name]bool
-	silent  []engine.SilentTarget
+	silent   []engine.SilentTarget
 }
 
 func (s *source) Silent() []engine.SilentTarget {
