@@ -50,7 +50,7 @@ type Config struct {
 	OnStatus func(Status)
 
 	// BackoffMin and BackoffMax bound the time between two tries to connect:
-	// 1 s and 30 s when zero. Each wait is drawn at random (full jitter).
+	// 1 s and 10 s when zero. Each wait is drawn at random (full jitter).
 	BackoffMin, BackoffMax time.Duration
 	// PermanentRetry is the mean time between two tries after an error that will
 	// not pass by itself; 60 s when zero.
@@ -95,7 +95,7 @@ func (c Config) withDefaults() (Config, error) {
 		most     time.Duration
 	}{
 		{"BackoffMin", &c.BackoffMin, time.Second, time.Hour},
-		{"BackoffMax", &c.BackoffMax, 30 * time.Second, 24 * time.Hour},
+		{"BackoffMax", &c.BackoffMax, 10 * time.Second, 24 * time.Hour},
 		{"PermanentRetry", &c.PermanentRetry, time.Minute, 24 * time.Hour},
 		{"PollInterval", &c.PollInterval, 10 * time.Second, 24 * time.Hour},
 		{"LongPollWait", &c.LongPollWait, 30 * time.Second, time.Minute},

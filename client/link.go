@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -51,8 +52,10 @@ type link struct {
 	resume Mode
 	// failures counts the tries in a row that brought no stable connection.
 	failures int
-	// strikes counts them per mode.
+	// strikes counts them per mode, without those that reached no server.
 	strikes int
+	// reached: the present stream has a connection.
+	reached atomic.Bool
 	// answers counts what came over the present stream or since polling began.
 	answers     int
 	streamAt    time.Time
@@ -85,7 +88,9 @@ func (l *link) run(ctx context.Context) {
 			l.failures, l.strikes, l.resume = 0, 0, 0
 		}
 		l.failures++
-		l.strikes++
+		if l.mode != ModeStream || l.reached.Load() || !l.patient() {
+			l.strikes++ // a server that is down says nothing about streams
+		}
 		if !permanent(err) && l.fallBack(ctx, err) {
 			continue
 		}
@@ -123,7 +128,9 @@ func (l *link) runStream(ctx context.Context) error {
 	answers, ended := make(chan *keyturnv1.WatchResponse), make(chan error, 1)
 	connected := make(chan time.Duration, 1)
 	began := time.Now()
+	l.reached.Store(false)
 	tracing := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+		l.reached.Store(true)
 		select {
 		case connected <- time.Since(began):
 		default: // it is tried once more on another connection

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"testing"
@@ -41,6 +42,36 @@ func TestSlowConnectionIsWaitedFor(t *testing.T) {
 		}
 		if dials > 2 || srv.Calls(clienttest.RPCPoll) > 0 {
 			t.Errorf("%d connections, %d polls", dials, srv.Calls(clienttest.RPCPoll))
+		}
+	})
+}
+
+// While a server starts, a poll may get through just after a stream was refused.
+// That is no sign that streams do not.
+func TestServerThatComesBackIsNoReasonToPoll(t *testing.T) {
+	inBubble(t, func(t *testing.T, srv *clienttest.Server) {
+		srv.Set(clienttest.Login(orders, "a", "1"))
+		cfg := srv.Config()
+		transport := cfg.HTTPClient.Transport.(*http.Transport)
+		dial, began := transport.DialContext, time.Now()
+		var refused time.Time
+		transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			now := time.Now()
+			if now.Sub(began) < time.Minute && !now.Equal(refused) {
+				refused = now
+				return nil, errors.New("connection refused")
+			}
+			return dial(ctx, network, address)
+		}
+		p := watch(t, cfg, nil, client.Known{Key: orders})
+		p.next(2 * time.Minute)
+		for _, s := range p.told() {
+			if s.Mode == client.ModePoll || s.Mode == client.ModeLongPoll {
+				t.Errorf("%+v", s)
+			}
+		}
+		if since := time.Since(began); p.mode() != client.ModeStream || since > 71*time.Second {
+			t.Errorf("%v after %v", p.mode(), since)
 		}
 	})
 }

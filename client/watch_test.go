@@ -366,8 +366,8 @@ func TestServerDownIsNoReasonToPoll(t *testing.T) {
 		p.next(time.Second)
 		srv.Stop()
 		time.Sleep(time.Hour)
-		if n := len(p.told()); n < 100 || n > 400 {
-			t.Errorf("%d tries in an hour with a back-off of at most 30 s", n)
+		if n := len(p.told()); n < 300 || n > 1200 {
+			t.Errorf("%d tries in an hour with a back-off of at most 10 s", n)
 		}
 		srv.Start()
 		time.Sleep(time.Minute)
