@@ -252,6 +252,13 @@ func (f *fake) Rotate(_ context.Context, request *keyturnv1.RotateRequest) (*key
 	return &keyturnv1.RotateResponse{RotationId: id}, nil
 }
 
+func (f *fake) Reconcile(_ context.Context, request *keyturnv1.ReconcileRequest) (*keyturnv1.ReconcileResponse, error) {
+	if request.GetHow() != "replace" {
+		return &keyturnv1.ReconcileResponse{}, nil
+	}
+	return &keyturnv1.ReconcileResponse{RotationId: oldRotation().GetId()}, nil
+}
+
 func (f *fake) Rollback(_ context.Context, request *keyturnv1.RollbackRequest) (*keyturnv1.RollbackResponse, error) {
 	if request.GetRotationId() != oldRotation().GetId()[:12] {
 		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("the rotation cannot be rolled back any more: version 1 is destroyed"))

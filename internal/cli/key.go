@@ -91,6 +91,15 @@ func (a *app) printKey(w io.Writer, k *keyturnv1.Key) {
 		"key", k.GetName(), "owner", k.GetOwner(), "labels", pairsOf(k.GetLabels()), "provider", k.GetProvider(),
 		"policy", k.GetPolicy(), "current", version(k.GetCurrent()), "since", a.since(k.GetCurrentSince()), "next rotation", a.next(k),
 	)
+	if k.GetStanding() != "" {
+		fmt.Fprintf(w, "\nit stands still after a restore: %s\n", clean(k.GetStanding()))
+		for _, difference := range k.GetDifferences() {
+			fmt.Fprintf(w, "  %s\n", clean(difference))
+		}
+		if len(k.GetDifferences()) > 0 {
+			fmt.Fprintf(w, "  settle it: keyturn reconcile %s --replace, --as-found or --as-remembered\n", clean(k.GetName()))
+		}
+	}
 	if len(k.GetVersions()) > 0 {
 		fmt.Fprintln(w, "\nversions")
 		table(w, "  ", versionHeader, a.versionRows(k))

@@ -48,6 +48,9 @@ func problemMessages(problems []policy.Problem) []*keyturnv1.Problem {
 	return list
 }
 
+// maxDifferences bounds what a key tells of its differences after a restore.
+const maxDifferences = 100
+
 func keyMessage(view *engine.KeyView) *keyturnv1.Key {
 	k := &view.Resource
 	message := &keyturnv1.Key{
@@ -60,6 +63,13 @@ func keyMessage(view *engine.KeyView) *keyturnv1.Key {
 	}
 	for i := range view.State.Rotations {
 		message.RotationIds = append(message.RotationIds, view.State.Rotations[i].ID.String())
+	}
+	message.Standing = view.State.WhyStanding()
+	for i, difference := range view.State.Differences() {
+		if i == maxDifferences {
+			break
+		}
+		message.Differences = append(message.Differences, difference.String())
 	}
 	for _, record := range view.Versions {
 		version := &keyturnv1.KeyVersion{

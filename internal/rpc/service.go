@@ -21,6 +21,7 @@ type Engine interface {
 	Apply(ctx context.Context, actor audit.Actor, request engine.ApplyRequest) (engine.ApplyResult, error)
 	Rotate(ctx context.Context, actor audit.Actor, request engine.RotateRequest) (key.RotationID, error)
 	Rollback(ctx context.Context, actor audit.Actor, of key.RotationID, reason string) (key.RotationID, error)
+	Reconcile(ctx context.Context, actor audit.Actor, request engine.ReconcileRequest) (key.RotationID, error)
 	Steer(ctx context.Context, actor audit.Actor, id key.RotationID, steer engine.Steer, reason string) error
 
 	Key(ctx context.Context, name key.Name) (engine.KeyView, error)

@@ -70,6 +70,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.Rotate(ctx, &keyturnv1.RotateRequest{Name: name, Strategy: "nonsense"})
 			return err
 		}},
+		{"Reconcile", "admin operator", true, func(c control, _ delivery, name string) error {
+			_, err := c.Reconcile(ctx, &keyturnv1.ReconcileRequest{Name: name, How: "guess"})
+			return err
+		}},
 		{"Rollback", "admin operator", true, func(c control, _ delivery, name string) error {
 			_, err := c.Rollback(ctx, &keyturnv1.RollbackRequest{RotationId: rotations[name], Reason: strings.Repeat("x", 1001)})
 			return err

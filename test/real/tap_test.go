@@ -127,7 +127,13 @@ var (
 	_ provider.Meter       = (*tapped)(nil)
 	_ provider.Preflighter = (*tapped)(nil)
 	_ provider.Destroyer   = (*tapped)(nil)
+	_ provider.Lister      = (*tapped)(nil)
 )
+
+// Held implements provider.Lister.
+func (s *tapped) Held(ctx context.Context, call provider.Call) ([]provider.Held, error) {
+	return s.System.(provider.Lister).Held(ctx, call)
+}
 
 // Mint implements provider.Issuer.
 func (s *tapped) Mint(ctx context.Context, call provider.Call, request provider.MintRequest) (material provider.Material, err error) {

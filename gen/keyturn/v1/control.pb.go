@@ -491,7 +491,11 @@ type Key struct {
 	NextRotation *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"`
 	Versions     []*KeyVersion          `protobuf:"bytes,9,rep,name=versions,proto3" json:"versions,omitempty"`
 	// The rotations that have not ended.
-	RotationIds   []string `protobuf:"bytes,10,rep,name=rotation_ids,json=rotationIds,proto3" json:"rotation_ids,omitempty"`
+	RotationIds []string `protobuf:"bytes,10,rep,name=rotation_ids,json=rotationIds,proto3" json:"rotation_ids,omitempty"`
+	// Why the key stands still after a restore; empty when it goes on.
+	Standing string `protobuf:"bytes,11,opt,name=standing,proto3" json:"standing,omitempty"`
+	// What differs from what is remembered, at most 100.
+	Differences   []string `protobuf:"bytes,12,rep,name=differences,proto3" json:"differences,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -592,6 +596,20 @@ func (x *Key) GetVersions() []*KeyVersion {
 func (x *Key) GetRotationIds() []string {
 	if x != nil {
 		return x.RotationIds
+	}
+	return nil
+}
+
+func (x *Key) GetStanding() string {
+	if x != nil {
+		return x.Standing
+	}
+	return ""
+}
+
+func (x *Key) GetDifferences() []string {
+	if x != nil {
+		return x.Differences
 	}
 	return nil
 }
@@ -1134,6 +1152,122 @@ func (x *RotateResponse) GetRotationId() string {
 	return ""
 }
 
+type ReconcileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// as-remembered, as-found or replace; empty only looks again.
+	How string `protobuf:"bytes,2,opt,name=how,proto3" json:"how,omitempty"`
+	// Allows as-remembered to lock presenters out.
+	LockOut bool `protobuf:"varint,3,opt,name=lock_out,json=lockOut,proto3" json:"lock_out,omitempty"`
+	// Goes into the audit log.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileRequest) Reset() {
+	*x = ReconcileRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileRequest) ProtoMessage() {}
+
+func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
+func (*ReconcileRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReconcileRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ReconcileRequest) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
+func (x *ReconcileRequest) GetLockOut() bool {
+	if x != nil {
+		return x.LockOut
+	}
+	return false
+}
+
+func (x *ReconcileRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ReconcileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rotation that brings in a fresh version, if there is one.
+	RotationId    string `protobuf:"bytes,1,opt,name=rotation_id,json=rotationId,proto3" json:"rotation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileResponse) Reset() {
+	*x = ReconcileResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileResponse) ProtoMessage() {}
+
+func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
+func (*ReconcileResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReconcileResponse) GetRotationId() string {
+	if x != nil {
+		return x.RotationId
+	}
+	return ""
+}
+
 type RollbackRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RotationId    string                 `protobuf:"bytes,1,opt,name=rotation_id,json=rotationId,proto3" json:"rotation_id,omitempty"`
@@ -1144,7 +1278,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[16]
+	mi := &file_keyturn_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1290,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[16]
+	mi := &file_keyturn_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1303,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RollbackRequest) GetRotationId() string {
@@ -1197,7 +1331,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[17]
+	mi := &file_keyturn_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1343,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[17]
+	mi := &file_keyturn_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1356,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RollbackResponse) GetRotationId() string {
@@ -1269,7 +1403,7 @@ type Rotation struct {
 
 func (x *Rotation) Reset() {
 	*x = Rotation{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[18]
+	mi := &file_keyturn_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1415,7 @@ func (x *Rotation) String() string {
 func (*Rotation) ProtoMessage() {}
 
 func (x *Rotation) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[18]
+	mi := &file_keyturn_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1428,7 @@ func (x *Rotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rotation.ProtoReflect.Descriptor instead.
 func (*Rotation) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Rotation) GetId() string {
@@ -1479,7 +1613,7 @@ type RegionProgress struct {
 
 func (x *RegionProgress) Reset() {
 	*x = RegionProgress{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	mi := &file_keyturn_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1625,7 @@ func (x *RegionProgress) String() string {
 func (*RegionProgress) ProtoMessage() {}
 
 func (x *RegionProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[19]
+	mi := &file_keyturn_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1638,7 @@ func (x *RegionProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionProgress.ProtoReflect.Descriptor instead.
 func (*RegionProgress) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RegionProgress) GetRegion() string {
@@ -1598,7 +1732,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[20]
+	mi := &file_keyturn_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1744,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[20]
+	mi := &file_keyturn_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1757,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Hold) GetReason() string {
@@ -1668,7 +1802,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[21]
+	mi := &file_keyturn_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1814,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[21]
+	mi := &file_keyturn_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1827,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Waiting) GetReason() string {
@@ -1743,7 +1877,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[22]
+	mi := &file_keyturn_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1889,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[22]
+	mi := &file_keyturn_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1902,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Holder) GetEndpoint() string {
@@ -1813,7 +1947,7 @@ type StageProgress struct {
 
 func (x *StageProgress) Reset() {
 	*x = StageProgress{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[23]
+	mi := &file_keyturn_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1959,7 @@ func (x *StageProgress) String() string {
 func (*StageProgress) ProtoMessage() {}
 
 func (x *StageProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[23]
+	mi := &file_keyturn_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1972,7 @@ func (x *StageProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageProgress.ProtoReflect.Descriptor instead.
 func (*StageProgress) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StageProgress) GetName() string {
@@ -1889,7 +2023,7 @@ type ListRotationsRequest struct {
 
 func (x *ListRotationsRequest) Reset() {
 	*x = ListRotationsRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[24]
+	mi := &file_keyturn_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1901,7 +2035,7 @@ func (x *ListRotationsRequest) String() string {
 func (*ListRotationsRequest) ProtoMessage() {}
 
 func (x *ListRotationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[24]
+	mi := &file_keyturn_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1914,7 +2048,7 @@ func (x *ListRotationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRotationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRotationsRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListRotationsRequest) GetKey() string {
@@ -1956,7 +2090,7 @@ type ListRotationsResponse struct {
 
 func (x *ListRotationsResponse) Reset() {
 	*x = ListRotationsResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[25]
+	mi := &file_keyturn_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1968,7 +2102,7 @@ func (x *ListRotationsResponse) String() string {
 func (*ListRotationsResponse) ProtoMessage() {}
 
 func (x *ListRotationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[25]
+	mi := &file_keyturn_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1981,7 +2115,7 @@ func (x *ListRotationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRotationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRotationsResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListRotationsResponse) GetRotations() []*Rotation {
@@ -2008,7 +2142,7 @@ type GetRotationRequest struct {
 
 func (x *GetRotationRequest) Reset() {
 	*x = GetRotationRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[26]
+	mi := &file_keyturn_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2154,7 @@ func (x *GetRotationRequest) String() string {
 func (*GetRotationRequest) ProtoMessage() {}
 
 func (x *GetRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[26]
+	mi := &file_keyturn_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2167,7 @@ func (x *GetRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRotationRequest.ProtoReflect.Descriptor instead.
 func (*GetRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetRotationRequest) GetId() string {
@@ -2053,7 +2187,7 @@ type GetRotationResponse struct {
 
 func (x *GetRotationResponse) Reset() {
 	*x = GetRotationResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[27]
+	mi := &file_keyturn_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2199,7 @@ func (x *GetRotationResponse) String() string {
 func (*GetRotationResponse) ProtoMessage() {}
 
 func (x *GetRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[27]
+	mi := &file_keyturn_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2078,7 +2212,7 @@ func (x *GetRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRotationResponse.ProtoReflect.Descriptor instead.
 func (*GetRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetRotationResponse) GetRotation() *Rotation {
@@ -2106,7 +2240,7 @@ type TimelineEntry struct {
 
 func (x *TimelineEntry) Reset() {
 	*x = TimelineEntry{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[28]
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2252,7 @@ func (x *TimelineEntry) String() string {
 func (*TimelineEntry) ProtoMessage() {}
 
 func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[28]
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2265,7 @@ func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
 func (*TimelineEntry) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TimelineEntry) GetAt() *timestamppb.Timestamp {
@@ -2164,7 +2298,7 @@ type WatchRotationRequest struct {
 
 func (x *WatchRotationRequest) Reset() {
 	*x = WatchRotationRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[29]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2176,7 +2310,7 @@ func (x *WatchRotationRequest) String() string {
 func (*WatchRotationRequest) ProtoMessage() {}
 
 func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[29]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2189,7 +2323,7 @@ func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationRequest.ProtoReflect.Descriptor instead.
 func (*WatchRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchRotationRequest) GetId() string {
@@ -2208,7 +2342,7 @@ type WatchRotationResponse struct {
 
 func (x *WatchRotationResponse) Reset() {
 	*x = WatchRotationResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2354,7 @@ func (x *WatchRotationResponse) String() string {
 func (*WatchRotationResponse) ProtoMessage() {}
 
 func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2367,7 @@ func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationResponse.ProtoReflect.Descriptor instead.
 func (*WatchRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchRotationResponse) GetRotation() *Rotation {
@@ -2254,7 +2388,7 @@ type SteerRequest struct {
 
 func (x *SteerRequest) Reset() {
 	*x = SteerRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2400,7 @@ func (x *SteerRequest) String() string {
 func (*SteerRequest) ProtoMessage() {}
 
 func (x *SteerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2413,7 @@ func (x *SteerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
 func (*SteerRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SteerRequest) GetRotationId() string {
@@ -2311,7 +2445,7 @@ type SteerResponse struct {
 
 func (x *SteerResponse) Reset() {
 	*x = SteerResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2457,7 @@ func (x *SteerResponse) String() string {
 func (*SteerResponse) ProtoMessage() {}
 
 func (x *SteerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2470,7 @@ func (x *SteerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
 func (*SteerResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 type PlanRequest struct {
@@ -2348,7 +2482,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2494,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2507,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PlanRequest) GetName() string {
@@ -2394,7 +2528,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2540,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2553,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PlanResponse) GetSteps() []*PlanStep {
@@ -2452,7 +2586,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2598,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2611,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlanStep) GetPhase() string {
@@ -2541,7 +2675,7 @@ type ListPartiesRequest struct {
 
 func (x *ListPartiesRequest) Reset() {
 	*x = ListPartiesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2687,7 @@ func (x *ListPartiesRequest) String() string {
 func (*ListPartiesRequest) ProtoMessage() {}
 
 func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2700,7 @@ func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesRequest.ProtoReflect.Descriptor instead.
 func (*ListPartiesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListPartiesRequest) GetKey() string {
@@ -2600,7 +2734,7 @@ type ListPartiesResponse struct {
 
 func (x *ListPartiesResponse) Reset() {
 	*x = ListPartiesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2746,7 @@ func (x *ListPartiesResponse) String() string {
 func (*ListPartiesResponse) ProtoMessage() {}
 
 func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2759,7 @@ func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesResponse.ProtoReflect.Descriptor instead.
 func (*ListPartiesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPartiesResponse) GetParties() []*PartyStatus {
@@ -2654,7 +2788,7 @@ type PartyStatus struct {
 
 func (x *PartyStatus) Reset() {
 	*x = PartyStatus{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2800,7 @@ func (x *PartyStatus) String() string {
 func (*PartyStatus) ProtoMessage() {}
 
 func (x *PartyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2813,7 @@ func (x *PartyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyStatus.ProtoReflect.Descriptor instead.
 func (*PartyStatus) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PartyStatus) GetParty() *Party {
@@ -2723,7 +2857,7 @@ type PartyKey struct {
 
 func (x *PartyKey) Reset() {
 	*x = PartyKey{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2869,7 @@ func (x *PartyKey) String() string {
 func (*PartyKey) ProtoMessage() {}
 
 func (x *PartyKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2882,7 @@ func (x *PartyKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyKey.ProtoReflect.Descriptor instead.
 func (*PartyKey) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PartyKey) GetKey() string {
@@ -2789,7 +2923,7 @@ type RemovePartyRequest struct {
 
 func (x *RemovePartyRequest) Reset() {
 	*x = RemovePartyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2935,7 @@ func (x *RemovePartyRequest) String() string {
 func (*RemovePartyRequest) ProtoMessage() {}
 
 func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2948,7 @@ func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyRequest.ProtoReflect.Descriptor instead.
 func (*RemovePartyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemovePartyRequest) GetId() string {
@@ -2839,7 +2973,7 @@ type RemovePartyResponse struct {
 
 func (x *RemovePartyResponse) Reset() {
 	*x = RemovePartyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2851,7 +2985,7 @@ func (x *RemovePartyResponse) String() string {
 func (*RemovePartyResponse) ProtoMessage() {}
 
 func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2864,7 +2998,7 @@ func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyResponse.ProtoReflect.Descriptor instead.
 func (*RemovePartyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 type CreateTokenRequest struct {
@@ -2885,7 +3019,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2897,7 +3031,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2910,7 +3044,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -2959,7 +3093,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3105,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3118,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -3023,7 +3157,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3035,7 +3169,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3048,7 +3182,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Token) GetId() string {
@@ -3108,7 +3242,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3254,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3267,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 type ListTokensResponse struct {
@@ -3145,7 +3279,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3291,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3304,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3189,7 +3323,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3335,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3348,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3232,7 +3366,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3244,7 +3378,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3257,7 +3391,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 type ReadLogRequest struct {
@@ -3274,7 +3408,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3286,7 +3420,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3299,7 +3433,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReadLogRequest) GetFrom() uint64 {
@@ -3342,7 +3476,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3488,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3501,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadLogResponse) GetEntries() []string {
@@ -3399,7 +3533,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3411,7 +3545,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3424,7 +3558,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 type ExportLogResponse struct {
@@ -3436,7 +3570,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +3582,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +3595,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExportLogResponse) GetPiece() []byte {
@@ -3479,7 +3613,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3491,7 +3625,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3504,7 +3638,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 type DoctorResponse struct {
@@ -3516,7 +3650,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3662,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3675,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -3564,7 +3698,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3576,7 +3710,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3589,7 +3723,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Check) GetName() string {
@@ -3653,7 +3787,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x06column\x18\x05 \x01(\x05R\x06column\x12\x12\n" +
 	"\x04path\x18\x06 \x01(\tR\x04path\x12\x18\n" +
 	"\amessage\x18\a \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\b \x01(\tR\x04hint\"\xc6\x03\n" +
+	"\x04hint\x18\b \x01(\tR\x04hint\"\x84\x04\n" +
 	"\x03Key\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x123\n" +
@@ -3665,7 +3799,9 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\rnext_rotation\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\fnextRotation\x122\n" +
 	"\bversions\x18\t \x03(\v2\x16.keyturn.v1.KeyVersionR\bversions\x12!\n" +
 	"\frotation_ids\x18\n" +
-	" \x03(\tR\vrotationIds\x1a9\n" +
+	" \x03(\tR\vrotationIds\x12\x1a\n" +
+	"\bstanding\x18\v \x01(\tR\bstanding\x12 \n" +
+	"\vdifferences\x18\f \x03(\tR\vdifferences\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x02\n" +
@@ -3721,6 +3857,14 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tR\trequestId\"1\n" +
 	"\x0eRotateResponse\x12\x1f\n" +
+	"\vrotation_id\x18\x01 \x01(\tR\n" +
+	"rotationId\"k\n" +
+	"\x10ReconcileRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03how\x18\x02 \x01(\tR\x03how\x12\x19\n" +
+	"\block_out\x18\x03 \x01(\bR\alockOut\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"4\n" +
+	"\x11ReconcileResponse\x12\x1f\n" +
 	"\vrotation_id\x18\x01 \x01(\tR\n" +
 	"rotationId\"J\n" +
 	"\x0fRollbackRequest\x12\x1f\n" +
@@ -3915,15 +4059,15 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\xfd\n" +
-	"\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\xc7\v\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
 	"\x06GetKey\x12\x19.keyturn.v1.GetKeyRequest\x1a\x1a.keyturn.v1.GetKeyResponse\x12H\n" +
 	"\tGetSecret\x12\x1c.keyturn.v1.GetSecretRequest\x1a\x1d.keyturn.v1.GetSecretResponse\x12?\n" +
 	"\x06Rotate\x12\x19.keyturn.v1.RotateRequest\x1a\x1a.keyturn.v1.RotateResponse\x12E\n" +
-	"\bRollback\x12\x1b.keyturn.v1.RollbackRequest\x1a\x1c.keyturn.v1.RollbackResponse\x12T\n" +
+	"\bRollback\x12\x1b.keyturn.v1.RollbackRequest\x1a\x1c.keyturn.v1.RollbackResponse\x12H\n" +
+	"\tReconcile\x12\x1c.keyturn.v1.ReconcileRequest\x1a\x1d.keyturn.v1.ReconcileResponse\x12T\n" +
 	"\rListRotations\x12 .keyturn.v1.ListRotationsRequest\x1a!.keyturn.v1.ListRotationsResponse\x12N\n" +
 	"\vGetRotation\x12\x1e.keyturn.v1.GetRotationRequest\x1a\x1f.keyturn.v1.GetRotationResponse\x12V\n" +
 	"\rWatchRotation\x12 .keyturn.v1.WatchRotationRequest\x1a!.keyturn.v1.WatchRotationResponse0\x01\x12<\n" +
@@ -3952,7 +4096,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),              // 0: keyturn.v1.SteerAction
 	(*Document)(nil),              // 1: keyturn.v1.Document
@@ -3971,144 +4115,148 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*GetSecretResponse)(nil),     // 14: keyturn.v1.GetSecretResponse
 	(*RotateRequest)(nil),         // 15: keyturn.v1.RotateRequest
 	(*RotateResponse)(nil),        // 16: keyturn.v1.RotateResponse
-	(*RollbackRequest)(nil),       // 17: keyturn.v1.RollbackRequest
-	(*RollbackResponse)(nil),      // 18: keyturn.v1.RollbackResponse
-	(*Rotation)(nil),              // 19: keyturn.v1.Rotation
-	(*RegionProgress)(nil),        // 20: keyturn.v1.RegionProgress
-	(*Hold)(nil),                  // 21: keyturn.v1.Hold
-	(*Waiting)(nil),               // 22: keyturn.v1.Waiting
-	(*Holder)(nil),                // 23: keyturn.v1.Holder
-	(*StageProgress)(nil),         // 24: keyturn.v1.StageProgress
-	(*ListRotationsRequest)(nil),  // 25: keyturn.v1.ListRotationsRequest
-	(*ListRotationsResponse)(nil), // 26: keyturn.v1.ListRotationsResponse
-	(*GetRotationRequest)(nil),    // 27: keyturn.v1.GetRotationRequest
-	(*GetRotationResponse)(nil),   // 28: keyturn.v1.GetRotationResponse
-	(*TimelineEntry)(nil),         // 29: keyturn.v1.TimelineEntry
-	(*WatchRotationRequest)(nil),  // 30: keyturn.v1.WatchRotationRequest
-	(*WatchRotationResponse)(nil), // 31: keyturn.v1.WatchRotationResponse
-	(*SteerRequest)(nil),          // 32: keyturn.v1.SteerRequest
-	(*SteerResponse)(nil),         // 33: keyturn.v1.SteerResponse
-	(*PlanRequest)(nil),           // 34: keyturn.v1.PlanRequest
-	(*PlanResponse)(nil),          // 35: keyturn.v1.PlanResponse
-	(*PlanStep)(nil),              // 36: keyturn.v1.PlanStep
-	(*ListPartiesRequest)(nil),    // 37: keyturn.v1.ListPartiesRequest
-	(*ListPartiesResponse)(nil),   // 38: keyturn.v1.ListPartiesResponse
-	(*PartyStatus)(nil),           // 39: keyturn.v1.PartyStatus
-	(*PartyKey)(nil),              // 40: keyturn.v1.PartyKey
-	(*RemovePartyRequest)(nil),    // 41: keyturn.v1.RemovePartyRequest
-	(*RemovePartyResponse)(nil),   // 42: keyturn.v1.RemovePartyResponse
-	(*CreateTokenRequest)(nil),    // 43: keyturn.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 44: keyturn.v1.CreateTokenResponse
-	(*Token)(nil),                 // 45: keyturn.v1.Token
-	(*ListTokensRequest)(nil),     // 46: keyturn.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 47: keyturn.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 48: keyturn.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 49: keyturn.v1.RevokeTokenResponse
-	(*ReadLogRequest)(nil),        // 50: keyturn.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),       // 51: keyturn.v1.ReadLogResponse
-	(*ExportLogRequest)(nil),      // 52: keyturn.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),     // 53: keyturn.v1.ExportLogResponse
-	(*DoctorRequest)(nil),         // 54: keyturn.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 55: keyturn.v1.DoctorResponse
-	(*Check)(nil),                 // 56: keyturn.v1.Check
-	nil,                           // 57: keyturn.v1.Key.LabelsEntry
-	nil,                           // 58: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                           // 59: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                           // 60: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil), // 61: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 62: google.protobuf.Duration
-	(*Party)(nil),                 // 63: keyturn.v1.Party
+	(*ReconcileRequest)(nil),      // 17: keyturn.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),     // 18: keyturn.v1.ReconcileResponse
+	(*RollbackRequest)(nil),       // 19: keyturn.v1.RollbackRequest
+	(*RollbackResponse)(nil),      // 20: keyturn.v1.RollbackResponse
+	(*Rotation)(nil),              // 21: keyturn.v1.Rotation
+	(*RegionProgress)(nil),        // 22: keyturn.v1.RegionProgress
+	(*Hold)(nil),                  // 23: keyturn.v1.Hold
+	(*Waiting)(nil),               // 24: keyturn.v1.Waiting
+	(*Holder)(nil),                // 25: keyturn.v1.Holder
+	(*StageProgress)(nil),         // 26: keyturn.v1.StageProgress
+	(*ListRotationsRequest)(nil),  // 27: keyturn.v1.ListRotationsRequest
+	(*ListRotationsResponse)(nil), // 28: keyturn.v1.ListRotationsResponse
+	(*GetRotationRequest)(nil),    // 29: keyturn.v1.GetRotationRequest
+	(*GetRotationResponse)(nil),   // 30: keyturn.v1.GetRotationResponse
+	(*TimelineEntry)(nil),         // 31: keyturn.v1.TimelineEntry
+	(*WatchRotationRequest)(nil),  // 32: keyturn.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil), // 33: keyturn.v1.WatchRotationResponse
+	(*SteerRequest)(nil),          // 34: keyturn.v1.SteerRequest
+	(*SteerResponse)(nil),         // 35: keyturn.v1.SteerResponse
+	(*PlanRequest)(nil),           // 36: keyturn.v1.PlanRequest
+	(*PlanResponse)(nil),          // 37: keyturn.v1.PlanResponse
+	(*PlanStep)(nil),              // 38: keyturn.v1.PlanStep
+	(*ListPartiesRequest)(nil),    // 39: keyturn.v1.ListPartiesRequest
+	(*ListPartiesResponse)(nil),   // 40: keyturn.v1.ListPartiesResponse
+	(*PartyStatus)(nil),           // 41: keyturn.v1.PartyStatus
+	(*PartyKey)(nil),              // 42: keyturn.v1.PartyKey
+	(*RemovePartyRequest)(nil),    // 43: keyturn.v1.RemovePartyRequest
+	(*RemovePartyResponse)(nil),   // 44: keyturn.v1.RemovePartyResponse
+	(*CreateTokenRequest)(nil),    // 45: keyturn.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 46: keyturn.v1.CreateTokenResponse
+	(*Token)(nil),                 // 47: keyturn.v1.Token
+	(*ListTokensRequest)(nil),     // 48: keyturn.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 49: keyturn.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 50: keyturn.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 51: keyturn.v1.RevokeTokenResponse
+	(*ReadLogRequest)(nil),        // 52: keyturn.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),       // 53: keyturn.v1.ReadLogResponse
+	(*ExportLogRequest)(nil),      // 54: keyturn.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),     // 55: keyturn.v1.ExportLogResponse
+	(*DoctorRequest)(nil),         // 56: keyturn.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 57: keyturn.v1.DoctorResponse
+	(*Check)(nil),                 // 58: keyturn.v1.Check
+	nil,                           // 59: keyturn.v1.Key.LabelsEntry
+	nil,                           // 60: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                           // 61: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                           // 62: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil), // 63: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 64: google.protobuf.Duration
+	(*Party)(nil),                 // 65: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	57, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	61, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	61, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	59, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	63, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	63, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	61, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	58, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	63, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	60, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	59, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	60, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	61, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	61, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	61, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	61, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
-	21, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
-	22, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
-	23, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	61, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
-	24, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
-	20, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	61, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	61, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	61, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
-	19, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
-	19, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	29, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	61, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	19, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	61, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	62, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	63, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	63, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	63, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	63, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
+	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
+	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
+	63, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
+	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
+	63, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	63, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	63, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
+	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	31, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
+	63, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	21, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
-	36, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
+	38, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	61, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	62, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
-	39, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	63, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	61, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	40, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	62, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	63, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	61, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	61, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	61, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	61, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	45, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
-	56, // 48: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
+	63, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	64, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	41, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
+	65, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	63, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	42, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
+	64, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	65, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	63, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	63, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	63, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	63, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	47, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
+	58, // 48: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
 	2,  // 49: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
 	9,  // 50: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
 	11, // 51: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
 	13, // 52: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
 	15, // 53: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	17, // 54: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	25, // 55: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	27, // 56: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	30, // 57: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	32, // 58: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	34, // 59: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	37, // 60: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	41, // 61: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	43, // 62: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	46, // 63: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	48, // 64: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	50, // 65: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	52, // 66: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	54, // 67: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	3,  // 68: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 69: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 70: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 71: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 72: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	18, // 73: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	26, // 74: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	28, // 75: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	31, // 76: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	33, // 77: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	35, // 78: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	38, // 79: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	42, // 80: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	44, // 81: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	47, // 82: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	49, // 83: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	51, // 84: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	53, // 85: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	55, // 86: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	68, // [68:87] is the sub-list for method output_type
-	49, // [49:68] is the sub-list for method input_type
+	19, // 54: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17, // 55: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27, // 56: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29, // 57: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	32, // 58: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	34, // 59: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	36, // 60: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	39, // 61: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	43, // 62: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	45, // 63: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	48, // 64: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	50, // 65: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	52, // 66: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	54, // 67: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	56, // 68: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	3,  // 69: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 70: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 71: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 72: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 73: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20, // 74: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18, // 75: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28, // 76: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30, // 77: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	33, // 78: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	35, // 79: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	37, // 80: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	40, // 81: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	44, // 82: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	46, // 83: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	49, // 84: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	51, // 85: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	53, // 86: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	55, // 87: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	57, // 88: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	69, // [69:89] is the sub-list for method output_type
+	49, // [49:69] is the sub-list for method input_type
 	49, // [49:49] is the sub-list for extension type_name
 	49, // [49:49] is the sub-list for extension extendee
 	0,  // [0:49] is the sub-list for field type_name
@@ -4126,7 +4274,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   60,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -47,6 +47,9 @@ const (
 	ControlServiceRotateProcedure = "/keyturn.v1.ControlService/Rotate"
 	// ControlServiceRollbackProcedure is the fully-qualified name of the ControlService's Rollback RPC.
 	ControlServiceRollbackProcedure = "/keyturn.v1.ControlService/Rollback"
+	// ControlServiceReconcileProcedure is the fully-qualified name of the ControlService's Reconcile
+	// RPC.
+	ControlServiceReconcileProcedure = "/keyturn.v1.ControlService/Reconcile"
 	// ControlServiceListRotationsProcedure is the fully-qualified name of the ControlService's
 	// ListRotations RPC.
 	ControlServiceListRotationsProcedure = "/keyturn.v1.ControlService/ListRotations"
@@ -97,6 +100,8 @@ type ControlServiceClient interface {
 	Rotate(context.Context, *v1.RotateRequest) (*v1.RotateResponse, error)
 	// Rollback returns to the version before. Role operator.
 	Rollback(context.Context, *v1.RollbackRequest) (*v1.RollbackResponse, error)
+	// Reconcile settles what differs after the server's database was restored.
+	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// ListRotations, GetRotation, WatchRotation: role viewer.
 	ListRotations(context.Context, *v1.ListRotationsRequest) (*v1.ListRotationsResponse, error)
 	GetRotation(context.Context, *v1.GetRotationRequest) (*v1.GetRotationResponse, error)
@@ -166,6 +171,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			httpClient,
 			baseURL+ControlServiceRollbackProcedure,
 			connect.WithSchema(controlServiceMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
+		reconcile: connect.NewClient[v1.ReconcileRequest, v1.ReconcileResponse](
+			httpClient,
+			baseURL+ControlServiceReconcileProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Reconcile")),
 			connect.WithClientOptions(opts...),
 		),
 		listRotations: connect.NewClient[v1.ListRotationsRequest, v1.ListRotationsResponse](
@@ -257,6 +268,7 @@ type controlServiceClient struct {
 	getSecret     *connect.Client[v1.GetSecretRequest, v1.GetSecretResponse]
 	rotate        *connect.Client[v1.RotateRequest, v1.RotateResponse]
 	rollback      *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	reconcile     *connect.Client[v1.ReconcileRequest, v1.ReconcileResponse]
 	listRotations *connect.Client[v1.ListRotationsRequest, v1.ListRotationsResponse]
 	getRotation   *connect.Client[v1.GetRotationRequest, v1.GetRotationResponse]
 	watchRotation *connect.Client[v1.WatchRotationRequest, v1.WatchRotationResponse]
@@ -320,6 +332,15 @@ func (c *controlServiceClient) Rotate(ctx context.Context, req *v1.RotateRequest
 // Rollback calls keyturn.v1.ControlService.Rollback.
 func (c *controlServiceClient) Rollback(ctx context.Context, req *v1.RollbackRequest) (*v1.RollbackResponse, error) {
 	response, err := c.rollback.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Reconcile calls keyturn.v1.ControlService.Reconcile.
+func (c *controlServiceClient) Reconcile(ctx context.Context, req *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
+	response, err := c.reconcile.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -448,6 +469,8 @@ type ControlServiceHandler interface {
 	Rotate(context.Context, *v1.RotateRequest) (*v1.RotateResponse, error)
 	// Rollback returns to the version before. Role operator.
 	Rollback(context.Context, *v1.RollbackRequest) (*v1.RollbackResponse, error)
+	// Reconcile settles what differs after the server's database was restored.
+	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// ListRotations, GetRotation, WatchRotation: role viewer.
 	ListRotations(context.Context, *v1.ListRotationsRequest) (*v1.ListRotationsResponse, error)
 	GetRotation(context.Context, *v1.GetRotationRequest) (*v1.GetRotationResponse, error)
@@ -513,6 +536,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceRollbackProcedure,
 		svc.Rollback,
 		connect.WithSchema(controlServiceMethods.ByName("Rollback")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceReconcileHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceReconcileProcedure,
+		svc.Reconcile,
+		connect.WithSchema(controlServiceMethods.ByName("Reconcile")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListRotationsHandler := connect.NewUnaryHandlerSimple(
@@ -607,6 +636,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceRotateHandler.ServeHTTP(w, r)
 		case ControlServiceRollbackProcedure:
 			controlServiceRollbackHandler.ServeHTTP(w, r)
+		case ControlServiceReconcileProcedure:
+			controlServiceReconcileHandler.ServeHTTP(w, r)
 		case ControlServiceListRotationsProcedure:
 			controlServiceListRotationsHandler.ServeHTTP(w, r)
 		case ControlServiceGetRotationProcedure:
@@ -664,6 +695,10 @@ func (UnimplementedControlServiceHandler) Rotate(context.Context, *v1.RotateRequ
 
 func (UnimplementedControlServiceHandler) Rollback(context.Context, *v1.RollbackRequest) (*v1.RollbackResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.Rollback is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.Reconcile is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ListRotations(context.Context, *v1.ListRotationsRequest) (*v1.ListRotationsResponse, error) {
