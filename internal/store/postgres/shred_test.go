@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
@@ -90,7 +92,9 @@ func TestDeletedMaterialIsGone(t *testing.T) {
 	})
 	must(t, err)
 
-	must(t, s.Shred(ctx))
+	bounded, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	must(t, s.Shred(bounded))
 	exec("CHECKPOINT")
 	if found := countIn(t, tables, gone); found > 0 {
 		t.Errorf("parts of %d among %d deleted materials are still in the tables", found, len(gone))
