@@ -76,7 +76,7 @@ func (w *world) agentApp(t *testing.T, id, cohort, region, health string) *agent
 	if err := os.WriteFile(join, []byte(token.GetToken()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf(agentConfig, w.address(), w.caFile(), join, filepath.Join(a.dir, "state"), id, region, cohort, a.file(), a.pidFile(),
+	text := fmt.Sprintf(agentConfig, w.known(), w.caFile(), join, filepath.Join(a.dir, "state"), id, region, cohort, a.file(), a.pidFile(),
 		strings.ReplaceAll(health, "FILE", a.file()))
 	if a.config, err = agent.ParseConfig("agent.yaml", []byte(text)); err != nil {
 		t.Fatal(err)

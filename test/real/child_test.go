@@ -35,7 +35,13 @@ type stop struct {
 	Op, Endpoint string
 	Version      uint64
 	After        bool
+	// Deaf lets the effect go on when it is released, as if its context had not
+	// ended: what is on its way through a network cannot be called back.
+	Deaf bool
 }
+
+// release is the stop that lets a deaf effect go on.
+var release = stop{Op: "release"}
 
 func (s stop) is(here point) bool {
 	return here.op == s.Op && here.endpoint == s.Endpoint && here.after == s.After && (s.Version == 0 || uint64(here.version) == s.Version)
@@ -58,6 +64,7 @@ func childServer(encoded string) int {
 		return 1
 	}
 	var next atomic.Pointer[stop]
+	released := make(chan struct{}, 1)
 	driver := newTap()
 	driver.stand(func(ctx context.Context, here point) error {
 		if here.op == "mint" && here.after {
@@ -72,8 +79,14 @@ func childServer(encoded string) int {
 		if at := next.Load(); at == nil || !at.is(here) {
 			return nil
 		}
+		deaf := next.Swap(nil).Deaf
+		driver.deaf.Store(deaf)
 		fmt.Println(sayReached)
-		select {} // until it is killed
+		if !deaf {
+			select {} // until it is killed
+		}
+		<-released
+		return nil
 	})
 	s, err := server.Start(context.Background(), config.Server, server.Options{
 		Drivers: map[string]provider.Driver{"postgres": driver},
@@ -90,7 +103,11 @@ func childServer(encoded string) int {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		next.Store(&at)
+		if at == release {
+			released <- struct{}{}
+		} else {
+			next.Store(&at)
+		}
 		fmt.Println(sayStanding)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -145,7 +162,7 @@ func (w *world) startChild(t *testing.T, config childConfig) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{standing: make(chan struct{}, 1), reached: make(chan struct{}), done: make(chan struct{})}
+	c := &child{standing: make(chan struct{}, 1), reached: make(chan struct{}, 16), done: make(chan struct{})}
 	c.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
 	c.cmd.Env = append(os.Environ(), serverVariable+"="+string(encoded))
 	c.cmd.Stderr = w.logs
@@ -172,7 +189,7 @@ func (w *world) startChild(t *testing.T, config childConfig) *child {
 			case line == sayStanding:
 				c.standing <- struct{}{}
 			case line == sayReached:
-				close(c.reached)
+				c.reached <- struct{}{}
 			}
 		}
 	}()

@@ -9,34 +9,56 @@ import (
 
 	"github.com/keyturn/keyturn/client"
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/key"
 )
 
 // lease is how long a killed server's effects stay reserved, with a margin. The
 // tests let it pass by starting the next server with a clock that is ahead.
-const lease = 31 * time.Second
+const lease = 7 * time.Second
 
 // mortal is a server process that is killed and started again.
 type mortal struct {
 	*world
 	process *child
 	later   time.Duration
+	// database is the store's PostgreSQL, nil for SQLite.
+	database *pgserver.Server
 }
 
-func newMortal(t *testing.T, policy string) *mortal {
+// stores runs a test once on each kind of store.
+func stores(t *testing.T, test func(t *testing.T, postgres bool)) {
+	t.Helper()
+	t.Parallel()
+	for name, postgres := range map[string]bool{"sqlite": false, "postgres": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, postgres)
+		})
+	}
+}
+
+func newMortal(t *testing.T, policy string, postgres bool) *mortal {
 	t.Helper()
 	m := &mortal{world: newSystems(t)}
+	if postgres {
+		// It is killed too: what it has confirmed must be there afterwards.
+		m.database = m.onPostgres(t, pgserver.Config{Durable: true})
+	}
 	m.process = m.startChild(t, childConfig{})
 	m.apply(t, policy+"---\n"+m.keyDocument(m.primary.Addr()))
 	m.first(t)
 	return m
 }
 
-// again kills the server and starts it anew, after the leases have run out.
+// again kills the server and starts it anew, after the leases have run out: those
+// on PostgreSQL are given up by the clock of the database.
 func (m *mortal) again(t *testing.T) {
 	t.Helper()
 	m.process.kill(t)
-	m.later += lease
+	if m.database == nil {
+		m.later += lease
+	}
 	m.process = m.startChild(t, childConfig{Later: m.later})
 }
 
@@ -90,13 +112,14 @@ func (w *world) stops(n uint64) []stop {
 // TestKilledAtEveryEffect kills the server at every effect of a rotation, before
 // it and between it and its record. Every time the next start ends where no crash
 // would have, and no application notices.
-func TestKilledAtEveryEffect(t *testing.T) {
-	t.Parallel()
-	m := newMortal(t, quickPolicy)
+func TestKilledAtEveryEffect(t *testing.T) { stores(t, killedAtEveryEffect) }
+
+func killedAtEveryEffect(t *testing.T, postgres bool) {
+	m := newMortal(t, quickPolicy, postgres)
 	l := m.fleet(t, 2)
 	n := uint64(1)
 	for i := range m.stops(0) {
-		if testing.Short() && i%4 != 3 {
+		if testing.Short() && i%4 != 3 || postgres && !soaking && i%8 != 3 {
 			continue
 		}
 		n++
@@ -119,12 +142,16 @@ func TestKilledAtEveryEffect(t *testing.T) {
 
 // TestKilledInEveryPhase kills the server when it was seen to be in a phase,
 // among them those in which nothing is done but to wait.
-func TestKilledInEveryPhase(t *testing.T) {
-	t.Parallel()
-	m := newMortal(t, vary(t, "{name: rest, bake: 0s", "{name: rest, bake: 1s", "quarantine: 0s", "quarantine: 1s", "drain: {min: 0s", "drain: {min: 1s"))
+func TestKilledInEveryPhase(t *testing.T) { stores(t, killedInEveryPhase) }
+
+func killedInEveryPhase(t *testing.T, postgres bool) {
+	m := newMortal(t, vary(t, "{name: rest, bake: 0s", "{name: rest, bake: 1s", "quarantine: 0s", "quarantine: 1s", "drain: {min: 0s", "drain: {min: 1s"), postgres)
 	l := m.fleet(t, 2)
 	n := uint64(1)
-	for _, phase := range []string{"planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying"} {
+	for i, phase := range []string{"planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying"} {
+		if postgres && !soaking && i%4 != 3 {
+			continue
+		}
 		n++
 		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "killed while " + phase})
 		// A phase may be over before it is seen; then the kill comes a little later.
@@ -151,17 +178,22 @@ func phaseNumber(phase string) int {
 
 // TestKilledWhileRollingBack kills the server while a failed canary is rolled
 // back: the roll-back ends as it would have.
-func TestKilledWhileRollingBack(t *testing.T) {
-	t.Parallel()
-	m := newMortal(t, quickPolicy)
+func TestKilledWhileRollingBack(t *testing.T) { stores(t, killedWhileRollingBack) }
+
+func killedWhileRollingBack(t *testing.T, postgres bool) {
+	m := newMortal(t, quickPolicy, postgres)
 	l := m.fleet(t, 2)
 	sick := m.open(t, "sick-canary", "canary", "eu")
 	defer sick.OnApply(func(context.Context, client.Credential) error { return errors.New("not well") })()
-	for i, at := range []stop{
+	all := []stop{
 		{Op: "refuse", Endpoint: "primary"},
 		{Op: "refuse", Endpoint: "primary", After: true},
 		{Op: "refuse", Endpoint: "replica " + m.standby.Addr(), After: true},
-	} {
+	}
+	if postgres && !soaking {
+		all = all[1:2]
+	}
+	for i, at := range all {
 		at.Version = uint64(i) + 2
 		m.process.stopAt(t, at)
 		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "a canary that fails"})

@@ -95,7 +95,7 @@ func eventually(t *testing.T, what string, condition func() bool) {
 // party describes an SDK client.
 func (w *world) party(kind client.PartyKind, id, cohort, region string) client.Config {
 	return client.Config{
-		Address: w.address(), Token: client.StaticToken(secret.NewString(w.token)), RootCAs: w.roots,
+		Address: w.known(), Token: client.StaticToken(secret.NewString(w.token)), RootCAs: w.roots,
 		Party:      client.Party{ID: id, Kind: kind, Region: region, Labels: map[string]string{"cohort": cohort}},
 		BackoffMin: 50 * time.Millisecond, BackoffMax: time.Second,
 	}

@@ -3,6 +3,7 @@ package real
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/keyturn/keyturn/internal/provider/postgres"
@@ -33,6 +34,8 @@ type tap struct {
 	count  map[point]int
 	// lying is what the system only says that it does.
 	lying string
+	// deaf: the system does not heed that a call was given up.
+	deaf atomic.Bool
 }
 
 func newTap() *tap { return &tap{Driver: postgres.New(), count: map[point]int{}} }
@@ -107,6 +110,14 @@ func (d *tap) pass(ctx context.Context, p point, do func() error) error {
 	return d.ask(ctx, p)
 }
 
+// heard is the context that the system heeds.
+func (d *tap) heard(ctx context.Context) context.Context {
+	if d.deaf.Swap(false) {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
+}
+
 func (d *tap) ask(ctx context.Context, p point) error {
 	d.mu.Lock()
 	g := d.gate
@@ -152,14 +163,14 @@ func (s *tapped) Mint(ctx context.Context, call provider.Call, request provider.
 // Accept implements provider.Verifier.
 func (s *tapped) Accept(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
 	return s.tap.pass(ctx, point{op: "accept", endpoint: endpoint, version: version.Number}, func() error {
-		return s.System.Accept(ctx, call, endpoint, version)
+		return s.System.Accept(s.tap.heard(ctx), call, endpoint, version)
 	})
 }
 
 // Refuse implements provider.Verifier.
 func (s *tapped) Refuse(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
 	return s.tap.pass(ctx, point{op: "refuse", endpoint: endpoint, version: version.Number}, func() error {
-		return s.System.Refuse(ctx, call, endpoint, version)
+		return s.System.Refuse(s.tap.heard(ctx), call, endpoint, version)
 	})
 }
 

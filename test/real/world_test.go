@@ -46,6 +46,8 @@ type world struct {
 	logs    *logBuffer
 	roots   *x509.CertPool
 	token   string
+	// addresses are those of the servers that parties know; that of the one server if empty.
+	addresses string
 }
 
 // logBuffer keeps what a server logged.
@@ -191,6 +193,14 @@ func (w *world) reach(t *testing.T, address string) {
 	t.Cleanup(transport.CloseIdleConnections)
 	w.client = &http.Client{Transport: bearer{w.token, transport}}
 	w.control = keyturnv1connect.NewControlServiceClient(w.client, w.address())
+}
+
+// known is what parties know of the servers.
+func (w *world) known() string {
+	if w.addresses != "" {
+		return w.addresses
+	}
+	return w.address()
 }
 
 func (w *world) address() string { return "https://" + w.config.Listen }

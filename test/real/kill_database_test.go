@@ -1,0 +1,149 @@
+package real
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/internal/pgserver"
+	"github.com/keyturn/keyturn/key"
+)
+
+// TestStoreKilledInEveryPhase kills the PostgreSQL that is the store while a
+// rotation is in a phase, and at moments drawn at random, so that commits are cut.
+// The server stays; when the database is back the rotation ends as it would have,
+// nothing that was committed is lost, and no application notices.
+func TestStoreKilledInEveryPhase(t *testing.T) {
+	t.Parallel()
+	m := newMortal(t, vary(t, "{name: rest, bake: 0s", "{name: rest, bake: 500ms", "quarantine: 0s", "quarantine: 500ms", "drain: {min: 0s", "drain: {min: 500ms"), true)
+	l := m.fleet(t, 2)
+	phases := []string{"planned", "minting", "accepting", "presenting", "draining", "revoking", "quarantine", "destroying"}
+	if !soaking {
+		phases = []string{"presenting"}
+	}
+	n := uint64(1)
+	for _, phase := range phases {
+		n++
+		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "the store is killed while " + phase})
+		m.wait(t, id, func(r *keyturnv1.Rotation) bool { return phaseNumber(r.GetPhase()) >= phaseNumber(phase) })
+		m.crash(t, m.database)
+		m.ends(t, id, n)
+	}
+	times := 2
+	if soaking {
+		times = 60
+	}
+	for range times {
+		n++
+		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: "the store is killed at some moment"})
+		after := rand.N(700 * time.Millisecond)
+		pause(t, after)
+		m.crash(t, m.database)
+		m.ends(t, id, n)
+		t.Logf("killed %v after the beginning", after)
+	}
+	l.check(t)
+}
+
+// pause lets the moment come at which something is done to a rotation.
+func pause(t *testing.T, d time.Duration) {
+	t.Helper()
+	select {
+	case <-time.After(d):
+	case <-t.Context().Done():
+	}
+}
+
+// crash ends a PostgreSQL as SIGKILL does, and starts it again.
+func (w *world) crash(t *testing.T, database *pgserver.Server) {
+	t.Helper()
+	if err := database.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := database.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ends waits for the rotation's end through an outage of the store, and fails the
+// test unless all is as without it.
+func (m *mortal) ends(t *testing.T, id string, n uint64) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("rotation %s ends", id), func() bool {
+		response, err := m.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
+		return err == nil && response.GetRotation().GetEnded()
+	})
+	m.finish(t, id, "done")
+	m.same(t, n)
+	if t.Failed() {
+		t.Fatal(m.timeline(t, id))
+	}
+}
+
+// TestTargetKilledAtEveryEffect kills the primary whose credential is rotated at
+// every effect, before it and when it was carried out but not recorded. The
+// rotation ends by itself when the primary is back: with the new version, or, when
+// a canary found that it could not log in, with the old one. No credential is lost,
+// and no log-in refused.
+func TestTargetKilledAtEveryEffect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, quickPolicy)
+	w.first(t)
+	l := w.fleet(t, 2)
+	current, n := key.Version(1), uint64(1)
+	for i, at := range w.stops(0) {
+		if !soaking && i%6 != 1 {
+			continue
+		}
+		n++
+		at = w.stops(n)[i]
+		if at.Version == n-1 {
+			at.Version = uint64(current)
+		}
+		reached, gone := make(chan struct{}, 1), make(chan struct{})
+		var first atomic.Bool
+		first.Store(true)
+		w.tap.stand(func(_ context.Context, here point) error {
+			if at.is(here) && first.CompareAndSwap(true, false) {
+				reached <- struct{}{}
+				<-gone
+			}
+			return nil
+		})
+		id := w.rotate(t, &keyturnv1.RotateRequest{Reason: fmt.Sprintf("the primary is killed at %+v", at)})
+		await(t, fmt.Sprintf("%+v", at), reached)
+		if err := w.primary.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		close(gone)
+		if err := w.primary.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r := w.wait(t, id, nil)
+		w.tap.stand(nil)
+		valid, void := key.Version(n), current
+		if r.GetPhase() == "rolled-back" {
+			says(t, "the reason", r.GetReason(), "stage canary failed", "connect")
+			valid, void = void, valid
+		} else if r.GetPhase() != "done" {
+			t.Errorf("it ended as %s (%s)", r.GetPhase(), r.GetReason())
+		}
+		current = valid
+		if now := w.current(t); now != uint64(valid) {
+			t.Errorf("version %d is current, want %d", now, valid)
+		}
+		w.mustRefuse(t, void)
+		w.mustAccept(t, valid)
+		w.healthy(t)
+		if t.Failed() {
+			t.Fatalf("the primary was killed at %+v\n%s", at, w.timeline(t, id))
+		}
+	}
+	if l.refused.Load() > 0 || l.queries.Load() == 0 {
+		t.Errorf("%d log-ins were refused: %v", l.refused.Load(), l.report())
+	}
+}
