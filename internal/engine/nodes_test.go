@@ -148,3 +148,26 @@ func TestDeadNodesEffectIsTakenOver(t *testing.T) {
 		}
 	})
 }
+
+// TestResultIsRecordedAfterAnOutage: an effect that was carried out while the
+// store was away for a moment is not carried out again.
+func TestResultIsRecordedAfterAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
+		var accepts atomic.Int32
+		nodes, lines := w.pair(t)
+		nodes[1].Stop()
+		w.system.setHook(func(_ context.Context, operation string) error {
+			if operation == "accept" && accepts.Add(1) == 1 {
+				lines[0].cut.Store(true)
+				time.AfterFunc(2*time.Second, func() { lines[0].cut.Store(false) })
+			}
+			return nil
+		})
+		w.through(t, w.rotate(t, "a"))
+		if n := accepts.Load(); n != 1 {
+			t.Errorf("it was carried out %d times", n)
+		}
+	})
+}

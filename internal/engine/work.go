@@ -149,10 +149,33 @@ func (e *Engine) runJob(ctx context.Context, w *worker, lease leased) []leased {
 	}
 	ended.insist = refuses(effect.Kind) && (ended.outcome == rotation.Broken || ended.outcome == rotation.Contradicted)
 	next, err := e.settle(ctx, w, job, effect, ended)
+	for err != nil && recordLater(limited, err) {
+		next, err = e.settle(ctx, w, job, effect, ended)
+	}
 	if err != nil && ctx.Err() == nil {
 		log.WarnContext(ctx, "the result of an effect could not be recorded; it will be repeated", "error", err)
 	}
 	return next
+}
+
+// recordAgain is how long after a failure a result is tried to be recorded again.
+const recordAgain = 250 * time.Millisecond
+
+// recordLater waits until a result that could not be recorded may be tried to be
+// recorded again, as long as the lease is held: what was done outside need not be
+// done again only because the store was away for a moment.
+func recordLater(held context.Context, err error) bool {
+	if errors.Is(err, store.ErrFenced) || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrClosed) || errors.Is(err, store.ErrInvalid) {
+		return false
+	}
+	timer := time.NewTimer(recordAgain)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-held.Done():
+		return false
+	}
 }
 
 // awaited reports whether the machine still waits for the effect. Under the lease
