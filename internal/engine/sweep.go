@@ -18,7 +18,7 @@ const (
 	checkpointsApart = time.Hour
 )
 
-// keepClean deletes request IDs that have expired and thins out old checkpoints,
+// keepClean deletes request IDs and notes of pages that have expired and thins out old checkpoints,
 // until ctx ends.
 func (e *Engine) keepClean(ctx context.Context) {
 	ticker := time.NewTicker(sweepEvery)
@@ -34,7 +34,7 @@ func (e *Engine) keepClean(ctx context.Context) {
 }
 
 func (e *Engine) sweep(ctx context.Context) {
-	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints} {
+	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints, e.sweepPages} {
 		for {
 			done := 0
 			err := e.store.Update(ctx, func(tx store.Tx) error {
@@ -53,7 +53,12 @@ func (e *Engine) sweep(ctx context.Context) {
 }
 
 func (e *Engine) sweepRequests(ctx context.Context, tx store.Tx) (int, error) {
-	docs, err := tx.Index.Due(ctx, kindRequest, e.config.Now(), sweepBatch)
+	return e.sweepDue(ctx, tx, kindRequest)
+}
+
+// sweepDue deletes documents of a kind that are due.
+func (e *Engine) sweepDue(ctx context.Context, tx store.Tx, kind string) (int, error) {
+	docs, err := tx.Index.Due(ctx, kind, e.config.Now(), sweepBatch)
 	if err != nil {
 		return 0, err
 	}

@@ -131,7 +131,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 			s.telemetry.Sampled(signals.Sample{Key: name, Cohort: cohort, Attempts: sample.Attempts, AuthFailures: sample.AuthFailures})
 		},
 	})
-	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now, s.hub.Connected); err != nil {
+	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now, s.hub.Connected, &ledger{server: s, node: rand.Text()}); err != nil {
 		return err
 	}
 	s.engine, err = engine.New(engine.Config{

@@ -26,7 +26,7 @@ type telemetry struct {
 	running sync.WaitGroup
 }
 
-func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connected func() int) (*telemetry, error) {
+func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connected func() int, pages signals.Ledger) (*telemetry, error) {
 	insecure := config.Telemetry.Insecure
 	var webhooks []signals.Webhook
 	for i, address := range config.Telemetry.Pages {
@@ -36,7 +36,7 @@ func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connec
 		webhooks = append(webhooks, signals.Webhook{Name: fmt.Sprintf("alertmanager-%d", i+1), URL: address, Format: signals.Alertmanager, Insecure: insecure})
 	}
 	observed, err := signals.New(signals.Config{
-		Registry: prometheus.NewRegistry(), Logger: log, Now: now, Webhooks: webhooks, Connected: connected, RegionBehind: config.Telemetry.RegionBehind,
+		Registry: prometheus.NewRegistry(), Logger: log, Now: now, Webhooks: webhooks, Ledger: pages, Connected: connected, RegionBehind: config.Telemetry.RegionBehind,
 		Traces: signals.Traces{Endpoint: config.Telemetry.Traces, Insecure: insecure},
 	})
 	if err != nil {
@@ -87,4 +87,20 @@ func (t *telemetry) stop(ctx context.Context) error {
 	}
 	t.running.Wait()
 	return t.Stop(ctx)
+}
+
+// ledger is the engine's list of pages, under the name of this node.
+type ledger struct {
+	server *Server
+	node   string
+}
+
+// TakePage implements signals.Ledger.
+func (l *ledger) TakePage(ctx context.Context, id string) (mine, sent bool, err error) {
+	return l.server.engine.TakePage(ctx, l.node, id)
+}
+
+// PageSent implements signals.Ledger.
+func (l *ledger) PageSent(ctx context.Context, id string) error {
+	return l.server.engine.PageSent(ctx, l.node, id)
 }

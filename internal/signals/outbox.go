@@ -64,6 +64,7 @@ type outbox struct {
 	hook    Webhook
 	metrics *metrics
 	log     *slog.Logger
+	ledger  Ledger
 
 	mu     sync.Mutex
 	order  []string
@@ -71,7 +72,7 @@ type outbox struct {
 	filled chan struct{}
 }
 
-func newOutbox(hook Webhook, m *metrics, log *slog.Logger) (*outbox, error) {
+func newOutbox(hook Webhook, m *metrics, log *slog.Logger, ledger Ledger) (*outbox, error) {
 	if hook.Name == "" || len(hook.Name) > 63 || strings.ToValidUTF8(hook.Name, "") != hook.Name {
 		return nil, fmt.Errorf("%w: Webhook.Name %q must have 1 to 63 characters", ErrConfig, hook.Name)
 	}
@@ -104,7 +105,7 @@ func newOutbox(hook Webhook, m *metrics, log *slog.Logger) (*outbox, error) {
 		m.pages.WithLabelValues(hook.Name, state)
 	}
 	m.pageQueue.WithLabelValues(hook.Name)
-	return &outbox{hook: hook, metrics: m, log: log, latest: map[string]Page{}, filled: make(chan struct{}, 1)}, nil
+	return &outbox{hook: hook, metrics: m, log: log, ledger: ledger, latest: map[string]Page{}, filled: make(chan struct{}, 1)}, nil
 }
 
 // put queues a page; it does not block.
@@ -166,7 +167,7 @@ func (b *outbox) run(ctx context.Context) {
 			}
 			continue
 		}
-		err := b.deliver(ctx, &page)
+		err := b.once(ctx, &page)
 		switch {
 		case err == nil:
 			pause = b.hook.RetryFirst
@@ -179,7 +180,7 @@ func (b *outbox) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if pause == b.hook.RetryFirst {
+		if pause == b.hook.RetryFirst && !errors.Is(err, errTaken) {
 			b.log.LogAttrs(ctx, slog.LevelError, "a page could not be delivered; trying again", b.attrs(&page, err)...)
 		}
 		timer.Reset(pause)
@@ -199,7 +200,7 @@ func (b *outbox) flush(ctx context.Context) error {
 		if !ok {
 			return nil
 		}
-		if err := b.deliver(ctx, &page); err != nil && !errors.Is(err, errRefused) {
+		if err := b.once(ctx, &page); err != nil && !errors.Is(err, errRefused) && !errors.Is(err, errTaken) {
 			return fmt.Errorf("webhook %s: %d pages could not be delivered: %w", b.hook.Name, b.waiting()+1, err)
 		}
 	}
@@ -220,6 +221,41 @@ func (b *outbox) waiting() int {
 }
 
 func (b *outbox) count(state string) { b.metrics.pages.WithLabelValues(b.hook.Name, state).Inc() }
+
+// errTaken: another server is about to deliver the page.
+var errTaken = errors.New("another server is about to deliver the page")
+
+// ledgerTime bounds one question to the ledger.
+const ledgerTime = 5 * time.Second
+
+// once delivers a page unless another server has. Without an answer of the ledger
+// it is delivered: rather twice than never.
+func (b *outbox) once(ctx context.Context, page *Page) error {
+	if b.ledger == nil || b.hook.Format != Generic {
+		return b.deliver(ctx, page)
+	}
+	id := fmt.Sprintf("%s/%s/%d/%s", b.hook.Name, page.ID, page.StartedAt.UnixMicro(), page.Status)
+	asking, cancel := context.WithTimeout(ctx, ledgerTime)
+	mine, sent, err := b.ledger.TakePage(asking, id)
+	cancel()
+	switch {
+	case err != nil:
+		return b.deliver(ctx, page)
+	case sent:
+		return nil
+	case !mine:
+		return errTaken
+	}
+	if err := b.deliver(ctx, page); err != nil {
+		return err
+	}
+	noting, cancel := context.WithTimeout(ctx, ledgerTime)
+	defer cancel()
+	if err := b.ledger.PageSent(noting, id); err != nil {
+		b.log.LogAttrs(ctx, slog.LevelWarn, "it could not be noted that a page was delivered; another server may send it again", b.attrs(page, err)...)
+	}
+	return nil
+}
 
 // deliver sends one page and counts what became of it.
 func (b *outbox) deliver(ctx context.Context, page *Page) error {

@@ -110,7 +110,7 @@ func newPager(config Config, m *metrics) (*pager, error) {
 			return nil, fmt.Errorf("%w: two Webhooks are called %q; give them different names", ErrConfig, hook.Name)
 		}
 		names[hook.Name] = true
-		box, err := newOutbox(hook, m, config.Logger)
+		box, err := newOutbox(hook, m, config.Logger, config.Ledger)
 		if err != nil {
 			return nil, err
 		}

@@ -3,8 +3,12 @@ package signals_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,4 +222,78 @@ func TestPagesFollowTheEngine(t *testing.T) {
 		t.Errorf("page %+v", p)
 	}
 	f.end()
+}
+
+// ledger is kept by two servers together.
+type ledger struct {
+	mu   *sync.Mutex
+	by   map[string]string
+	sent map[string]bool
+	node string
+	down *atomic.Bool
+}
+
+func (l ledger) TakePage(_ context.Context, id string) (mine, sent bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.down.Load() {
+		return false, false, errors.New("the store is away")
+	}
+	if l.by[id] == "" {
+		l.by[id] = l.node
+	}
+	return l.by[id] == l.node && !l.sent[id], l.sent[id], nil
+}
+
+func (l ledger) PageSent(_ context.Context, id string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sent[id] = true
+	return nil
+}
+
+// TestOneOfSeveralServersPages: of two servers that both know of a hold one pages,
+// and one says that it is over. Without their common ledger both do.
+func TestOneOfSeveralServersPages(t *testing.T) {
+	h := newHook(t, true)
+	common := ledger{mu: &sync.Mutex{}, by: map[string]string{}, sent: map[string]bool{}, down: &atomic.Bool{}}
+	var servers []*fixture
+	for _, node := range []string{"a", "b"} {
+		config := paging(h, signals.Generic)
+		common.node = node
+		config.Ledger = common
+		servers = append(servers, begin(t, config, nil))
+	}
+	hold := func() {
+		s := newStory(servers[0].clock, "prod/db", rotation.Scheduled)
+		s.phase(rotation.Presenting)
+		s.hold(rotation.HoldStageLate, false, "1 presenters", "web-9")
+		s.hold("", false, "")
+		told := s.told
+		for _, f := range servers {
+			s.told = slices.Clone(told)
+			s.tell(f)
+		}
+	}
+	hold()
+	h.until(t, func() bool { return len(h.pages) >= 1 && h.pages[len(h.pages)-1].Status == "resolved" })
+	servers[1].end()
+	before := len(h.pages)
+	servers[1] = begin(t, func() signals.Config {
+		config := paging(h, signals.Generic)
+		config.Ledger = common
+		return config
+	}(), nil)
+	common.down.Store(true)
+	servers[0].clock.pass(time.Hour)
+	hold()
+	for _, f := range servers {
+		f.end()
+	}
+	if resolved := len(slices.DeleteFunc(slices.Clone(h.pages[:before]), func(p signals.Page) bool { return p.Status != "resolved" })); resolved != 1 || before > 2 {
+		t.Errorf("%d messages, %d of them that it is over", before, resolved)
+	}
+	if after := len(h.pages) - before; after < 2 {
+		t.Errorf("without the ledger %d messages were sent", after)
+	}
 }

@@ -35,6 +35,10 @@ type Config struct {
 	Traces Traces
 	// Webhooks receive pages; names are unique.
 	Webhooks []Webhook
+	// Ledger keeps which pages were sent, so that of several servers on one store one
+	// sends each. Nil: this one sends all. Alertmanagers get all from each server:
+	// they put together what is the same.
+	Ledger Ledger
 	// Runbooks is the address that the file name of a runbook is appended to.
 	// Default: DefaultRunbooks.
 	Runbooks string
@@ -57,6 +61,16 @@ type Config struct {
 
 // DefaultRunbooks is where the runbooks of the project are published.
 const DefaultRunbooks = "https://github.com/keyturn/keyturn/blob/main/docs/runbooks/"
+
+// Ledger is kept by all servers on one store together. Its methods may be called
+// concurrently.
+type Ledger interface {
+	// TakePage reports whether this server is to deliver a message now. If not,
+	// another one has delivered it (sent), or is about to.
+	TakePage(ctx context.Context, id string) (mine, sent bool, err error)
+	// PageSent notes that a message that was taken was delivered.
+	PageSent(ctx context.Context, id string) error
+}
 
 // Source is what gauges and unfinished traces are read from; *engine.Engine is
 // one. Its methods may be called concurrently.
