@@ -7,8 +7,11 @@
 //   - One transaction holds the event, the new state, the audit entries of all
 //     that changed, and the effects to carry out. So nothing happens outside
 //     without an audit entry, and no decision is lost in a crash.
-//   - An effect is carried out under a lease with a fencing token. Its result is
-//     recorded in the transaction that ends the lease, or not at all.
+//   - An effect is carried out under a lease with a fencing token, which is renewed
+//     while it runs; it is cut short when that fails. Its result is recorded in the
+//     transaction that ends the lease, or not at all.
+//   - Any number of engines may work on one store. What one decides the others tell
+//     to the presenters that are connected to them.
 //   - Material is sealed and stored in the transaction that tells the machine of
 //     it, before any effect outside can follow.
 //   - Effects on one host share a bulkhead: a host that hangs delays only itself.

@@ -15,4 +15,8 @@
 //     connected, since a region that is cut off still uses what it has.
 //   - Reports are kept in memory and bounded; after a restart there is "no data"
 //     until parties report again.
+//   - Several nodes on one store know who is connected to each of them, within
+//     seconds, and what is reported at each during a bake. A node that shows no life
+//     for deadAfter counts as dead, and its parties as away. A client that another
+//     node has is not forgotten. Clocks of nodes are not compared.
 package hub
