@@ -88,8 +88,11 @@ func (l *link) run(ctx context.Context) {
 			l.failures, l.strikes, l.resume = 0, 0, 0
 		}
 		l.failures++
-		if l.mode != ModeStream || l.reached.Load() || !l.patient() {
-			l.strikes++ // a server that is down says nothing about streams
+		l.strikes++
+		if l.mode == ModeStream && l.patient() && !l.reached.Load() {
+			// A server that is down says nothing about streams, and one that has just
+			// stopped said nothing about them before.
+			l.strikes = 0
 		}
 		if !permanent(err) && l.fallBack(ctx, err) {
 			continue

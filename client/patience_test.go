@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/client/clienttest"
 )
@@ -53,16 +55,20 @@ func TestServerThatComesBackIsNoReasonToPoll(t *testing.T) {
 		srv.Set(clienttest.Login(orders, "a", "1"))
 		cfg := srv.Config()
 		transport := cfg.HTTPClient.Transport.(*http.Transport)
+		transport.DisableKeepAlives = true
 		dial, began := transport.DialContext, time.Now()
 		var refused time.Time
 		transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			now := time.Now()
-			if now.Sub(began) < time.Minute && !now.Equal(refused) {
+			if srv.Calls(clienttest.RPCWatch) >= 3 && now.Sub(began) < time.Minute && !now.Equal(refused) {
 				refused = now
 				return nil, errors.New("connection refused")
 			}
 			return dial(ctx, network, address)
 		}
+		// It was stopping before: what it said then does not count either.
+		srv.FailNext(clienttest.RPCWatch, 3, connect.NewError(connect.CodeUnavailable, errors.New("the server is stopping")))
+		srv.FailNext(clienttest.RPCPoll, 1, connect.NewError(connect.CodeUnavailable, errors.New("the server is stopping")))
 		p := watch(t, cfg, nil, client.Known{Key: orders})
 		p.next(2 * time.Minute)
 		for _, s := range p.told() {
