@@ -62,6 +62,7 @@ type profile struct {
 	approved bool
 	holding  bool
 	staged   bool
+	regional bool
 	lag      time.Duration
 }
 
@@ -69,12 +70,12 @@ func drawProfile(rng *rand.Rand) profile {
 	p := profile{
 		nodes: 1 + rng.IntN(2), agents: 1 + rng.IntN(3), keys: 1 + rng.IntN(2), trouble: 200 + rng.IntN(300),
 		commands: []float64{0.003, 0.006, 0.012}[rng.IntN(3)],
-		judged:   rng.IntN(4) == 0, approved: rng.IntN(5) == 0, holding: rng.IntN(3) == 0, staged: rng.IntN(3) == 0,
+		judged:   rng.IntN(4) == 0, approved: rng.IntN(5) == 0, holding: rng.IntN(3) == 0, staged: rng.IntN(3) == 0, regional: rng.IntN(4) == 0,
 		lag: time.Duration(rng.IntN(3)) * time.Second,
 	}
 	base := map[fault]float64{
 		// Of requests of their kind.
-		lostMessage: 0.05, lateMessage: 0.05, twiceMessage: 0.05, serverCrash: 0.01, agentCrash: 0.04, targetCrash: 0.02,
+		lostMessage: 0.05, lateMessage: 0.05, twiceMessage: 0.05, reordered: 0.05, serverCrash: 0.01, agentCrash: 0.04, targetCrash: 0.02,
 		diskFull: 0.02, syncError: 0.02, syncUnknown: 0.01, lostCall: 0.04, lostAnswer: 0.04, lateCall: 0.03, slowCall: 0.04, falseSuccess: 0.02,
 		slowProbe: 0.04, lyingProbe: 0.06, cannotFollow: 0.04,
 		// Of steps.

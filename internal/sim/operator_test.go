@@ -39,6 +39,9 @@ func (o *operators) documents() []string {
 	if p.staged {
 		spec = "  stages: [{name: canary, match: 'party.labels.cohort == \"canary\"', bake: 3s, ackTimeout: 30s, onEmpty: skip}, {name: rest, bake: 1s, ackTimeout: 30s}]\n"
 	}
+	if p.regional {
+		spec = "  stages: [{name: all, bake: 2s, ackTimeout: 30s, regions: [east, west]}]\n"
+	}
 	if p.judged {
 		spec += "  judge: [{name: failures, signal: auth_failures}]\n"
 	}
