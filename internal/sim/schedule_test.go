@@ -94,11 +94,12 @@ func (w *world) next() {
 		return
 	}
 	w.decide(r)
-	w.release(r)
-	w.mu.Unlock()
 	// Every step takes its time, so that timers that began in different steps do not
 	// end in the same moment: which one comes first would not follow from the seed.
-	time.Sleep(time.Duration(20_000 + w.rng.Int64N(80_000)))
+	takes := time.Duration(20_000 + w.rng.Int64N(80_000))
+	w.release(r) // from here on the request alone may draw
+	w.mu.Unlock()
+	time.Sleep(takes)
 }
 
 // delayed draws whether a request that could go on is late.

@@ -23,7 +23,7 @@ import (
 // requests everything else is at rest.
 type world struct {
 	seed  uint64
-	rng   *rand.Rand // drawn from by the scheduler only
+	rng   *rand.Rand // drawn from by the scheduler, or by the one request that goes on
 	ctx   context.Context
 	began time.Time
 	plan  profile
