@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -261,8 +262,9 @@ func (e *Engine) look(ctx context.Context, call provider.Call) (looked, error) {
 		}
 	}
 	var mu sync.Mutex
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(maxLooks)
+	failures := make([]error, len(state.Versions)*len(state.Verifiers))
 	for i := range state.Versions {
 		v := state.Versions[i].Number
 		_, version, err := e.open(ctx, call.Key, v)
@@ -274,7 +276,8 @@ func (e *Engine) look(ctx context.Context, call provider.Call) (looked, error) {
 			group.Go(func() error {
 				verdict, err := tryVersion(ctx, system, call, endpoint, version)
 				if err != nil {
-					return fmt.Errorf("%v at %s: %w", v, endpoint, err)
+					failures[i*len(state.Verifiers)+j] = fmt.Errorf("%v at %s: %w", v, endpoint, err)
+					return nil // they are told below, in order
 				}
 				mu.Lock()
 				defer mu.Unlock()
@@ -283,7 +286,11 @@ func (e *Engine) look(ctx context.Context, call provider.Call) (looked, error) {
 			})
 		}
 	}
-	return look, group.Wait()
+	err = group.Wait()
+	for _, failure := range failures {
+		err = cmp.Or(err, failure) // the first in order, however they came
+	}
+	return look, err
 }
 
 // allHeard fails while a registered presenter has not come back: where the system

@@ -115,6 +115,9 @@ func (k *keyTruth) checkPassage(old *rotation.Rotation, after *rotation.State) {
 		}
 	}
 	passed := old.Phase == rotation.Presenting && (now.Phase.Retiring() || now.Phase == rotation.Done || now.Phase == rotation.Presenting && now.Stage > old.Stage)
+	if to, ok := after.Version(old.To); passed && ok && to.State == key.Compromised {
+		passed = false // there was none to return to: it counts as current, to be replaced
+	}
 	if passed {
 		for i := range after.Presenters {
 			p := &after.Presenters[i]
@@ -210,7 +213,11 @@ func (k *keyTruth) noLockout() {
 		}
 		for i := range k.state.Verifiers {
 			verifier := &k.state.Verifiers[i]
-			if e := k.endpoint(verifier.ID); verifier.Admitted && !e.accepts(h.version, h.password) {
+			e := k.endpoint(verifier.ID)
+			if k.lost[h.version] && !e.once[h.version] {
+				continue // no endpoint that joins after a restore can be made to accept it
+			}
+			if verifier.Admitted && !e.accepts(h.version, h.password) {
 				k.w.violate("no lockout", "%s uses %v of %s, which %s refuses", a.id, h.version, k.name, e.name)
 			}
 		}
@@ -223,7 +230,7 @@ func (k *keyTruth) noLoss() {
 		verifier := &k.state.Verifiers[i]
 		e := k.endpoint(verifier.ID)
 		for _, a := range e.slots {
-			if !verifier.Admitted || k.left[e.name][a.version] {
+			if !verifier.Admitted || k.left[e.name][a.version] || k.lost[a.version] {
 				continue
 			}
 			if _, ok := k.state.Version(a.version); !ok || !k.stored(a.version) {
@@ -244,6 +251,9 @@ func (k *keyTruth) stored(v key.Version) bool {
 // revoked: what counts as revoked is refused by every verifier that presenters
 // may reach.
 func (k *keyTruth) revoked() {
+	if k.state.Standing() {
+		return // what was revoked before the restore is being found out
+	}
 	for i := range k.state.Versions {
 		v := &k.state.Versions[i]
 		retired := slices.ContainsFunc(k.state.Rotations, func(r rotation.Rotation) bool {
@@ -297,6 +307,12 @@ func (w *world) unsettled() string {
 		}
 	}
 	for _, k := range w.keys {
+		if k.state.Standing() {
+			if len(k.state.Differences()) > 0 {
+				continue // an operator settles them
+			}
+			return fmt.Sprintf("%s stands still: %s", k.name, k.state.WhyStanding())
+		}
 		forHuman := slices.ContainsFunc(k.state.Rotations, waitsForHuman)
 		for i := range k.state.Rotations {
 			r := &k.state.Rotations[i]
@@ -338,6 +354,11 @@ func waitsForHuman(r rotation.Rotation) bool {
 func (w *world) resumeHeld() bool {
 	held := false
 	for _, k := range w.keys {
+		if k.state.Standing() {
+			w.ops.reconcile("dave", w.anyNode(), k, rotation.Replace)
+			held = true
+			continue
+		}
 		for i := range k.state.Rotations {
 			r := &k.state.Rotations[i]
 			if !waitsForHuman(*r) {
@@ -368,7 +389,7 @@ func (w *world) finalChecks() {
 		w.violate("doctor", "%v", err)
 	}
 	for _, c := range checks {
-		if c.Status != "ok" && !(c.Status == "no-data" && w.rotations == 0) {
+		if c.Status != "ok" && !(c.Status == "no-data" && (w.rotations == 0 || w.faults[restore] > 0)) {
 			w.violate("doctor", "%s: %s: %s", c.Name, c.Status, c.Message)
 		}
 	}

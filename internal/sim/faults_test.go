@@ -35,6 +35,7 @@ const (
 	vanished
 	twoOperators
 	pauseAll
+	restore
 	faultKinds
 )
 
@@ -43,7 +44,7 @@ func (f fault) String() string {
 		"", "message lost", "message late", "message twice", "messages reordered", "partition", "server crash", "server stop",
 		"agent crash", "target crash", "disk full", "sync error", "commit unknown", "clock forward", "clock back", "keeper outage",
 		"call lost", "answer lost", "call late", "call slow", "false success", "probe slow", "probe lies", "agent cannot follow",
-		"party vanished", "two operators", "pause",
+		"party vanished", "two operators", "pause", "backup restored",
 	}[f]
 }
 
@@ -80,7 +81,7 @@ func drawProfile(rng *rand.Rand) profile {
 		slowProbe: 0.04, lyingProbe: 0.06, cannotFollow: 0.04,
 		// Of steps.
 		partition: 0.004, serverStop: 0.003, clockForward: 0.003, clockBack: 0.003, keeperOutage: 0.003, vanished: 0.001,
-		twoOperators: 0.003, pauseAll: 0.02,
+		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002,
 	}
 	for f := fault(1); f < faultKinds; f++ {
 		switch rng.IntN(5) {

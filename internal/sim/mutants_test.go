@@ -113,6 +113,12 @@ func mutants() []mutant {
 			500, false,
 		},
 		{
+			"reconcile on start: a store that was put back is taken as it is", "engine/restore.go",
+			"if errors.Is(err, store.ErrNotFound) || err == nil && record.Marked {", "if errors.Is(err, store.ErrNotFound) || err == nil {",
+			[]string{"no lockout", "no loss", "revoked", "fenced", "converges", "history"},
+			500, false,
+		},
+		{
 			"cache: a state of another revision is taken", "engine/cache.go",
 			"if !ok || cached.rev != rev {", "if !ok || cached.rev > rev {",
 			[]string{"converges", "history", "doctor"},

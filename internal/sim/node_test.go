@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
+	"github.com/keyturn/keyturn/key"
 )
 
 // node is one server, over all its lives.
@@ -34,7 +36,8 @@ type life struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	// dead: it has crashed, and what it does reaches nobody. stopping: it ends in peace.
-	dead, stopping atomic.Bool
+	// ready: it has started.
+	dead, stopping, ready atomic.Bool
 }
 
 func newNode(w *world, name, region string) *node { return &node{w: w, name: name, region: region} }
@@ -65,7 +68,7 @@ func (n *node) start() {
 	}
 	l.hub = hub.New(meet)
 	e, err := engine.New(engine.Config{
-		Store: lifeStore{l}, Keeper: lifeKeeper{l}, Drivers: w.drivers(l), Signer: w.signer, Fleet: l.hub, Observer: nobody{}, Logger: logger,
+		Store: lifeStore{l}, Keeper: lifeKeeper{l}, Drivers: w.drivers(l), Signer: w.signer, Fleet: lifeFleet{l.hub, l}, Observer: nobody{}, Logger: logger,
 		Now: n.now, Random: n, Poll: 5 * time.Second, CheckpointEvery: time.Minute,
 		Jitter: func(d time.Duration) time.Duration { return d / 2 },
 	})
@@ -76,13 +79,24 @@ func (n *node) start() {
 	l.engine = e
 	l.hub.Use(e)
 	n.life = l
-	e.Start(l.ctx)
-	l.hub.Start(l.ctx)
+	go func() {
+		for e.Recover(l.ctx, nil) != nil {
+			if pause(l.ctx, time.Second); l.dead.Load() || l.ctx.Err() != nil {
+				return
+			}
+		}
+		if l.dead.Load() {
+			return
+		}
+		e.Start(l.ctx)
+		l.hub.Start(l.ctx)
+		l.ready.Store(true)
+	}()
 }
 
 // up returns the server if it runs.
 func (n *node) up() *life {
-	if n.life == nil || n.life.dead.Load() || n.life.stopping.Load() {
+	if n.life == nil || n.life.dead.Load() || n.life.stopping.Load() || !n.life.ready.Load() {
 		return nil
 	}
 	return n.life
@@ -155,6 +169,25 @@ func (k lifeKeeper) Unwrap(_ context.Context, _ string, wrapped, aad []byte) ([]
 		return nil, errors.New("the wrapped key belongs elsewhere")
 	}
 	return bytes.Clone(wrapped[:len(wrapped)-len(aad)]), nil
+}
+
+// lifeFleet is the hub as the engine reaches it: every telling takes its time on
+// the way, and one may overtake another.
+type lifeFleet struct {
+	*hub.Hub
+	l *life
+}
+
+func (f lifeFleet) Tell(name key.Name, tells []engine.Tell) {
+	label := fmt.Sprintf("%s tells of %s:", f.l.name, name)
+	for _, tell := range tells {
+		label += fmt.Sprintf(" %s %v/%d", tell.Presenter, tell.Version, tell.Epoch)
+	}
+	go func() {
+		if _, err := f.l.w.wait(f.l.ctx, &request{kind: kindInner, of: f.l, label: label}); err == nil {
+			f.Hub.Tell(name, tells)
+		}
+	}()
 }
 
 type nobody struct{}

@@ -92,7 +92,7 @@ func (o *operators) command(who string, at *node, what string, do func(ctx conte
 // refusal reports whether a command was turned down for good.
 func refusal(err error) bool {
 	return forGood(err) || slices.ContainsFunc([]error{
-		engine.ErrState, rotation.ErrBusy, rotation.ErrPhase, rotation.ErrStale, rotation.ErrUnknown, rotation.ErrCompromised,
+		engine.ErrState, rotation.ErrBusy, rotation.ErrPhase, rotation.ErrStale, rotation.ErrUnknown, rotation.ErrCompromised, rotation.ErrRestored, rotation.ErrLockOut,
 	}, func(target error) bool { return errors.Is(err, target) })
 }
 
@@ -146,6 +146,10 @@ func (o *operators) act(who string) {
 		}
 		return open[w.rng.IntN(len(open))].ID
 	}
+	if k.state.Standing() && w.rng.IntN(2) == 0 {
+		o.reconcile(who, at, k, []rotation.Resolution{rotation.Replace, rotation.Replace, rotation.AsFound}[w.rng.IntN(3)])
+		return
+	}
 	if gone := w.gone(); gone != nil && w.rng.IntN(4) == 0 {
 		o.remove(who, at, gone)
 		return
@@ -181,6 +185,14 @@ func (o *operators) act(who string) {
 	}
 }
 
+// reconcile has an operator settle what differs after a restore.
+func (o *operators) reconcile(who string, at *node, k *keyTruth, how rotation.Resolution) {
+	o.command(who, at, fmt.Sprintf("reconcile %s %v", k.name, how), func(ctx context.Context, l *life) error {
+		_, err := l.engine.Reconcile(ctx, actor(who), engine.ReconcileRequest{Key: k.name, How: how, Reason: "restored"})
+		return err
+	})
+}
+
 // remove has an operator forget a party that is gone for good.
 func (o *operators) remove(who string, at *node, a *agent) {
 	o.command(who, at, "remove "+a.id, func(ctx context.Context, l *life) error {
@@ -205,6 +217,9 @@ func (w *world) disturb() bool {
 	if w.calm {
 		return false
 	}
+	if w.mem != nil && w.plan.rate[restore] > 0 && w.rng.IntN(100) == 0 {
+		w.keepBackup()
+	}
 	often := w.plan.commands
 	if w.idle() {
 		often = 0.2
@@ -213,7 +228,7 @@ func (w *world) disturb() bool {
 		w.ops.act("alice")
 		return true
 	}
-	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators} {
+	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators, restore} {
 		if w.happens(f) && w.befall(f) {
 			w.met(f)
 			return true
@@ -276,6 +291,13 @@ func (w *world) befall(f fault) bool {
 		}
 		a.vanish()
 		w.note(f, a.id)
+	case restore:
+		if w.backup == nil {
+			return false
+		}
+		w.putBack()
+		w.note(f, fmt.Sprint("of step ", w.backup.step))
+		w.backup = nil
 	case twoOperators:
 		w.ops.act("alice")
 		w.ops.act("bob")

@@ -155,6 +155,14 @@ func (l witnessLeases) Settle(ctx context.Context, id string, fence uint64, retr
 	return err
 }
 
+// Jump implements store.Jumper, if the store does.
+func (l witnessLeases) Jump(ctx context.Context, floor uint64) error {
+	if jumper, ok := l.Leases.(store.Jumper); ok {
+		return jumper.Jump(ctx, floor)
+	}
+	return nil
+}
+
 // labels names callers by their program counters.
 type labels map[[16]uintptr]string
 

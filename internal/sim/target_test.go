@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,8 @@ type keyTruth struct {
 	// left are versions that were destroyed while an endpoint outside the
 	// configuration accepted them: nobody can make it refuse them any more.
 	left map[string]map[key.Version]bool
+	// lost are versions whose material a restore took away.
+	lost map[key.Version]bool
 }
 
 // measurement is the answer to the latest call that measured use.
@@ -67,7 +70,9 @@ type endpoint struct {
 	// slots hold what is accepted, by place; fences the largest seen.
 	slots  map[string]accepted
 	fences map[string]uint64
-	down   bool
+	// once are the versions that it ever accepted.
+	once map[key.Version]bool
+	down bool
 	// behind counts changes of the primary that have not arrived.
 	behind int
 }
@@ -82,14 +87,14 @@ func (w *world) buildKeys() {
 	for i := range w.plan.keys {
 		k := &keyTruth{
 			w: w, name: key.Name(fmt.Sprint("k", i+1)), kind: systemKind(1 + w.rng.IntN(3)), contained: map[key.Version]bool{},
-			requests: map[string]key.RotationID{}, left: map[string]map[key.Version]bool{}, measured: map[key.Version]measurement{},
+			requests: map[string]key.RotationID{}, left: map[string]map[key.Version]bool{}, measured: map[key.Version]measurement{}, lost: map[key.Version]bool{},
 		}
 		if k.kind == oneUser && w.rng.IntN(2) == 0 {
 			k.kind = twoUsers
 		}
 		for j := range 2 + w.rng.IntN(2) {
 			k.endpoints = append(k.endpoints, &endpoint{
-				k: k, name: fmt.Sprint("e", j+1), region: []string{"west", "east"}[j%2], slots: map[string]accepted{}, fences: map[string]uint64{},
+				k: k, name: fmt.Sprint("e", j+1), region: []string{"west", "east"}[j%2], slots: map[string]accepted{}, fences: map[string]uint64{}, once: map[key.Version]bool{},
 			})
 		}
 		w.keys = append(w.keys, k)
@@ -140,7 +145,11 @@ func (d driver) Check(config provider.Config) (provider.Topology, error) {
 func (d driver) Open(_ context.Context, config provider.Config, _ provider.Env) (provider.System, error) {
 	name, _ := config["key"].(string)
 	t, err := d.Check(config)
-	return &systemOf{l: d.l, k: d.l.w.key(key.Name(name)), topology: t}, err
+	s := &systemOf{l: d.l, k: d.l.w.key(key.Name(name)), topology: t}
+	if s.k != nil && s.k.kind != anyNumber {
+		return listingSystem{s}, err
+	}
+	return s, err
 }
 
 // systemOf is a system as one server reaches it.
@@ -270,6 +279,7 @@ func (s *systemOf) Accept(ctx context.Context, call provider.Call, name string, 
 			return err
 		}
 		e.slots[slot] = accepted{v.Number, v.Material.Secrets["password"]}
+		e.once[v.Number] = true
 		s.k.changed(slot)
 		return nil
 	})
@@ -282,7 +292,7 @@ func (s *systemOf) Refuse(ctx context.Context, call provider.Call, name string, 
 	return s.do(ctx, call, "refuse "+v.Number.String(), e, faults, func() error {
 		if s.k.replica(e) {
 			// What has not arrived yet may make it accept the version once more.
-			if e.behind > 0 || e.accepts(v.Number, v.Material.Secrets["password"]) || s.k.endpoints[0].accepts(v.Number, v.Material.Secrets["password"]) {
+			if e.behind > 0 || e.holds(v.Number) || s.k.endpoints[0].holds(v.Number) {
 				return errBehind
 			}
 			return nil
@@ -290,7 +300,9 @@ func (s *systemOf) Refuse(ctx context.Context, call provider.Call, name string, 
 		if err := s.guarded(call, e, slot, "refuse", v.Number); err != nil {
 			return err
 		}
-		if e.accepts(v.Number, v.Material.Secrets["password"]) {
+		// Of a version whose material was lost it knows the number alone.
+		lost := len(v.Material.Secrets) == 0 && e.slots[slot].version == v.Number
+		if lost || e.accepts(v.Number, v.Material.Secrets["password"]) {
 			delete(e.slots, slot)
 			s.k.changed(slot)
 		}
@@ -326,6 +338,7 @@ func (w *world) replicate(to *endpoint, slot string, after time.Duration) {
 		to.behind--
 		if a, ok := primary.slots[slot]; ok {
 			to.slots[slot] = a
+			to.once[a.version] = true
 		} else {
 			delete(to.slots, slot)
 		}
@@ -371,6 +384,29 @@ func (k *keyTruth) wanted(name string, v key.Version) bool {
 	}
 	slot, _ := verifier.Slot(v)
 	return slot.Acceptance <= rotation.Accepted
+}
+
+// listingSystem keeps note of which versions it holds.
+type listingSystem struct{ *systemOf }
+
+// Held implements provider.Lister.
+func (s listingSystem) Held(ctx context.Context, call provider.Call) ([]provider.Held, error) {
+	var held []provider.Held
+	for _, endpoint := range s.topology.Endpoints {
+		e := s.k.endpoint(endpoint.Name)
+		err := s.do(ctx, call, "held", e, []fault{lostCall, lostAnswer, serverCrash}, func() error {
+			for _, slot := range slices.Sorted(maps.Keys(e.slots)) {
+				held = append(held, provider.Held{
+					Endpoint: e.name, Version: e.slots[slot].version, Accepted: true, Attributes: map[string]string{"slot": slot},
+				})
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return held, nil
 }
 
 func (k *keyTruth) note(v key.Version, m measurement) {

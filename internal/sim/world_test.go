@@ -56,6 +56,8 @@ type world struct {
 	rotations int
 	tale      []line
 	violation *violation
+	// backup is the last one that was made.
+	backup *backup
 	// lively counts the steps that were not dull.
 	lively int
 	fences map[uint64]bool

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -149,6 +150,29 @@ func (l leases) held(ctx context.Context, id string, fence uint64) (int, error) 
 		return 0, fmt.Errorf("memstore: job %q is not leased under fence %d: %w", id, fence, store.ErrFenced)
 	}
 	return i, nil
+}
+
+// Jump implements store.Jumper.
+func (l leases) Jump(ctx context.Context, floor uint64) error {
+	if err := l.writing(ctx); err != nil {
+		return err
+	}
+	if floor >= math.MaxInt64 {
+		return fmt.Errorf("memstore: %w: a jump to %d leaves no numbers", store.ErrInvalid, floor)
+	}
+	l.store.rev, l.store.fence = max(l.store.rev, floor), max(l.store.fence, floor)
+	jobs := l.ownedJobs()
+	for i := range jobs {
+		jobs[i].leased, jobs[i].until = false, time.Time{}
+	}
+	for i := len(jobs) - 1; i >= 0; i-- { // of each lane the newest remains
+		lane := jobs[i].Lane
+		if slices.ContainsFunc(l.state.jobs[i+1:], func(j job) bool { return j.Lane == lane }) {
+			l.state.jobs = slices.Delete(l.state.jobs, i, i+1)
+		}
+	}
+	l.touched.add(store.TopicJobs)
+	return nil
 }
 
 // Renew implements store.Leases. A lease that has run out is renewed as long as
