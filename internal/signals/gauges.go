@@ -35,6 +35,7 @@ var (
 	descRegionLate = gaugeDesc("region_late", "Verifiers and presenters that rotations wait for, by region, for the first 50 by name.", "region", "role")
 	descSilent     = gaugeDesc("targets_silent", "Hosts that do not answer this server node; what concerns them waits.")
 	descSilence    = gaugeDesc("target_silence_seconds", "For how long a host has not answered, for the first 100 by name.", "target")
+	descStanding   = gaugeDesc("keys_standing", "Keys that stand still after a restore of the server's database, until what verifiers accept is reconciled.")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -45,7 +46,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused,
+		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused, descStanding,
 		descSilent, descSilence,
 	} {
 		ch <- desc
@@ -66,6 +67,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	put(descSwept, float64(v.began.UnixMilli())/1000)
 	put(descUnkeyed, float64(v.unkeyed))
 	put(descUnrefused, float64(v.unrefused))
+	put(descStanding, float64(v.standing))
 	g.ages(v, now, ch, put)
 	for _, phase := range rotation.Phases() {
 		if phase.Ended() {

@@ -33,7 +33,7 @@ type inventory struct {
 	// first are the first keys by name that have a current version.
 	first []mintedAt
 
-	unkeyed, unrefused int
+	unkeyed, unrefused, standing int
 	// hours is how many current versions were minted in each hour since 1970.
 	hours      map[int64]int
 	presenters map[presenterGroup]int
@@ -44,6 +44,8 @@ type inventory struct {
 type counted struct {
 	presenters []presenterCount
 	unrefused  int
+	// standing is 1 for a key that stands still after a restore.
+	standing int
 }
 
 type presenterCount struct {
@@ -136,11 +138,12 @@ func (i *inventory) add(id uint64, minted time.Time, more counted) {
 	}
 	i.idle[id] = seconds
 	i.unrefused += more.unrefused
+	i.standing += more.standing
 	for _, group := range more.presenters {
 		i.presenters[group.presenterGroup] += group.n
 		i.seeRegion(group.region)
 	}
-	if more.unrefused > 0 || len(more.presenters) > 0 {
+	if more.unrefused > 0 || more.standing > 0 || len(more.presenters) > 0 {
 		i.more[id] = more
 	}
 }
@@ -162,6 +165,7 @@ func (i *inventory) forget(id uint64) {
 	more := i.more[id]
 	delete(i.more, id)
 	i.unrefused -= more.unrefused
+	i.standing -= more.standing
 	for _, group := range more.presenters {
 		if i.presenters[group.presenterGroup] -= group.n; i.presenters[group.presenterGroup] == 0 {
 			delete(i.presenters, group.presenterGroup)
@@ -207,6 +211,9 @@ func countedOf(state *rotation.State) counted {
 			c.unrefused++
 		}
 	}
+	if state.Standing() {
+		c.standing = 1
+	}
 	return c
 }
 
@@ -214,7 +221,7 @@ func countedOf(state *rotation.State) counted {
 func (i *inventory) view(began time.Time) *view {
 	v := newView(began)
 	v.minted, v.hours = slices.Clone(i.first), maps.Clone(i.hours)
-	v.unkeyed, v.unrefused = i.unkeyed, i.unrefused
+	v.unkeyed, v.unrefused, v.standing = i.unkeyed, i.unrefused, i.standing
 	v.presenters = maps.Clone(i.presenters)
 	for name := range i.regions {
 		v.regions.of(name)

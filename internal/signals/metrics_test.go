@@ -232,6 +232,7 @@ func TestGaugesComeFromTheEngine(t *testing.T) {
 	}
 	other := state
 	other.Versions, other.Presenters, other.Rotations = nil, nil, []rotation.Rotation{fresh}
+	other.Recovery.Since = time.Now()
 	f := begin(t, signals.Config{Connected: func() int { return 3 }}, &source{
 		keys: []engine.KeyView{viewOf("a", state), viewOf("b", other)}, uses: map[key.RotationID]int{{1}: 4, {2}: 9},
 	})
@@ -239,6 +240,7 @@ func TestGaugesComeFromTheEngine(t *testing.T) {
 	f.want(map[string]float64{
 		`keyturn_key_age_seconds{key="a"}`:                          30,
 		`keyturn_keys_without_version`:                              1,
+		`keyturn_keys_standing`:                                     1,
 		`keyturn_open_rotations{phase="draining"}`:                  2,
 		`keyturn_open_rotations{phase="minting"}`:                   0,
 		`keyturn_open_rotation_phase_age_seconds{phase="draining"}`: 3600,

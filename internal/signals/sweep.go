@@ -44,6 +44,7 @@ type view struct {
 	uses       []oldUse
 	retiring   map[string]int // presenters by grace
 	unrefused  int            // compromised versions that some verifier may accept
+	standing   int            // keys that stand still after a restore
 	silent     []engine.SilentTarget
 }
 

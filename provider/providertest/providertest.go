@@ -85,6 +85,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Target) {
 		{"UseSurvivesUntilRefuse", testUse},
 		{"UseOfOneVersionOnly", testUseOfOneVersion},
 		{"RestoreAfterRefuse", testRestore},
+		{"HeldTellsWhatIsAccepted", testHeld},
 		{"LateRefuseHarmsNoNewerVersion", testLateRefuse},
 		{"RefuseOfWhatWasNeverAccepted", testNeverAccepted},
 		{"Concurrency", testConcurrency},

@@ -207,6 +207,40 @@ func testRestore(_ *testing.T, f *fixture) {
 	f.verdict(o, provider.Accepted)
 }
 
+// testHeld: a system that lists what it holds tells of every version that is
+// accepted at any endpoint, with attributes by which it can be counted and refused
+// without its secret, and of none that is refused.
+func testHeld(t *testing.T, f *fixture) {
+	lister, ok := f.system.(provider.Lister)
+	if !ok {
+		t.Skip("the system keeps no note of what it holds")
+	}
+	accepted := func(v provider.Version) (endpoints int, attributes map[string]string) {
+		held, err := lister.Held(f.ctx, f.call())
+		if f.note(err) != nil {
+			t.Fatal(err)
+		}
+		for _, h := range held {
+			if h.Version == v.Number && h.Accepted {
+				endpoints++
+				attributes = h.Attributes
+			}
+		}
+		return endpoints, attributes
+	}
+	v := f.mint()
+	f.accept(v)
+	n, attributes := accepted(v)
+	if n != len(f.endpoints()) {
+		t.Errorf("%v is accepted at %d endpoints and told of at %d", v.Number, len(f.endpoints()), n)
+	}
+	f.refuse(provider.Version{Number: v.Number, Material: provider.Material{Attributes: attributes}})
+	f.verdict(v, provider.Refused)
+	if n, _ := accepted(v); n != 0 {
+		t.Errorf("%v is refused, and told of at %d endpoints", v.Number, n)
+	}
+}
+
 // testLateRefuse goes round all slots once, so that the last version takes the
 // place of the first, and then repeats the refusal of the first.
 func testLateRefuse(t *testing.T, f *fixture) {
