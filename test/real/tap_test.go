@@ -2,6 +2,8 @@ package real
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -110,12 +112,16 @@ func (d *tap) pass(ctx context.Context, p point, do func() error) error {
 	return d.ask(ctx, p)
 }
 
-// heard is the context that the system heeds.
-func (d *tap) heard(ctx context.Context) context.Context {
-	if d.deaf.Swap(false) {
-		return context.WithoutCancel(ctx)
+// heard is the context that the system heeds. How a call ended that did not heed
+// it goes to standard error: the server waits for it no more.
+func (d *tap) heard(ctx context.Context) (_ context.Context, late func(error) error) {
+	if !d.deaf.Swap(false) {
+		return ctx, func(err error) error { return err }
 	}
-	return ctx
+	return context.WithoutCancel(ctx), func(err error) error {
+		fmt.Fprintln(os.Stderr, "the late call ended:", err)
+		return err
+	}
 }
 
 func (d *tap) ask(ctx context.Context, p point) error {
@@ -163,14 +169,16 @@ func (s *tapped) Mint(ctx context.Context, call provider.Call, request provider.
 // Accept implements provider.Verifier.
 func (s *tapped) Accept(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
 	return s.tap.pass(ctx, point{op: "accept", endpoint: endpoint, version: version.Number}, func() error {
-		return s.System.Accept(s.tap.heard(ctx), call, endpoint, version)
+		ctx, late := s.tap.heard(ctx)
+		return late(s.System.Accept(ctx, call, endpoint, version))
 	})
 }
 
 // Refuse implements provider.Verifier.
 func (s *tapped) Refuse(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
 	return s.tap.pass(ctx, point{op: "refuse", endpoint: endpoint, version: version.Number}, func() error {
-		return s.System.Refuse(s.tap.heard(ctx), call, endpoint, version)
+		ctx, late := s.tap.heard(ctx)
+		return late(s.System.Refuse(ctx, call, endpoint, version))
 	})
 }
 
