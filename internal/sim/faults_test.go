@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"os"
 	"time"
 )
 
@@ -91,6 +92,9 @@ func drawProfile(rng *rand.Rand) profile {
 		case 4:
 			p.rate[f] = 3 * base[f]
 		}
+	}
+	if os.Getenv(envRestores) == "" {
+		p.rate[restore] = 0
 	}
 	return p
 }

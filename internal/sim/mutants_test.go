@@ -209,6 +209,9 @@ func (m *mutant) run(t *testing.T) (told, problem string) {
 	}
 	child := exec.CommandContext(t.Context(), binary, "-test.run", "^TestFleet$", "-test.v", "-test.timeout", "5m")
 	child.Env = append(os.Environ(), "KEYTURN_SIM_FOR=", "KEYTURN_SIM_FIRST=1", "KEYTURN_SIM_SEED=1", fmt.Sprint("KEYTURN_SIM_SEEDS=", m.within))
+	if strings.HasPrefix(m.name, "reconcile") {
+		child.Env = append(child.Env, envRestores+"=1")
+	}
 	out, err := child.CombinedOutput()
 	found := regexp.MustCompile(`seed (\d+): violated: ([a-z -]+): .*`).FindStringSubmatch(string(out))
 	switch {
