@@ -40,6 +40,7 @@ func floors() []Place {
 		{Path: "internal/engine", Floor: 3, Only: interfaces()},
 		{Path: "internal/hub", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
 		{Path: "internal/identity", Floor: 3, Only: interfaces()},
+		{Path: "internal/backup", Floor: 3, Only: []string{"key", "internal/audit", "internal/store"}},
 		{Path: "internal/transit", Floor: 3, Only: interfaces()},
 		{Path: "internal/pki", Floor: 3, Only: interfaces()},
 		{Path: "internal/token", Floor: 3, Only: interfaces()},
