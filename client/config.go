@@ -130,6 +130,11 @@ func checkAddress(address string) (string, error) {
 	}
 	u, err := url.Parse(address)
 	if err != nil {
+		// The error would repeat the address, and with it a password.
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err
+		}
 		return "", fmt.Errorf("%w: Address: %w", ErrConfig, err)
 	}
 	switch {
@@ -137,7 +142,7 @@ func checkAddress(address string) (string, error) {
 		return "", fmt.Errorf("%w: Address %q names no host", ErrConfig, u.Redacted())
 	case u.User != nil:
 		return "", fmt.Errorf("%w: Address %q contains a user; credentials belong into Token", ErrConfig, u.Redacted())
-	case u.RawQuery != "" || u.Fragment != "":
+	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return "", fmt.Errorf("%w: Address %q must have no query and no fragment", ErrConfig, address)
 	case u.Scheme == "http" && !isLoopback(u.Hostname()):
 		return "", fmt.Errorf("%w: Address %q would send the token in the clear; use https://", ErrConfig, address)

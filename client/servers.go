@@ -64,7 +64,7 @@ func (s *servers) address(req *http.Request, to *url.URL) {
 	}
 	rest := strings.TrimPrefix(req.URL.Path, s.first.Path)
 	u := *to
-	u.Path += rest
+	u.Path, u.RawPath = to.Path+rest, to.EscapedPath()+rest
 	req.URL, req.Host = &u, u.Host
 }
 

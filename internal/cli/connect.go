@@ -109,11 +109,11 @@ func parseAddress(address, from string) (string, error) {
 	}
 	u, err := url.Parse(address)
 	switch {
-	case err != nil:
+	case err != nil && !strings.Contains(address, "@"):
 		return wrong("%q is no address", address)
-	case u.User != nil:
+	case err != nil || u.User != nil: // a password may be in it
 		return wrong("it contains a user name; credentials belong into the token")
-	case u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "":
+	case u.Hostname() == "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return wrong("%q is no address of a server", address)
 	case u.Scheme == "http" && !loopback(u.Hostname()):
 		return wrong("%q would send the token in the clear", address)

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,13 +14,53 @@ import (
 
 // What the tests of behaviour may see.
 var (
-	ParseAddress = parseAddress
-	Clean        = clean
-	EditDistance = editDistance
-	QuoteShell   = quoteShell
-	Short        = short
-	Headline     = headline
+	ParseAddress   = parseAddress
+	ParseAddresses = parseAddresses
+	ReadToken      = readToken
+	ParsePairs     = parsePairs
+	Clean          = clean
+	EditDistance   = editDistance
+	QuoteShell     = quoteShell
+	Short          = short
+	Headline       = headline
 )
+
+// ReadLogin and ReadTrust read the files of a configuration folder.
+func ReadLogin(dir string) (address, token string, err error) {
+	l, err := (&app{env: map[string]string{"XDG_CONFIG_HOME": dir}}).readLogin()
+	return l.Address, l.Token, err
+}
+
+// ReadTrust returns how many logs are known; what was read is written back.
+func ReadTrust(dir string) (int, error) {
+	t, err := (&app{env: map[string]string{"XDG_CONFIG_HOME": dir}}).readTrust()
+	if err == nil && len(t.logs) > 0 {
+		err = t.remember(t.logs[0])
+	}
+	return len(t.logs), err
+}
+
+// Addressed returns where requests for a path go, when no server can be reached.
+func Addressed(addresses, path string) (first string, went []string, err error) {
+	next := tripper(func(r *http.Request) (*http.Response, error) {
+		went = append(went, r.URL.String())
+		return nil, errors.New("cannot be reached")
+	})
+	s, err := newServers(addresses, next)
+	if err != nil {
+		return "", nil, err
+	}
+	r, err := http.NewRequest(http.MethodGet, s.first.String()+path, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	_, _ = s.RoundTrip(r) //nolint:bodyclose // there is none
+	return s.first.String(), went, nil
+}
+
+type tripper func(*http.Request) (*http.Response, error)
+
+func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // Root returns the tree of commands.
 func Root(config Config) *cobra.Command { return newApp(config).root() }
