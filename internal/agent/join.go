@@ -72,11 +72,7 @@ func join(ctx context.Context, cfg Config, deps Deps) (party string, err error) 
 	}
 	// The answer is given once: be sure that it can be kept before asking.
 	for _, path := range []string{partyFile(cfg), cfg.TokenFile} {
-		st, err := place.Stage(private(path), secret.Value{})
-		if err == nil {
-			err = st.Release()
-		}
-		if err != nil {
+		if err := tryWrite(path); err != nil {
 			return "", fmt.Errorf("%w: the join token was not used: %w", ErrJoin, err)
 		}
 	}
@@ -123,6 +119,18 @@ func refused(err error) bool {
 
 func private(path string) place.Spec {
 	return place.Spec{Path: path, Mode: 0o600, UID: -1, GID: -1}
+}
+
+// tryWrite makes sure that writePrivate will work, and removes what a crash left of it.
+func tryWrite(path string) error {
+	if err := place.Clean(private(path)); err != nil {
+		return err
+	}
+	st, err := place.Stage(private(path), secret.Value{})
+	if err != nil {
+		return err
+	}
+	return st.Release()
 }
 
 func writePrivate(path string, content secret.Value) error {

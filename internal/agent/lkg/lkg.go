@@ -10,7 +10,8 @@
 //   - It opens only on behalf of the same party and server address.
 //   - A file that is corrupt, foreign or of another format is reported, never
 //     served, and never a crash.
-//   - Writing is atomic and durable; the old file survives a failed write.
+//   - Writing is atomic and durable; the old file survives a failed write. What a
+//     crash left of one is removed by the next Open.
 //   - One agent at a time uses a directory.
 //
 // A Store may be used by several goroutines, but one call of Save, MarkSwitching
@@ -85,6 +86,9 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := clean(dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	aead, err := openKey(dir)
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -117,6 +121,18 @@ func acquire(path string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// clean removes what a crash left of files that were being written; the lock is held.
+func clean(dir string) error {
+	for _, name := range []string{keyFile, sealedFile, switchingFile} {
+		if err := place.Clean(spec(filepath.Join(dir, name))); err != nil {
+			return fmt.Errorf("%w: %w", ErrDirectory, err)
+		}
+	}
+	return nil
+}
+
+func spec(path string) place.Spec { return place.Spec{Path: path, Mode: 0o600, UID: -1, GID: -1} }
 
 // openKey reads the sealing key, or makes one.
 func openKey(dir string) (cipher.AEAD, error) {
@@ -151,7 +167,7 @@ func openKey(dir string) (cipher.AEAD, error) {
 }
 
 func write(path string, content []byte) error {
-	st, err := place.Stage(place.Spec{Path: path, Mode: 0o600, UID: -1, GID: -1}, secret.New(content))
+	st, err := place.Stage(spec(path), secret.New(content))
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/internal/agent/lkg"
+	"github.com/keyturn/keyturn/internal/agent/place"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
@@ -195,4 +196,28 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("got %v, %v", got, err)
 		}
 	})
+}
+
+// TestOpenRemovesWhatACrashLeft: a kill in the middle of a write leaves a
+// temporary file, which once stayed for ever, one for each kill.
+func TestOpenRemovesWhatACrashLeft(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	s := open(t, dir)
+	if err := s.Save(mine, sample()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"seal.key", "last-known-good", "switching.json"} {
+		at := place.Spec{Path: filepath.Join(dir, name), Mode: 0o600, UID: -1, GID: -1}
+		if _, err := place.Stage(at, secret.NewString("cut off")); err != nil { // and never released
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	s = open(t, dir)
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if got, err := s.Load(mine); err != nil || len(got) != 1 {
+		t.Errorf("after the crash: %v, %v", got, err)
+	}
 }
