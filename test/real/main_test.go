@@ -14,5 +14,11 @@ func TestMain(m *testing.M) {
 	if config := os.Getenv(serverVariable); config != "" {
 		os.Exit(childServer(config))
 	}
+	if path := os.Getenv(agentVariable); path != "" {
+		os.Exit(childAgent(path))
+	}
+	if argument := os.Getenv(callsVariable); argument != "" {
+		os.Exit(makeCalls(argument))
+	}
 	os.Exit(m.Run())
 }
