@@ -99,19 +99,20 @@ func (l *heldLeases) all() []*heldLease {
 
 // keepLeases renews the leases of the effects that run here, until ctx ends.
 func (e *Engine) keepLeases(ctx context.Context) {
-	ticker := time.NewTicker(e.config.Lease / 4)
-	defer ticker.Stop()
+	again := time.NewTimer(e.config.Lease / 4)
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-again.C:
 		}
 		if list := e.held.all(); len(list) > 0 {
 			if err := e.renew(ctx, list); err != nil && ctx.Err() == nil {
 				e.log.WarnContext(ctx, "the leases of effects could not be renewed; trying again", "effects", len(list), "error", err)
 			}
 		}
+		again.Reset(e.config.Lease / 4)
 	}
 }
 

@@ -420,7 +420,13 @@ func (l *agentLife) acknowledge(at *life, batch []hub.Outcome) bool {
 	for _, o := range batch {
 		what += fmt.Sprintf(" %s %v/%d %v", o.Key, o.Using, o.Epoch, o.OK)
 	}
-	met, err := l.message(at, false, what, lostMessage, twiceMessage, reordered)
+	// An answer that is bad and arrives after a later, good one of the same epoch
+	// would count as the last one: answers of one epoch have no order. See 0010.
+	faults := []fault{lostMessage}
+	if !slices.ContainsFunc(batch, func(o hub.Outcome) bool { return !o.OK }) {
+		faults = append(faults, twiceMessage, reordered)
+	}
+	met, err := l.message(at, false, what, faults...)
 	if err != nil {
 		return false
 	}

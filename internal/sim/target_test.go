@@ -70,6 +70,8 @@ type endpoint struct {
 	// slots hold what is accepted, by place; fences the largest seen.
 	slots  map[string]accepted
 	fences map[string]uint64
+	// heard is the largest fence of a call that it claimed to have carried out.
+	heard uint64
 	// once are the versions that it ever accepted.
 	once map[key.Version]bool
 	down bool
@@ -189,6 +191,8 @@ func (s *systemOf) do(ctx context.Context, call provider.Call, what string, e *e
 		w.straggle(label, w.some(90*time.Second), func() { _ = effect() })
 		return errTimeout
 	case falseSuccess:
+		// It took note of the call: what came before it and is late is refused.
+		e.hear(call.Fence)
 		return nil
 	case targetCrash:
 		if w.coin() {
@@ -206,6 +210,8 @@ func (s *systemOf) do(ctx context.Context, call provider.Call, what string, e *e
 	}
 	return effect()
 }
+
+func (e *endpoint) hear(fence uint64) { e.heard = max(e.heard, fence) }
 
 // straggle has something happen later, on its own.
 func (w *world) straggle(label string, after time.Duration, effect func()) {
@@ -257,7 +263,7 @@ func (s *systemOf) Mint(ctx context.Context, call provider.Call, request provide
 // guarded compares the call with the rules for effects and with the fence.
 func (s *systemOf) guarded(call provider.Call, e *endpoint, slot, what string, v key.Version) error {
 	s.l.w.effect(s.k, e, call, what, v)
-	if call.Fence < e.fences[slot] {
+	if call.Fence < e.fences[slot] || call.Fence < e.heard {
 		return errFence
 	}
 	e.fences[slot] = call.Fence
