@@ -40,7 +40,7 @@ func serve(ctx context.Context, config server.Config, logTo io.Writer, ready fun
 	if err := protect(); err != nil {
 		return err
 	}
-	srv, err := server.Start(ctx, config, server.Options{LogTo: logTo})
+	srv, err := server.Start(ctx, config, server.Options{LogTo: logTo, Version: version})
 	if err != nil {
 		return err
 	}

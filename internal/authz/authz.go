@@ -73,9 +73,11 @@ const (
 	Administer
 	// Redeem: exchange a join token.
 	Redeem
+	// Backup: take a copy of everything, encrypted.
+	Backup
 )
 
-var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem"}
+var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup"}
 
 // String returns the action's name, "invalid" for the zero value.
 func (a Action) String() string {

@@ -12,10 +12,10 @@ import (
 
 // TestRoles states every allowed pair, so that a new one needs a new row here.
 func TestRoles(t *testing.T) {
-	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem}
+	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem, authz.Backup}
 	allowed := map[authz.Role][]authz.Action{
 		0:              nil,
-		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer},
+		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Backup},
 		authz.Operator: {authz.Read, authz.Apply, authz.Operate},
 		authz.Approver: {authz.Read, authz.Approve},
 		authz.Viewer:   {authz.Read},

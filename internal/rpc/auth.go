@@ -96,7 +96,7 @@ func (s *Service) Public(next http.Handler, gate Gate) http.Handler {
 func (s *Service) Everything(next http.Handler) http.Handler {
 	writer := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := s.allowEverything(r.Context()); err != nil {
+		if _, err := s.allowEverything(r.Context(), authz.Read); err != nil {
 			_ = writer.Write(w, r, err) // the caller is gone if this fails
 			return
 		}
@@ -116,16 +116,17 @@ func caller(ctx context.Context) (identity.Caller, error) {
 // coversAll reports whether a token covers every key there may ever be.
 func coversAll(p authz.Principal) bool { return slices.Contains(p.Keys, "**") }
 
-func (s *Service) allowEverything(ctx context.Context) error {
-	principal, err := s.allow(ctx, authz.Read, "")
+// allowEverything returns the caller if it may do a to all keys there may ever be.
+func (s *Service) allowEverything(ctx context.Context, a authz.Action) (authz.Principal, error) {
+	principal, err := s.allow(ctx, a, "")
 	if err != nil {
-		return err
+		return principal, err
 	}
 	if !coversAll(principal) {
 		err := fmt.Errorf("%w: it tells of all keys, and the token of %s covers only %s; use one that covers **", authz.ErrDenied, principal.Name, strings.Join(principal.Keys, ", "))
-		return s.deny(ctx, principal, authz.Read, "", err)
+		return principal, s.deny(ctx, principal, a, "", err)
 	}
-	return nil
+	return principal, nil
 }
 
 // actorOf is the caller as audit entries name it.

@@ -63,11 +63,28 @@ type Identity interface {
 	Revoke(ctx context.Context, actor audit.Actor, id string) error
 }
 
+// Backups is what the transport needs to take backups.
+type Backups interface {
+	// Check reports who of the recipients is none.
+	Check(recipients []string) error
+	// Write writes one snapshot of the store, encrypted to the recipients. What was
+	// written before an error is no backup.
+	Write(ctx context.Context, w io.Writer, recipients []string) (BackupManifest, error)
+}
+
+// BackupManifest says what a backup holds.
+type BackupManifest struct {
+	Created time.Time
+	Rows    int64
+	LogSize uint64
+}
+
 // Config is what a Service needs; fields without a default are required.
 type Config struct {
 	Engine   Engine
 	Hub      Hub
 	Identity Identity
+	Backups  Backups
 	// LogKeys are the verifier keys of the audit log, for exports.
 	LogKeys []string
 	// Heartbeat is how often a quiet stream is kept alive. Default: 15 s.
@@ -86,6 +103,8 @@ type Service struct {
 	streams, watches streams
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
+	// backups lets one backup run at a time.
+	backups chan struct{}
 }
 
 // New returns a service.
@@ -96,5 +115,5 @@ func New(config Config) *Service {
 	if config.StreamsPerToken == 0 {
 		config.StreamsPerToken = 18_000
 	}
-	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1)}
+	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1), backups: make(chan struct{}, 1)}
 }

@@ -129,6 +129,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"ExportLog", "", false, func(c control, _ delivery, _ string) error {
 			return first(c.ExportLog(ctx, &keyturnv1.ExportLogRequest{}))
 		}},
+		{"Backup", "", false, func(c control, _ delivery, _ string) error {
+			return first(c.Backup(ctx, &keyturnv1.BackupRequest{}))
+		}},
 		{"Doctor", "", false, func(c control, _ delivery, _ string) error {
 			_, err := c.Doctor(ctx, &keyturnv1.DoctorRequest{})
 			return err

@@ -77,7 +77,15 @@ func TestConnectionsAreBounded(t *testing.T) {
 
 // A stream whose client does not read ends, one whose client reads slowly goes on.
 func TestStreamsThatNobodyReadsEnd(t *testing.T) {
+	for _, path := range []string{"/Watch", "/Backup"} {
+		t.Run(path, func(t *testing.T) { streamThatNobodyReads(t, path) })
+	}
+}
+
+func streamThatNobodyReads(t *testing.T, path string) {
+	t.Helper()
 	g := newGate()
+	g.times["/Backup"] = time.Hour
 	g.stall = 200 * time.Millisecond
 	ended := make(chan error, 1)
 	srv := httptest.NewUnstartedServer(g.wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -96,7 +104,7 @@ func TestStreamsThatNobodyReadsEnd(t *testing.T) {
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
 	defer srv.Close()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+"/Watch", strings.NewReader("{}"))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL+path, strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,8 @@ const (
 	callTimeout   = 30 * time.Second
 	pollTimeout   = 90 * time.Second
 	exportTimeout = 10 * time.Minute
+	// backupTimeout bounds how long a snapshot keeps what has changed since.
+	backupTimeout = time.Hour
 	// answerTimeout is how long the last piece of an answer may take to be read.
 	answerTimeout = 10 * time.Second
 )
@@ -182,8 +184,11 @@ func (g *gate) wrap(next http.Handler) http.Handler {
 			return // the connection is gone
 		}
 		r.Body = boundBody(control, http.MaxBytesReader(w, r.Body, g.maxBody), g.call)
+		if timeout == 0 || timeout > g.call { // the answer may come in pieces
+			w = &streamWriter{ResponseWriter: w, control: control, within: g.stall}
+		}
 		if timeout == 0 {
-			next.ServeHTTP(&streamWriter{ResponseWriter: w, control: control, within: g.stall}, r)
+			next.ServeHTTP(w, r)
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), timeout)

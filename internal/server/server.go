@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -45,6 +46,8 @@ type Options struct {
 	// Now is the machine's clock. Default: time.Now. A store that servers share has
 	// one of its own, by which it is set.
 	Now func() time.Time
+	// Version is that of the program; backups name it.
+	Version string
 }
 
 // Server is a running server. Its methods may be called concurrently.
@@ -144,7 +147,10 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.hub.Use(s.engine)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
-	s.service = rpc.New(rpc.Config{Engine: s.engine, Hub: s.hub, Identity: s.identity, LogKeys: []string{s.signer.VerifierKey()}, StreamsPerToken: s.config.Limits.StreamsPerToken})
+	s.service = rpc.New(rpc.Config{
+		Engine: s.engine, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
+		LogKeys: []string{s.signer.VerifierKey()}, StreamsPerToken: s.config.Limits.StreamsPerToken,
+	})
 	return err
 }
 
@@ -221,12 +227,12 @@ func (s *Server) watch(serve func() error) {
 func (s *Server) routes(options Options) http.Handler {
 	// An assignment is small: compressing it costs more than it saves, a thousand
 	// times for each publication.
-	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithCompressMinBytes(compressFrom), boundedGzip(s.config.Limits.Body))
+	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithConditionalHandlerOptions(compression), boundedGzip(s.config.Limits.Body))
 	gate := &gate{
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
 		maxBody: s.config.Limits.Body, call: callTimeout, stall: stallTimeout, now: options.Now, told: s.tally,
-		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Doctor": exportTimeout, "/Poll": pollTimeout},
+		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Backup": backupTimeout, "/Doctor": exportTimeout, "/Poll": pollTimeout},
 	}
 	service := s.service
 	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate) }
@@ -242,6 +248,15 @@ func (s *Server) routes(options Options) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
 	return mux
+}
+
+// compression says from which size on an answer is compressed: what is encrypted
+// never is.
+func compression(spec connect.Spec) []connect.HandlerOption {
+	if spec.Procedure == keyturnv1connect.ControlServiceBackupProcedure {
+		return []connect.HandlerOption{connect.WithCompressMinBytes(math.MaxInt)}
+	}
+	return []connect.HandlerOption{connect.WithCompressMinBytes(compressFrom)}
 }
 
 func answer(w http.ResponseWriter, err error) {

@@ -17,6 +17,7 @@ import (
 // storage is a store that this process has opened.
 type storage interface {
 	store.Store
+	store.Dumper
 	// Stop waits for what is under way. Repeating it returns the same error.
 	Stop() error
 }

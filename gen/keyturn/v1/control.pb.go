@@ -3605,6 +3605,213 @@ func (x *ExportLogResponse) GetPiece() []byte {
 	return nil
 }
 
+type BackupRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who can decrypt it: 1 to 8 age recipients, for example age1....
+	Recipients    []string `protobuf:"bytes,1,rep,name=recipients,proto3" json:"recipients,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *BackupRequest) GetRecipients() []string {
+	if x != nil {
+		return x.Recipients
+	}
+	return nil
+}
+
+type BackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Content:
+	//
+	//	*BackupResponse_Piece
+	//	*BackupResponse_Manifest
+	Content       isBackupResponse_Content `protobuf_oneof:"content"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *BackupResponse) GetContent() isBackupResponse_Content {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetPiece() []byte {
+	if x != nil {
+		if x, ok := x.Content.(*BackupResponse_Piece); ok {
+			return x.Piece
+		}
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetManifest() *BackupManifest {
+	if x != nil {
+		if x, ok := x.Content.(*BackupResponse_Manifest); ok {
+			return x.Manifest
+		}
+	}
+	return nil
+}
+
+type isBackupResponse_Content interface {
+	isBackupResponse_Content()
+}
+
+type BackupResponse_Piece struct {
+	// The next part of the file.
+	Piece []byte `protobuf:"bytes,1,opt,name=piece,proto3,oneof"`
+}
+
+type BackupResponse_Manifest struct {
+	// The last message. A stream that ends without it is no backup.
+	Manifest *BackupManifest `protobuf:"bytes,2,opt,name=manifest,proto3,oneof"`
+}
+
+func (*BackupResponse_Piece) isBackupResponse_Content() {}
+
+func (*BackupResponse_Manifest) isBackupResponse_Content() {}
+
+type BackupManifest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// The number of rows, and of entries in the audit log.
+	Rows    int64  `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	LogSize uint64 `protobuf:"varint,3,opt,name=log_size,json=logSize,proto3" json:"log_size,omitempty"`
+	// Of all pieces: their length and their SHA-256.
+	Bytes         int64  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Sha256        []byte `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupManifest) Reset() {
+	*x = BackupManifest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupManifest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupManifest) ProtoMessage() {}
+
+func (x *BackupManifest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupManifest.ProtoReflect.Descriptor instead.
+func (*BackupManifest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *BackupManifest) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *BackupManifest) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetLogSize() uint64 {
+	if x != nil {
+		return x.LogSize
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *BackupManifest) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 type DoctorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3613,7 +3820,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3625,7 +3832,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3638,7 +3845,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 type DoctorResponse struct {
@@ -3650,7 +3857,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	mi := &file_keyturn_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3869,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	mi := &file_keyturn_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3882,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -3698,7 +3905,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	mi := &file_keyturn_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3917,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	mi := &file_keyturn_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3930,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Check) GetName() string {
@@ -4045,7 +4252,22 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x04size\x18\x03 \x01(\x04R\x04size\"\x12\n" +
 	"\x10ExportLogRequest\")\n" +
 	"\x11ExportLogResponse\x12\x14\n" +
-	"\x05piece\x18\x01 \x01(\fR\x05piece\"\x0f\n" +
+	"\x05piece\x18\x01 \x01(\fR\x05piece\"/\n" +
+	"\rBackupRequest\x12\x1e\n" +
+	"\n" +
+	"recipients\x18\x01 \x03(\tR\n" +
+	"recipients\"m\n" +
+	"\x0eBackupResponse\x12\x16\n" +
+	"\x05piece\x18\x01 \x01(\fH\x00R\x05piece\x128\n" +
+	"\bmanifest\x18\x02 \x01(\v2\x1a.keyturn.v1.BackupManifestH\x00R\bmanifestB\t\n" +
+	"\acontent\"\xa8\x01\n" +
+	"\x0eBackupManifest\x129\n" +
+	"\n" +
+	"created_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x19\n" +
+	"\blog_size\x18\x03 \x01(\x04R\alogSize\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06sha256\x18\x05 \x01(\fR\x06sha256\"\x0f\n" +
 	"\rDoctorRequest\";\n" +
 	"\x0eDoctorResponse\x12)\n" +
 	"\x06checks\x18\x01 \x03(\v2\x11.keyturn.v1.CheckR\x06checks\"a\n" +
@@ -4059,7 +4281,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\xc7\v\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\x8a\f\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -4080,7 +4302,8 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"ListTokens\x12\x1d.keyturn.v1.ListTokensRequest\x1a\x1e.keyturn.v1.ListTokensResponse\x12N\n" +
 	"\vRevokeToken\x12\x1e.keyturn.v1.RevokeTokenRequest\x1a\x1f.keyturn.v1.RevokeTokenResponse\x12B\n" +
 	"\aReadLog\x12\x1a.keyturn.v1.ReadLogRequest\x1a\x1b.keyturn.v1.ReadLogResponse\x12J\n" +
-	"\tExportLog\x12\x1c.keyturn.v1.ExportLogRequest\x1a\x1d.keyturn.v1.ExportLogResponse0\x01\x12?\n" +
+	"\tExportLog\x12\x1c.keyturn.v1.ExportLogRequest\x1a\x1d.keyturn.v1.ExportLogResponse0\x01\x12A\n" +
+	"\x06Backup\x12\x19.keyturn.v1.BackupRequest\x1a\x1a.keyturn.v1.BackupResponse0\x01\x12?\n" +
 	"\x06Doctor\x12\x19.keyturn.v1.DoctorRequest\x1a\x1a.keyturn.v1.DoctorResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
 
 var (
@@ -4096,7 +4319,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),              // 0: keyturn.v1.SteerAction
 	(*Document)(nil),              // 1: keyturn.v1.Document
@@ -4154,112 +4377,119 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*ReadLogResponse)(nil),       // 53: keyturn.v1.ReadLogResponse
 	(*ExportLogRequest)(nil),      // 54: keyturn.v1.ExportLogRequest
 	(*ExportLogResponse)(nil),     // 55: keyturn.v1.ExportLogResponse
-	(*DoctorRequest)(nil),         // 56: keyturn.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 57: keyturn.v1.DoctorResponse
-	(*Check)(nil),                 // 58: keyturn.v1.Check
-	nil,                           // 59: keyturn.v1.Key.LabelsEntry
-	nil,                           // 60: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                           // 61: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                           // 62: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil), // 63: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 64: google.protobuf.Duration
-	(*Party)(nil),                 // 65: keyturn.v1.Party
+	(*BackupRequest)(nil),         // 56: keyturn.v1.BackupRequest
+	(*BackupResponse)(nil),        // 57: keyturn.v1.BackupResponse
+	(*BackupManifest)(nil),        // 58: keyturn.v1.BackupManifest
+	(*DoctorRequest)(nil),         // 59: keyturn.v1.DoctorRequest
+	(*DoctorResponse)(nil),        // 60: keyturn.v1.DoctorResponse
+	(*Check)(nil),                 // 61: keyturn.v1.Check
+	nil,                           // 62: keyturn.v1.Key.LabelsEntry
+	nil,                           // 63: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                           // 64: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                           // 65: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 67: google.protobuf.Duration
+	(*Party)(nil),                 // 68: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	59, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	63, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	63, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	62, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	66, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	66, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	63, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	60, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	66, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	63, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	61, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	62, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	63, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	63, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	63, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	63, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	64, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	65, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	66, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	66, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	66, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	66, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	63, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	66, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	63, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	63, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	63, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	66, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	66, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	66, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	31, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	63, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	66, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	38, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	63, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	64, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	66, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	67, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	41, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	65, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	63, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	68, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	66, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	42, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	64, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	65, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	63, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	63, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	63, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	63, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	67, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	68, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	66, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	66, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	66, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	66, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	47, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
-	58, // 48: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	2,  // 49: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 50: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 51: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 52: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 53: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19, // 54: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17, // 55: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27, // 56: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29, // 57: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	32, // 58: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	34, // 59: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	36, // 60: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	39, // 61: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	43, // 62: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	45, // 63: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	48, // 64: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	50, // 65: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	52, // 66: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	54, // 67: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	56, // 68: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	3,  // 69: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 70: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 71: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 72: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 73: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20, // 74: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18, // 75: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28, // 76: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30, // 77: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	33, // 78: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	35, // 79: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	37, // 80: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	40, // 81: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	44, // 82: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	46, // 83: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	49, // 84: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	51, // 85: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	53, // 86: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	55, // 87: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	57, // 88: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	69, // [69:89] is the sub-list for method output_type
-	49, // [49:69] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	58, // 48: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
+	66, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	61, // 50: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
+	2,  // 51: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,  // 52: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11, // 53: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13, // 54: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15, // 55: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19, // 56: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17, // 57: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27, // 58: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29, // 59: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	32, // 60: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	34, // 61: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	36, // 62: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	39, // 63: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	43, // 64: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	45, // 65: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	48, // 66: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	50, // 67: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	52, // 68: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	54, // 69: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	56, // 70: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	59, // 71: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	3,  // 72: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 73: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 74: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 75: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 76: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20, // 77: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18, // 78: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28, // 79: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30, // 80: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	33, // 81: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	35, // 82: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	37, // 83: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	40, // 84: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	44, // 85: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	46, // 86: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	49, // 87: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	51, // 88: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	53, // 89: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	55, // 90: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	57, // 91: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	60, // 92: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	72, // [72:93] is the sub-list for method output_type
+	51, // [51:72] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -4268,13 +4498,17 @@ func file_keyturn_v1_control_proto_init() {
 		return
 	}
 	file_keyturn_v1_delivery_proto_init()
+	file_keyturn_v1_control_proto_msgTypes[56].OneofWrappers = []any{
+		(*BackupResponse_Piece)(nil),
+		(*BackupResponse_Manifest)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   62,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

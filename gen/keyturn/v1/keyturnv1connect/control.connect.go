@@ -83,6 +83,8 @@ const (
 	// ControlServiceExportLogProcedure is the fully-qualified name of the ControlService's ExportLog
 	// RPC.
 	ControlServiceExportLogProcedure = "/keyturn.v1.ControlService/ExportLog"
+	// ControlServiceBackupProcedure is the fully-qualified name of the ControlService's Backup RPC.
+	ControlServiceBackupProcedure = "/keyturn.v1.ControlService/Backup"
 	// ControlServiceDoctorProcedure is the fully-qualified name of the ControlService's Doctor RPC.
 	ControlServiceDoctorProcedure = "/keyturn.v1.ControlService/Doctor"
 )
@@ -122,6 +124,9 @@ type ControlServiceClient interface {
 	ReadLog(context.Context, *v1.ReadLogRequest) (*v1.ReadLogResponse, error)
 	// ExportLog sends a bundle that can be verified offline, in pieces. Role viewer.
 	ExportLog(context.Context, *v1.ExportLogRequest) (*connect.ServerStreamForClient[v1.ExportLogResponse], error)
+	// Backup sends an encrypted copy of everything that the server stores, in pieces.
+	// Role admin, with a token that covers every key.
+	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
 	// Doctor checks the invariants against live state. Role viewer.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
 }
@@ -251,6 +256,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ExportLog")),
 			connect.WithClientOptions(opts...),
 		),
+		backup: connect.NewClient[v1.BackupRequest, v1.BackupResponse](
+			httpClient,
+			baseURL+ControlServiceBackupProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
 		doctor: connect.NewClient[v1.DoctorRequest, v1.DoctorResponse](
 			httpClient,
 			baseURL+ControlServiceDoctorProcedure,
@@ -281,6 +292,7 @@ type controlServiceClient struct {
 	revokeToken   *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
 	readLog       *connect.Client[v1.ReadLogRequest, v1.ReadLogResponse]
 	exportLog     *connect.Client[v1.ExportLogRequest, v1.ExportLogResponse]
+	backup        *connect.Client[v1.BackupRequest, v1.BackupResponse]
 	doctor        *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
 }
 
@@ -447,6 +459,11 @@ func (c *controlServiceClient) ExportLog(ctx context.Context, req *v1.ExportLogR
 	return c.exportLog.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Backup calls keyturn.v1.ControlService.Backup.
+func (c *controlServiceClient) Backup(ctx context.Context, req *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error) {
+	return c.backup.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // Doctor calls keyturn.v1.ControlService.Doctor.
 func (c *controlServiceClient) Doctor(ctx context.Context, req *v1.DoctorRequest) (*v1.DoctorResponse, error) {
 	response, err := c.doctor.CallUnary(ctx, connect.NewRequest(req))
@@ -491,6 +508,9 @@ type ControlServiceHandler interface {
 	ReadLog(context.Context, *v1.ReadLogRequest) (*v1.ReadLogResponse, error)
 	// ExportLog sends a bundle that can be verified offline, in pieces. Role viewer.
 	ExportLog(context.Context, *v1.ExportLogRequest, *connect.ServerStream[v1.ExportLogResponse]) error
+	// Backup sends an encrypted copy of everything that the server stores, in pieces.
+	// Role admin, with a token that covers every key.
+	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
 	// Doctor checks the invariants against live state. Role viewer.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
 }
@@ -616,6 +636,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ExportLog")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceBackupHandler := connect.NewServerStreamHandlerSimple(
+		ControlServiceBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(controlServiceMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceDoctorHandler := connect.NewUnaryHandlerSimple(
 		ControlServiceDoctorProcedure,
 		svc.Doctor,
@@ -662,6 +688,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceReadLogHandler.ServeHTTP(w, r)
 		case ControlServiceExportLogProcedure:
 			controlServiceExportLogHandler.ServeHTTP(w, r)
+		case ControlServiceBackupProcedure:
+			controlServiceBackupHandler.ServeHTTP(w, r)
 		case ControlServiceDoctorProcedure:
 			controlServiceDoctorHandler.ServeHTTP(w, r)
 		default:
@@ -747,6 +775,10 @@ func (UnimplementedControlServiceHandler) ReadLog(context.Context, *v1.ReadLogRe
 
 func (UnimplementedControlServiceHandler) ExportLog(context.Context, *v1.ExportLogRequest, *connect.ServerStream[v1.ExportLogResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ExportLog is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.Backup is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error) {

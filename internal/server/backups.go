@@ -1,0 +1,35 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/backup"
+	"github.com/keyturn/keyturn/internal/rpc"
+)
+
+// backups implements rpc.Backups on the server's store.
+type backups struct {
+	server  *Server
+	now     func() time.Time
+	version string
+}
+
+// Check implements rpc.Backups.
+func (b backups) Check(recipients []string) error {
+	_, err := backup.ParseRecipients(recipients)
+	return err
+}
+
+// Write implements rpc.Backups.
+func (b backups) Write(ctx context.Context, w io.Writer, recipients []string) (rpc.BackupManifest, error) {
+	manifest, err := backup.Write(ctx, w, b.server.store, backup.Config{
+		Recipients: recipients, Log: b.server.signer.Name(), Version: b.version, Now: b.now(),
+	})
+	if err != nil {
+		return rpc.BackupManifest{}, fmt.Errorf("back up: %w", err)
+	}
+	return rpc.BackupManifest{Created: manifest.Time, Rows: manifest.Rows(), LogSize: manifest.Log.Size}, nil
+}
