@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -515,4 +516,40 @@ func (f *fake) ExportLog(ctx context.Context, _ *keyturnv1.ExportLogRequest, str
 		}
 	}
 	return nil
+}
+
+// Backup sends pieces and a manifest; what is wrong with them depends on the first
+// recipient.
+func (f *fake) Backup(_ context.Context, request *keyturnv1.BackupRequest, stream *connect.ServerStream[keyturnv1.BackupResponse]) error {
+	content := bytes.Repeat([]byte("sealed "), 100)
+	sum := sha256.Sum256(content)
+	manifest := &keyturnv1.BackupManifest{CreatedAt: at(0), Rows: 42, LogSize: 5, Bytes: int64(len(content)), Sha256: sum[:]}
+	how := request.GetRecipients()[0]
+	switch how {
+	case "age1short":
+		content = content[:400]
+	case "age1altered":
+		content[3] = 'x'
+	case "age1nobody":
+		return connect.NewError(connect.CodeInvalidArgument, errors.New("recipients: number 1 is none"))
+	case "age1second":
+		return connect.NewError(connect.CodeResourceExhausted, errors.New("a backup is under way already; wait for it"))
+	}
+	for piece := range slices.Chunk(content, 100) {
+		if err := stream.Send(&keyturnv1.BackupResponse{Content: &keyturnv1.BackupResponse_Piece{Piece: piece}}); err != nil {
+			return err
+		}
+	}
+	switch how {
+	case "age1endless":
+		return nil
+	case "age1stopped":
+		return connect.NewError(connect.CodeUnavailable, errors.New("the server is stopping"))
+	case "age1trailing":
+		manifest.Bytes += 7
+		if err := stream.Send(&keyturnv1.BackupResponse{Content: &keyturnv1.BackupResponse_Manifest{Manifest: manifest}}); err != nil {
+			return err
+		}
+	}
+	return stream.Send(&keyturnv1.BackupResponse{Content: &keyturnv1.BackupResponse_Manifest{Manifest: manifest}})
 }
