@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
+
 	"github.com/keyturn/keyturn/client"
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/agent/execute"
@@ -205,7 +207,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "/v1/traces"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0
@@ -254,6 +256,7 @@ func (w *world) fromServer(t *testing.T, found places) {
 	if err := bundle.Err(); err != nil {
 		t.Fatal(err)
 	}
+	w.backup(t, found)
 	rotations, err := w.control.ListRotations(t.Context(), &keyturnv1.ListRotationsRequest{Key: keyName})
 	if err != nil {
 		t.Fatal(err)
@@ -267,6 +270,36 @@ func (w *world) fromServer(t *testing.T, found places) {
 	}
 	found["the parties"] = []byte(parties.String())
 	found["the key"] = []byte(w.key(t).String())
+}
+
+// backup adds a backup, as it leaves the server and as its recipient reads it.
+func (w *world) backup(t *testing.T, found places) {
+	t.Helper()
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := w.control.Backup(t.Context(), &keyturnv1.BackupRequest{Recipients: []string{identity.Recipient().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sealed []byte
+	whole := false
+	for stream.Receive() {
+		sealed = append(sealed, stream.Msg().GetPiece()...)
+		whole = stream.Msg().GetManifest() != nil
+	}
+	if stream.Err() != nil || !whole {
+		t.Fatalf("the backup is not whole: %v", stream.Err())
+	}
+	plain, err := age.Decrypt(bytes.NewReader(sealed), identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found["the decrypted backup"], err = io.ReadAll(plain); err != nil {
+		t.Fatal(err)
+	}
+	found["the backup"] = sealed
 }
 
 // exec runs a program with the key in its environment, as keyturn exec does,
