@@ -33,7 +33,7 @@ type Move struct {
 func checkArrived(ctx context.Context, conn *pgx.Conn, mover bool) error {
 	move, found, err := readMove(ctx, conn)
 	if err == nil && found && !move.Done && !mover {
-		err = fmt.Errorf("postgres: %w from %s (run the same keyturn migrate-store again: it finishes what was begun)", ErrArriving, move.Source)
+		err = fmt.Errorf("postgres: %w from %s (run the same keyturn migrate-store or keyturn restore again: it finishes what was begun)", ErrArriving, move.Source)
 	}
 	return err
 }

@@ -68,7 +68,7 @@ var _ store.Store = (*Store)(nil)
 
 // Open opens the database, creates it when missing, and brings its schema up to
 // date. It fails with ErrLocked, ErrPermissions, ErrCorrupt, ErrNewer,
-// ErrMoved or store.ErrFull, each with a hint. Leases that another process held have run out
+// ErrMoved, ErrRestoring or store.ErrFull, each with a hint. Leases that another process held have run out
 // then. ctx bounds Open only. Stop must be called.
 func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if config.Path == "" {
@@ -84,12 +84,19 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: path of the database: %w", err)
 	}
+	// Before anything is created, and again when nobody else can restore.
+	if err := checkRestored(path); err != nil {
+		return nil, err
+	}
 	if err := prepareFile(path); err != nil {
 		return nil, err
 	}
 	lock, err := lockFile(path)
 	if err != nil {
 		return nil, err
+	}
+	if err := checkRestored(path); err != nil {
+		return nil, errors.Join(err, lock.Close())
 	}
 	s := &Store{path: path, lock: lock, watches: newWatches(), kick: make(chan struct{}, 1), done: make(chan struct{})}
 	if err := s.connect(ctx, config); err != nil {
