@@ -37,6 +37,12 @@ func (s *Server) open(ctx context.Context) (*file.Keeper, error) {
 		if err != nil {
 			return nil, err
 		}
+		if first {
+			// Nor is one that is being restored.
+			if first, err = missing(database + sqlite.Restoring); err != nil {
+				return nil, err
+			}
+		}
 		keys, err := s.openKeys(first)
 		if err != nil {
 			return nil, err
