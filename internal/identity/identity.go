@@ -218,11 +218,17 @@ func (r *Registry) Find(ctx context.Context, id string) (Token, error) {
 // for connections that outlive the call that authenticated them.
 func (r *Registry) Check(ctx context.Context, id string) error {
 	now := r.config.Now()
-	cached, err := r.lookUp(ctx, id, now)
+	if cached, ok := r.recall(id, now); ok {
+		return cached.token.expired(now)
+	}
+	token, err := r.read(ctx, id)
+	if errors.Is(err, ErrNotFound) {
+		return ErrUnauthenticated
+	}
 	if err != nil {
 		return err
 	}
-	return cached.token.expired(now)
+	return token.expired(now)
 }
 
 // sweepBatch bounds the tokens that one transaction deletes.
@@ -312,25 +318,48 @@ type cachedToken struct {
 	revocations uint64
 }
 
-// lookUp returns a token from the memory or from the store.
-func (r *Registry) lookUp(ctx context.Context, id string, now time.Time) (cachedToken, error) {
+// recall returns a token from the memory.
+func (r *Registry) recall(id string, now time.Time) (cachedToken, bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	cached, ok := r.known[id]
-	revocations := r.revocations
+	return cached, ok && now.Sub(cached.read) < cacheFor && !now.Before(cached.read)
+}
+
+// fetch returns a token from the store, a decoy when there is none.
+func (r *Registry) fetch(ctx context.Context, id string, now time.Time) (cachedToken, error) {
+	r.mu.Lock()
+	cached := cachedToken{read: now, revocations: r.revocations}
 	r.mu.Unlock()
-	if ok && now.Sub(cached.read) < cacheFor && !now.Before(cached.read) {
-		return cached, nil
-	}
-	token, err := r.read(ctx, id)
-	if errors.Is(err, ErrNotFound) {
-		return cached, ErrUnauthenticated
-	}
-	if err != nil {
-		return cached, err
-	}
-	cached = cachedToken{token: token, read: now, revocations: revocations}
-	copy(cached.hash[:], token.Hash)
-	return cached, nil
+	var err error
+	cached.token, err = r.readOrDecoy(ctx, id)
+	copy(cached.hash[:], cached.token.Hash)
+	return cached, err
+}
+
+// decoy is decoded and compared in place of a token that does not exist, so that
+// the time until a refusal does not tell whether there is a token with that ID. It
+// matches nothing: no text has a hash of zeros, and it has no role.
+const decoy = `{"id":"0000000000000000","name":"nobody","role":"","keys":["nothing/**"],` +
+	`"created":"2026-01-01T00:00:00Z","hash":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`
+
+func (r *Registry) readOrDecoy(ctx context.Context, id string) (Token, error) {
+	var token Token
+	err := r.config.Store.View(ctx, func(tx store.Tx) error {
+		token = Token{}
+		doc, err := tx.Docs.Get(ctx, kindToken, id)
+		if errors.Is(err, store.ErrNotFound) {
+			doc.Body, err = []byte(decoy), nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(doc.Body, &token); err != nil {
+			return fmt.Errorf("stored token %s is damaged: %w", id, err)
+		}
+		return nil
+	})
+	return token, err
 }
 
 func (t *Token) expired(now time.Time) error {
@@ -342,16 +371,20 @@ func (t *Token) expired(now time.Time) error {
 
 // Authenticate returns who a token stands for. It fails with ErrUnauthenticated,
 // or when the store does. A text that is not of a token's form, checksum
-// included, costs no access to the store.
+// included, costs no access to the store. A wrong secret costs the same as an ID
+// that does not exist, whether the token was used lately or not.
 func (r *Registry) Authenticate(ctx context.Context, text secret.Value) (Caller, error) {
 	id, hash, malformed := splitToken(text)
 	if malformed != nil {
 		return Caller{}, ErrUnauthenticated
 	}
 	now := r.config.Now()
-	cached, err := r.lookUp(ctx, id, now)
-	if err != nil {
-		return Caller{}, err
+	cached, recalled := r.recall(id, now)
+	if !recalled || subtle.ConstantTimeCompare(hash[:], cached.hash[:]) != 1 {
+		var err error
+		if cached, err = r.fetch(ctx, id, now); err != nil {
+			return Caller{}, err
+		}
 	}
 	if subtle.ConstantTimeCompare(hash[:], cached.hash[:]) != 1 {
 		return Caller{}, ErrUnauthenticated
@@ -415,12 +448,9 @@ func (r *Registry) Redeem(ctx context.Context, text secret.Value, wanted PartySh
 	if err != nil {
 		return PartyShape{}, secret.Value{}, ErrUnauthenticated
 	}
-	join, err := r.read(ctx, id)
+	join, err := r.readOrDecoy(ctx, id)
 	if err == nil {
 		err = r.checkJoin(&join, hash)
-	}
-	if errors.Is(err, ErrNotFound) {
-		err = ErrUnauthenticated
 	}
 	if err != nil {
 		return PartyShape{}, secret.Value{}, err
