@@ -2,8 +2,10 @@ package real
 
 import (
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -68,6 +70,7 @@ func TestFullDisk(t *testing.T) {
 	w.tap.stand(g)
 	id := w.rotate(t, &keyturnv1.RotateRequest{Reason: "the disk fills up"})
 	await(t, "the primary accepts", reached)
+	before := w.verified(t)
 	ballast := fill(t, disk)
 	release()
 	eventually(t, "the log speaks of the full disk", func() bool { return strings.Contains(w.logs.String(), "full") })
@@ -80,6 +83,9 @@ func TestFullDisk(t *testing.T) {
 	}
 	l.more(t, 50)
 	w.mustAccept(t, 1)
+	// It is ready all the same: reads and streams go on, and a server that gets no
+	// requests could not tell its parties anything.
+	w.isReady(t)
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
@@ -89,5 +95,22 @@ func TestFullDisk(t *testing.T) {
 	w.mustAccept(t, 2)
 	w.mustRefuse(t, 1)
 	l.check(t)
+	w.isReady(t)
 	w.healthy(t)
+	// What had been committed is there, and the rotation's own entries follow.
+	if after := w.verified(t); len(after) <= len(before) || !slices.Equal(after[:len(before)], before) {
+		t.Errorf("of the %d entries before the disk was full, not all are among the %d after", len(before), len(after))
+	}
+}
+
+func (w *world) isReady(t *testing.T) {
+	t.Helper()
+	answer, err := w.client.Get(w.address() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Errorf("/readyz: status %d", answer.StatusCode)
+	}
 }

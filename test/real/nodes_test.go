@@ -1,7 +1,6 @@
 package real
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
-	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/key"
@@ -273,21 +271,7 @@ func (c *cluster) verifies(t *testing.T) {
 	for _, n := range c.nodes {
 		c.use(n)
 		c.healthy(t)
-		stream, err := c.control.ExportLog(t.Context(), &keyturnv1.ExportLogRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var bundle []byte
-		for stream.Receive() {
-			bundle = append(bundle, stream.Msg().GetPiece()...)
-		}
-		if err := stream.Err(); err != nil {
-			t.Fatal(err)
-		}
-		report, err := audit.VerifyBundle(bytes.NewReader(bundle), audit.Options{})
-		if err != nil || report.Entries == 0 {
-			t.Errorf("the audit log: %v, %+v", err, report)
-		}
+		c.verified(t)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/provider"
@@ -373,6 +374,31 @@ func (w *world) healthy(t *testing.T) {
 			t.Errorf("doctor: %s: %s", check.GetName(), check.GetMessage())
 		}
 	}
+}
+
+// verified fails the test unless the audit log is whole and signed. It returns its entries.
+func (w *world) verified(t *testing.T) (entries []string) {
+	t.Helper()
+	stream, err := w.control.ExportLog(t.Context(), &keyturnv1.ExportLogRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bundle []byte
+	for stream.Receive() {
+		bundle = append(bundle, stream.Msg().GetPiece()...)
+	}
+	if err := stream.Err(); err != nil {
+		t.Fatal(err)
+	}
+	visit := func(e audit.Entry) error {
+		entries = append(entries, fmt.Sprintf("%+v", e))
+		return nil
+	}
+	report, err := audit.VerifyBundle(bytes.NewReader(bundle), audit.Options{Visit: visit})
+	if err != nil || report.Entries == 0 {
+		t.Errorf("the audit log: %v, %+v", err, report)
+	}
+	return entries
 }
 
 func (w *world) caFile() string { return filepath.Join(w.config.DataDir, "ca.pem") }
