@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,9 +112,44 @@ func (w *world) stops(n uint64) []stop {
 	return all
 }
 
+// changes is how often the target was told to change something, as it says itself.
+type changes struct{ accepted, refused int }
+
+func (w *world) changes(t *testing.T) changes {
+	t.Helper()
+	log, err := os.ReadFile(w.primary.LogFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changes{
+		accepted: len(regexp.MustCompile(`ALTER ROLE "?orders_[ab]"? LOGIN PASSWORD`).FindAll(log, -1)),
+		refused:  len(regexp.MustCompile(`ALTER ROLE "?orders_[ab]"? NOLOGIN PASSWORD NULL`).FindAll(log, -1)),
+	}
+}
+
+// once fails the test unless one rotation made each change once. One that was
+// carried out and not recorded when the server was killed may be repeated once: that
+// at which it stood, or, while it stood at the replica, the primary's beside it.
+func (c changes) once(t *testing.T, before changes, at stop) {
+	t.Helper()
+	for op, times := range map[string]int{"accept": c.accepted - before.accepted, "refuse": c.refused - before.refused} {
+		most := 1
+		if at.After && at.Op == op || strings.HasPrefix(at.Endpoint, "replica") {
+			most = 2
+		}
+		if times < 1 || times > most {
+			t.Errorf("the target was told %d times to %s, want 1 to %d", times, op, most)
+		}
+		if times > 1 {
+			t.Logf("the target was told %d times to %s", times, op)
+		}
+	}
+}
+
 // TestKilledAtEveryEffect kills the server at every effect of a rotation, before
 // it and between it and its record. Every time the next start ends where no crash
-// would have, and no application notices.
+// would have, no change of the target is made twice but the one that was not
+// recorded, and no application notices.
 func TestKilledAtEveryEffect(t *testing.T) { stores(t, killedAtEveryEffect) }
 
 func killedAtEveryEffect(t *testing.T, postgres bool) {
@@ -126,12 +164,13 @@ func killedAtEveryEffect(t *testing.T, postgres bool) {
 		at := m.stops(n)[i]
 		name := at.Op + " " + at.Endpoint
 		m.process.stopAt(t, at)
-		begun := time.Now()
+		before, begun := m.changes(t), time.Now()
 		id := m.rotate(t, &keyturnv1.RotateRequest{Reason: fmt.Sprintf("killed at %s, after: %v", name, at.After)})
 		await(t, fmt.Sprintf("%s, after: %v", name, at.After), m.process.reached)
 		m.again(t)
 		m.finish(t, id, "done")
 		m.same(t, n)
+		m.changes(t).once(t, before, at)
 		t.Logf("killed at %s, after: %v; it took %v", name, at.After, time.Since(begun))
 		if t.Failed() {
 			t.Fatalf("this was the kill at %s, after: %v\n%s", name, at.After, m.timeline(t, id))
