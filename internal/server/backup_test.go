@@ -285,6 +285,26 @@ func TestBackupRefuses(t *testing.T) {
 	}
 }
 
+// TestBackupForLongRecipients: of recipients that no audit entry can hold it holds
+// the SHA-256.
+func TestBackupForLongRecipients(t *testing.T) {
+	w := startServer(t, configOf(t.TempDir()))
+	identity, err := age.GenerateHybridIdentity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := identity.Recipient().String()
+	stream, err := w.control(w.root).Backup(t.Context(), &keyturnv1.BackupRequest{Recipients: slices.Repeat([]string{name}, 8)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, _ := rest(t, stream, nil)
+	held(t, file, identity)
+	if log, want := w.log(t), fmt.Sprintf(`"recipient.8":"sha256:%x"`, sha256.Sum256([]byte(name))); strings.Count(log, want) != 2 {
+		t.Errorf("the log lacks %s: %s", want, log)
+	}
+}
+
 // TestBackupEnds: a backup ends with its caller, its token and the server; that it
 // failed is audited, and the next one may begin.
 func TestBackupEnds(t *testing.T) {
@@ -299,6 +319,24 @@ func TestBackupEnds(t *testing.T) {
 	pgtest.Eventually(t, "its end is recorded", func() bool { return failed() == 1 })
 	stream, file := w.begun(t, t.Context(), identity)
 	rest(t, stream, file)
+
+	token, err := w.control(w.root).CreateToken(t.Context(), &keyturnv1.CreateTokenRequest{Name: "brief", Role: "admin", Keys: []string{"**"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	brief := w.slow(t)
+	brief.root = token.GetToken()
+	stream, _ = brief.begun(t, t.Context(), identity)
+	if _, err := w.control(w.root).RevokeToken(t.Context(), &keyturnv1.RevokeTokenRequest{Id: token.GetId()}); err != nil {
+		t.Fatal(err)
+	}
+	for stream.Receive() {
+		if stream.Msg().GetManifest() != nil {
+			t.Error("a backup whose token was revoked has a manifest")
+		}
+	}
+	wantCode(t, "a backup whose token was revoked", stream.Err(), connect.CodeUnauthenticated)
+	pgtest.Eventually(t, "its end is recorded", func() bool { return failed() == 2 })
 
 	stream, _ = w.slow(t).begun(t, t.Context(), identity)
 	stopped := make(chan error, 1)
