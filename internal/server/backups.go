@@ -25,6 +25,10 @@ func (b backups) Check(recipients []string) error {
 
 // Write implements rpc.Backups.
 func (b backups) Write(ctx context.Context, w io.Writer, recipients []string) (rpc.BackupManifest, error) {
+	// All but the last moments of the log in it can be proved then.
+	if _, err := b.server.engine.Checkpoint(ctx); err != nil {
+		return rpc.BackupManifest{}, fmt.Errorf("back up: %w", err)
+	}
 	manifest, err := backup.Write(ctx, w, b.server.store, backup.Config{
 		Recipients: recipients, Log: b.server.signer.Name(), Version: b.version, Now: b.now(),
 	})

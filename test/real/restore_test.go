@@ -1,46 +1,55 @@
 package real
 
 import (
-	"database/sql"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
-	_ "modernc.org/sqlite" // copies the database while the server runs
+	"filippo.io/age"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/key"
 )
 
-// copyStore copies the server's database while the server runs.
-func (w *world) copyStore(t *testing.T, to string) {
+// backUp takes a backup of the server while it runs.
+func (w *world) backUp(t *testing.T, to string, id *age.X25519Identity) {
 	t.Helper()
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(w.config.DataDir, "keyturn.db")+"?mode=ro")
+	stream, err := w.control.Backup(t.Context(), &keyturnv1.BackupRequest{Recipients: []string{id.Recipient().String()}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = db.Close() }() // it was only read
-	if _, err := db.ExecContext(t.Context(), "VACUUM INTO ?", to); err != nil {
+	file, err := os.Create(to)
+	for err == nil && stream.Receive() {
+		_, err = file.Write(stream.Msg().GetPiece())
+	}
+	if err := errors.Join(err, stream.Err(), stream.Close(), file.Close()); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// putBack replaces the database by the copy, as after the loss of the server.
-func (w *world) putBack(t *testing.T, from string) {
+// restore makes the database from a backup, after all but the keys and the last
+// checkpoint was lost.
+func (w *world) restore(t *testing.T, from string, id *age.X25519Identity) {
 	t.Helper()
-	path := filepath.Join(w.config.DataDir, "keyturn.db")
-	for _, rest := range []string{"-wal", "-shm"} {
-		if err := os.Remove(path + rest); err != nil && !os.IsNotExist(err) {
+	lost, err := filepath.Glob(filepath.Join(w.config.DataDir, "keyturn.db*"))
+	if err != nil || len(lost) == 0 {
+		t.Fatal(lost, err)
+	}
+	for _, name := range lost {
+		if err := os.Remove(name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	content, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(path, content, 0o600)
-	}
+	report, err := server.Restore(t.Context(), w.config, server.RestoreOptions{File: from, Identities: []age.Identity{id}, Now: time.Now()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if report.Log.Proven == 0 || report.Log.Proven > report.Log.Entries {
+		t.Errorf("the log of the backup: %+v", report.Log)
 	}
 }
 
@@ -66,12 +75,16 @@ func TestPainVault22275(t *testing.T) {
 	w.first(t)
 	l := w.fleet(t, 5)
 	w.finish(t, w.rotate(t, &keyturnv1.RotateRequest{Reason: "before the copy"}), "done")
-	saved := filepath.Join(w.dir, "saved.db")
+	saved := filepath.Join(w.dir, "keyturn.backup")
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
 	gate, reached, release := at(point{op: "accept", endpoint: "primary", version: 3})
 	w.tap.stand(gate)
 	open := w.rotate(t, &keyturnv1.RotateRequest{Reason: "under way when the copy is made"})
 	await(t, "the rotation is accepting", reached)
-	w.copyStore(t, saved)
+	w.backUp(t, saved, id)
 	w.tap.stand(nil)
 	release()
 	w.finish(t, open, "done")
@@ -79,7 +92,7 @@ func TestPainVault22275(t *testing.T) {
 	l.more(t, 50)
 
 	w.stop(t)
-	w.putBack(t, saved)
+	w.restore(t, saved, id)
 	before := w.tap.outside()
 	w.start(t)
 	eventually(t, "the differences are shown", func() bool { return len(w.key(t).GetDifferences()) > 0 })
