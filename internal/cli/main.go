@@ -27,13 +27,15 @@ type Config struct {
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 
-	// Server, MoveStore, Dev and Demo run what the command line may not import.
+	// Server, MoveStore, Restore, VerifyBackup, Dev and Demo run what the command line may not import.
 	// Server, Dev and Demo return nil when ctx ends them. A command whose function
 	// is nil does not exist.
-	Server    func(ctx context.Context, o ServerOptions) error
-	MoveStore func(ctx context.Context, o MoveOptions) error
-	Dev       func(ctx context.Context, o DevOptions) error
-	Demo      func(ctx context.Context, o DemoOptions) error
+	Server       func(ctx context.Context, o ServerOptions) error
+	MoveStore    func(ctx context.Context, o MoveOptions) error
+	Restore      func(ctx context.Context, o RestoreOptions) error
+	VerifyBackup func(ctx context.Context, o VerifyBackupOptions) error
+	Dev          func(ctx context.Context, o DevOptions) error
+	Demo         func(ctx context.Context, o DemoOptions) error
 
 	// CheckConfig and Providers are what "policy lint" knows of providers; see
 	// policy.LintOptions.
@@ -56,6 +58,28 @@ type MoveOptions struct {
 	ConfigFile string
 	JSON       bool
 	// Stdout takes what was done.
+	Stdout io.Writer
+}
+
+// RestoreOptions say what to restore, and where to.
+type RestoreOptions struct {
+	// File is the backup, IdentityFile holds age identities, ConfigFile is the
+	// server's configuration.
+	File, IdentityFile, ConfigFile string
+	// Keys are verifier keys that signed the audit log earlier.
+	Keys []string
+	JSON bool
+	// Stdout takes what was done.
+	Stdout io.Writer
+}
+
+// VerifyBackupOptions say what to verify.
+type VerifyBackupOptions struct {
+	File, IdentityFile string
+	// Keys are verifier keys of the audit log; none means that no signature is checked.
+	Keys []string
+	JSON bool
+	// Stdout takes the outcome.
 	Stdout io.Writer
 }
 

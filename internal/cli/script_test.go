@@ -48,6 +48,14 @@ func hooks() cli.Config {
 			fmt.Fprintf(o.Stdout, "{\"config\":%q,\"json\":%v}\n", o.ConfigFile, o.JSON)
 			return nil
 		},
+		Restore: func(_ context.Context, o cli.RestoreOptions) error {
+			fmt.Fprintf(o.Stdout, "%s %s %s %s %v\n", o.File, o.IdentityFile, o.ConfigFile, o.Keys, o.JSON)
+			return nil
+		},
+		VerifyBackup: func(_ context.Context, o cli.VerifyBackupOptions) error {
+			fmt.Fprintf(o.Stdout, "%s %s %s %v\n", o.File, o.IdentityFile, o.Keys, o.JSON)
+			return nil
+		},
 		Dev: func(_ context.Context, o cli.DevOptions) error {
 			return o.Ready(cli.DevServer{Address: "https://" + o.Listen, CACert: "/tmp/it's/ca.pem", Token: secret.NewString("kt-root"), Dir: o.Dir, AuditKey: "log+0+key"})
 		},
