@@ -58,13 +58,7 @@ func sample(t testing.TB, n int) (tables, note.Verifier) {
 		},
 	}
 	var hashes []tlog.Hash
-	reader := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
-		var found []tlog.Hash
-		for _, i := range indexes {
-			found = append(found, hashes[i])
-		}
-		return found, nil
-	})
+	reader := stored(&hashes)
 	var tail audit.Tail
 	for i := range n {
 		batch, err := audit.Append(tail, reader, audit.Entry{At: time.Unix(int64(i), 0), Actor: audit.Actor{ID: "test", Kind: "server"}, Action: "test.entry", Outcome: audit.OutcomeOK})
@@ -85,6 +79,17 @@ func sample(t testing.TB, n int) (tables, note.Verifier) {
 	}
 	d["docs"] = append(d["docs"], []any{"installation", "keys", int64(n), int64(5), fmt.Appendf(nil, `{"kek":"k1","log":%q}`, verifier)})
 	return d, trusted
+}
+
+// stored reads hashes by their storage index.
+func stored(hashes *[]tlog.Hash) tlog.HashReader {
+	return tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		var found []tlog.Hash
+		for _, i := range indexes {
+			found = append(found, (*hashes)[i])
+		}
+		return found, nil
+	})
 }
 
 func must(t testing.TB, err error) {
@@ -178,8 +183,21 @@ func TestForged(t *testing.T) {
 		"an entry lost":    func(d tables) { d["log_records"] = append(d["log_records"][:2:2], d["log_records"][3:]...) },
 		"the end lost":     func(d tables) { d["log_records"], d["log_hashes"] = d["log_records"][:2], d["log_hashes"][:3] },
 		"a hash changed":   func(d tables) { d["log_hashes"][1][1].([]byte)[0] ^= 1 },
-		"never signed":     func(d tables) { d["docs"] = d["docs"][2:] },
-		"out of order":     func(d tables) { d["docs"][0], d["docs"][1] = d["docs"][1], d["docs"][0] },
+		"an entry and all hashes changed": func(d tables) {
+			d["log_records"][2][1] = append([]byte(" "), d["log_records"][2][1].([]byte)...)
+			d["log_hashes"] = nil
+			var hashes []tlog.Hash
+			for n, row := range d["log_records"] {
+				stored, err := tlog.StoredHashesForRecordHash(int64(n), tlog.RecordHash(row[1].([]byte)), stored(&hashes))
+				must(t, err)
+				for _, hash := range stored {
+					d["log_hashes"] = append(d["log_hashes"], []any{int64(len(hashes)), bytes.Clone(hash[:])})
+					hashes = append(hashes, hash)
+				}
+			}
+		},
+		"never signed": func(d tables) { d["docs"] = d["docs"][2:] },
+		"out of order": func(d tables) { d["docs"][0], d["docs"][1] = d["docs"][1], d["docs"][0] },
 	} {
 		source, verifier := sample(t, 9)
 		forge(source)
