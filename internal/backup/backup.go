@@ -45,7 +45,7 @@ var (
 )
 
 // MaxRecipients bounds Config.Recipients.
-const MaxRecipients = 64
+const MaxRecipients = 8
 
 // Config says how to write a backup.
 type Config struct {

@@ -216,8 +216,8 @@ func TestRecipients(t *testing.T) {
 		recipients []string
 		says       string
 	}{
-		{nil, "1 to 64"},
-		{make([]string, MaxRecipients+1), "there are 65"},
+		{nil, "1 to 8"},
+		{make([]string, MaxRecipients+1), "there are 9"},
 		{[]string{good, "age1nonsense"}, "number 2 of 2"},
 		{[]string{identity(t).String()}, "does not begin with age1"},
 		{[]string{good, hybrid.Recipient().String()}, "weakest"},
