@@ -252,6 +252,18 @@ func (l ledger) PageSent(_ context.Context, id string) error {
 	return nil
 }
 
+// noted reports whether a message whose ID ends so was sent.
+func (l ledger) noted(end string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range l.sent {
+		if strings.HasSuffix(id, end) {
+			return true
+		}
+	}
+	return false
+}
+
 // TestOneOfSeveralServersPages: of two servers that both know of a hold one pages,
 // and one says that it is over. Without their common ledger both do.
 func TestOneOfSeveralServersPages(t *testing.T) {
@@ -277,6 +289,8 @@ func TestOneOfSeveralServersPages(t *testing.T) {
 	}
 	hold()
 	h.until(t, func() bool { return len(h.pages) >= 1 && h.pages[len(h.pages)-1].Status == "resolved" })
+	// A server that is stopped before it is noted sends it again.
+	servers[0].eventually(func() bool { return common.noted("/resolved") })
 	servers[1].end()
 	before := len(h.pages)
 	servers[1] = begin(t, func() signals.Config {
