@@ -14,9 +14,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN     := bin/keyturn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-# Packages tested at the same time: one for each core, and one that waits. Tests start
-# servers of their own, so more only make them wait for each other.
-JOBS      ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+# Packages tested at the same time. Tests start servers of their own, so more than the
+# cores only makes them wait for each other.
+JOBS      ?= $(shell nproc 2>/dev/null || echo 2)
 # Further flags of go test, for example TESTFLAGS='-v -run Explore'.
 TESTFLAGS ?=
 # How long make soak draws fleets for the simulation.
