@@ -80,7 +80,7 @@ func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 	} else {
 		d.state.docs[doc.Kind] = slices.Insert(list, i, doc)
 	}
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return doc.Rev, nil
 }
 
@@ -97,7 +97,7 @@ func (d docs) Delete(ctx context.Context, kind, name string, rev uint64) error {
 		return fmt.Errorf("memstore: document %s %q is not at revision %d: %w", kind, name, rev, store.ErrConflict)
 	}
 	d.state.docs[kind] = slices.Delete(d.own(kind), i, i+1)
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return nil
 }
 

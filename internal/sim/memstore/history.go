@@ -93,7 +93,7 @@ func (l auditLog) Append(ctx context.Context, first uint64, records [][]byte, fi
 	}
 	l.state.hashes = append(l.state.hashes, hashes...)
 	if len(records) > 0 {
-		l.touched.add(store.TopicLog)
+		l.touched.Add(store.TopicLog)
 	}
 	return nil
 }

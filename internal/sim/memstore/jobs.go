@@ -59,7 +59,7 @@ func (q queue) Enqueue(ctx context.Context, jobs ...store.Job) error {
 		j.Attempt, j.Fence, j.RunAt, j.Body = 0, 0, micro(j.RunAt), bytes.Clone(j.Body)
 		q.store.jobSeq++
 		q.state.jobs = append(q.ownedJobs(), job{Job: j, seq: q.store.jobSeq})
-		q.touched.add(store.TopicJobs)
+		q.touched.Add(store.TopicJobs)
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func (l leases) Jump(ctx context.Context, floor uint64) error {
 			l.state.jobs = slices.Delete(l.state.jobs, i, i+1)
 		}
 	}
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	return nil
 }
 
@@ -193,7 +193,7 @@ func (l leases) Settle(ctx context.Context, id string, fence uint64, retryAt tim
 	if err != nil {
 		return err
 	}
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	jobs := l.ownedJobs()
 	if !retryAt.IsZero() && !l.waiting(jobs[i].Lane) {
 		jobs[i].leased, jobs[i].until, jobs[i].RunAt = false, time.Time{}, micro(retryAt)

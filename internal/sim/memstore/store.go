@@ -21,7 +21,7 @@ type Store struct {
 	// given out again.
 	rev, fence uint64
 	jobSeq     uint64
-	watches    watches
+	watches    store.Watches
 }
 
 // state is one committed state. What it refers to is never changed in place,
@@ -63,11 +63,11 @@ func (s *Store) Update(ctx context.Context, fn func(store.Tx) error) error {
 		return err
 	}
 	touched, err := s.update(fn)
-	s.watches.wake(touched)
+	s.watches.Wake(touched)
 	return err
 }
 
-func (s *Store) update(fn func(store.Tx) error) (topics, error) {
+func (s *Store) update(fn func(store.Tx) error) (store.Topics, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := &tx{store: s, state: *s.state.Load(), writes: true}
@@ -82,7 +82,7 @@ func (s *Store) update(fn func(store.Tx) error) (topics, error) {
 
 // Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, topic store.Topic) <-chan struct{} {
-	return s.watches.add(ctx, topic)
+	return s.watches.Add(ctx, topic)
 }
 
 // Backup is the state of a store at one moment.
@@ -121,7 +121,7 @@ type tx struct {
 	state   state
 	writes  bool
 	done    bool
-	touched topics
+	touched store.Topics
 	// own* tell that a part was copied and may be changed.
 	ownDocs, ownEvents, ownJobs, ownMaterials bool
 	ownKinds                                  map[string]bool
@@ -149,51 +149,4 @@ func (t *tx) writing(ctx context.Context) error {
 		return fmt.Errorf("memstore: %w (use Update)", store.ErrReadOnly)
 	}
 	return nil
-}
-
-// topics is a set of store.Topic.
-type topics uint8
-
-func (t *topics) add(topic store.Topic) { *t |= 1 << topic }
-
-func (t topics) has(topic store.Topic) bool { return t&(1<<topic) != 0 }
-
-type watches struct {
-	mu   sync.Mutex
-	list []watch
-}
-
-type watch struct {
-	c     chan struct{}
-	topic store.Topic
-}
-
-func (w *watches) add(ctx context.Context, topic store.Topic) <-chan struct{} {
-	c := make(chan struct{}, 1) // one pending wake-up stands for all
-	w.mu.Lock()
-	w.list = append(w.list, watch{c, topic})
-	w.mu.Unlock()
-	context.AfterFunc(ctx, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.list = slices.DeleteFunc(w.list, func(other watch) bool { return other.c == c })
-		close(c)
-	})
-	return c
-}
-
-func (w *watches) wake(touched topics) {
-	if touched == 0 {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, one := range w.list {
-		if touched.has(one.topic) {
-			select {
-			case one.c <- struct{}{}:
-			default:
-			}
-		}
-	}
 }

@@ -39,7 +39,7 @@ func (l auditLog) Append(ctx context.Context, first uint64, records [][]byte, fi
 	l.log.records += uint64(len(records))
 	l.log.hashes += uint64(len(hashes))
 	if len(records) > 0 {
-		l.touched.add(store.TopicLog)
+		l.touched.Add(store.TopicLog)
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ type batch struct {
 
 	wrote    bool // something must be committed
 	shredded bool
-	touched  topics
+	touched  store.Topics
 
 	pending []statement // of members that have returned, not sent yet
 	bytes   int         // what they hold
@@ -314,7 +314,7 @@ func (w *writer) finish(b *batch) {
 	if err != nil {
 		return
 	}
-	w.store.watches.wake(b.touched)
+	w.store.watches.Wake(b.touched)
 	if b.shredded {
 		w.store.shredSoon()
 	}

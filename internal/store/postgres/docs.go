@@ -93,7 +93,7 @@ func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 		return 0, d.fail("write a document", err)
 	}
 	d.known.setDoc(doc.Kind, doc.Name, rev)
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return uint64(rev), nil
 }
 
@@ -117,7 +117,7 @@ func (d docs) Delete(ctx context.Context, kind, name string, rev uint64) error {
 		return d.fail("delete a document", err)
 	}
 	d.known.setDoc(kind, name, 0)
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return nil
 }
 

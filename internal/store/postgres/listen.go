@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/keyturn/keyturn/internal/store"
 )
 
 const (
@@ -33,7 +35,7 @@ func (s *Store) listen(ctx context.Context, ready chan struct{}) {
 			close(ready)
 		}
 		// What was announced before was not heard.
-		s.watches.wake(allTopics)
+		s.watches.Wake(store.AllTopics)
 		if err == nil {
 			s.hear(ctx, conn)
 			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -80,13 +82,13 @@ func (s *Store) hear(ctx context.Context, conn *pgx.Conn) {
 		cancel()
 		switch {
 		case err == nil:
-			var touched topics
+			var touched store.Topics
 			var node string
 			if _, err := fmt.Sscanf(notification.Payload, "%d %s", &touched, &node); err != nil {
-				touched = allTopics
+				touched = store.AllTopics
 			}
 			if node != s.node { // its own were woken at the commit
-				s.watches.wake(touched)
+				s.watches.Wake(touched)
 			}
 		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) || conn.IsClosed():
 			return

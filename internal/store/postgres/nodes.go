@@ -78,7 +78,7 @@ func (l leases) end(ctx context.Context, node string) error {
 	if err := l.writing(ctx); err != nil {
 		return err
 	}
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	if err := l.exec("UPDATE jobs SET until = 0 WHERE state = 3 AND until > 0 AND holder = $1", node); err != nil {
 		return l.fail("end the leases of a dead node", err)
 	}

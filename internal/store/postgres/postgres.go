@@ -68,7 +68,7 @@ type Store struct {
 	writer   *writer
 	// endless is for statements: one that is interrupted takes the connection along.
 	endless context.Context
-	watches *watches
+	watches store.Watches
 
 	// shred asks for the rewriting of what material was deleted from.
 	shred chan struct{}
@@ -99,7 +99,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s := &Store{
-		settings: settings, node: node, watches: newWatches(), endless: context.WithoutCancel(ctx),
+		settings: settings, node: node, endless: context.WithoutCancel(ctx),
 		shred: make(chan struct{}, 1), stopping: make(chan struct{}),
 	}
 	if s.pool, err = settings.pool(ctx); err != nil {
@@ -220,5 +220,5 @@ func (s *Store) beginView(ctx context.Context) (*pgxpool.Conn, error) {
 
 // Watch implements store.Store. An unknown topic never wakes up.
 func (s *Store) Watch(ctx context.Context, topic store.Topic) <-chan struct{} {
-	return s.watches.add(ctx, topic)
+	return s.watches.Add(ctx, topic)
 }

@@ -34,7 +34,7 @@ func (q queue) Enqueue(ctx context.Context, jobs ...store.Job) error {
 			job.ID, job.Lane, job.Target, string(job.Key), job.Priority, toMicros(job.RunAt), blob(job.Body)); err != nil {
 			return q.fail("queue a job", err)
 		}
-		q.touched.add(store.TopicJobs)
+		q.touched.Add(store.TopicJobs)
 	}
 	return nil
 }
@@ -133,7 +133,7 @@ func (l leases) Settle(ctx context.Context, id string, fence uint64, retryAt tim
 	}
 	err := l.held("settle a job", id, fence, "SELECT FROM job_settle($1, $2, $3)", at)
 	if err == nil {
-		l.touched.add(store.TopicJobs)
+		l.touched.Add(store.TopicJobs)
 	}
 	return err
 }
@@ -150,7 +150,7 @@ func (l leases) Jump(ctx context.Context, floor uint64) error {
 		return l.fail("end leases", err)
 	}
 	l.batch.rev, l.batch.fence, l.batch.wrote = max(l.batch.rev, int64(floor)), max(l.batch.fence, int64(floor)), true
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	return nil
 }
 

@@ -35,7 +35,7 @@ type tx struct {
 
 	log      logSize
 	known    *facts // what it has read and written; nil in a View
-	touched  topics
+	touched  store.Topics
 	shredded bool
 	// doomed is the first failure that may have left an operation half done: the
 	// transaction must not commit, whatever its function returns.

@@ -42,7 +42,7 @@ func (l auditLog) Append(ctx context.Context, first uint64, records [][]byte, fi
 		}
 	}
 	if len(records) > 0 {
-		l.touched.add(store.TopicLog)
+		l.touched.Add(store.TopicLog)
 	}
 	return nil
 }

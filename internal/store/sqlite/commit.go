@@ -45,7 +45,7 @@ type batch struct {
 	size     int
 	solo     bool
 	counters counters
-	touched  topics
+	touched  store.Topics
 	shredded bool // material was deleted: the log must be emptied
 
 	done chan struct{} // closed when err is set
@@ -236,7 +236,7 @@ func (w *writer) commit(b *batch) {
 	if err != nil {
 		return
 	}
-	w.store.watches.wake(b.touched)
+	w.store.watches.Wake(b.touched)
 	if b.shredded {
 		w.store.emptyLogSoon()
 	}

@@ -77,7 +77,7 @@ func (d docs) Put(ctx context.Context, doc store.Doc) (uint64, error) {
 	if changed == 0 {
 		return 0, d.conflict(doc.Kind, doc.Name, doc.Rev)
 	}
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return uint64(rev), nil
 }
 
@@ -96,7 +96,7 @@ func (d docs) Delete(ctx context.Context, kind, name string, rev uint64) error {
 		}
 		return d.conflict(kind, name, rev)
 	}
-	d.touched.add(store.TopicDocs)
+	d.touched.Add(store.TopicDocs)
 	return nil
 }
 

@@ -231,7 +231,7 @@ func (l leases) Settle(ctx context.Context, id string, fence uint64, retryAt tim
 	if !held {
 		return fenced(id, fence)
 	}
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	return l.fail("settle a job", l.settle(s, lane, !retryAt.IsZero()))
 }
 
@@ -263,7 +263,7 @@ func (l leases) Jump(ctx context.Context, floor uint64) error {
 	counters := &l.batch.counters
 	counters.rev, counters.fence, counters.changed = max(counters.rev, int64(floor)), max(counters.fence, int64(floor)), true
 	_, err := l.conn.exec("UPDATE jobs SET until = 0, fence = 0 WHERE state = 3")
-	l.touched.add(store.TopicJobs)
+	l.touched.Add(store.TopicJobs)
 	return l.fail("end leases", err)
 }
 

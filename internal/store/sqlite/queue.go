@@ -54,7 +54,7 @@ func (q queue) enqueue(job store.Job) error {
 		[]any{job.ID, job.Lane, job.Target, string(job.Key), job.Priority, s.runAt, state, blob(job.Body)}, &s.seq); err != nil {
 		return err
 	}
-	q.touched.add(store.TopicJobs)
+	q.touched.Add(store.TopicJobs)
 	if leased {
 		return nil
 	}

@@ -48,7 +48,7 @@ type Store struct {
 	lock    *os.File
 	writer  *writer
 	readers *readers
-	watches *watches
+	watches store.Watches
 	closeDB func() error
 
 	// kick asks the background checkpointer to empty the log.
@@ -98,7 +98,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if err := checkRestored(path); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	s := &Store{path: path, lock: lock, watches: newWatches(), kick: make(chan struct{}, 1), done: make(chan struct{})}
+	s := &Store{path: path, lock: lock, kick: make(chan struct{}, 1), done: make(chan struct{})}
 	if err := s.connect(ctx, config); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
@@ -229,5 +229,5 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 
 // Watch implements store.Store. An unknown topic never wakes up.
 func (s *Store) Watch(ctx context.Context, topic store.Topic) <-chan struct{} {
-	return s.watches.add(ctx, topic)
+	return s.watches.Add(ctx, topic)
 }

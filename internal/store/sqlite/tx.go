@@ -16,7 +16,7 @@ type tx struct {
 	conn  *conn
 	batch *batch // nil in a View
 
-	touched  topics
+	touched  store.Topics
 	shredded bool
 	// doomed is the first failure that may have left an operation half done: the
 	// transaction must not commit, whatever its function returns.
