@@ -182,20 +182,8 @@ func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotatio
 // escrowed reports whether the key's policy keeps material in escrow, sealed,
 // instead of destroying it.
 func (e *Engine) escrowed(ctx context.Context, name key.Name) (bool, error) {
-	var escrow bool
-	err := e.store.View(ctx, func(tx store.Tx) error {
-		_, k, _, err := e.readKey(ctx, tx, name)
-		if err != nil {
-			return err
-		}
-		compiled, err := e.policyOf(ctx, tx, &k)
-		if err != nil {
-			return err
-		}
-		escrow = compiled.Spec().Retain.Escrow
-		return nil
-	})
-	return escrow, err
+	spec, err := e.specOf(ctx, name)
+	return spec.Retain.Escrow, err
 }
 
 // judge compares what the stage's presenters reported with the rotation's rules.

@@ -211,23 +211,14 @@ func (t tried) enough(limits policy.Effects) bool {
 
 // effectLimits are those of the policy that the key follows now.
 func (e *Engine) effectLimits(ctx context.Context, name key.Name) policy.Effects {
-	limits := policy.DefaultSpec().Effects
-	err := e.store.View(ctx, func(tx store.Tx) error {
-		_, k, _, err := e.readKey(ctx, tx, name)
-		if err != nil {
-			return err
-		}
-		compiled, err := e.policyOf(ctx, tx, &k)
-		if err != nil {
-			return err
-		}
-		limits = compiled.Spec().Effects
-		return nil
-	})
-	if err != nil && ctx.Err() == nil {
+	spec, err := e.specOf(ctx, name)
+	if err == nil {
+		return spec.Effects
+	}
+	if ctx.Err() == nil {
 		e.log.WarnContext(ctx, "the policy's limits of effects could not be read; the defaults are taken", "key", name, "error", err)
 	}
-	return limits
+	return policy.DefaultSpec().Effects
 }
 
 // spread returns a random duration between half of d and d.

@@ -108,6 +108,23 @@ func (e *Engine) policyOf(ctx context.Context, tx store.Tx, k *policy.Key) (*pol
 	})
 }
 
+// specOf reads the policy that a key follows now.
+func (e *Engine) specOf(ctx context.Context, name key.Name) (spec policy.Spec, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		_, k, _, err := e.readKey(ctx, tx, name)
+		if err != nil {
+			return err
+		}
+		compiled, err := e.policyOf(ctx, tx, &k)
+		if err != nil {
+			return err
+		}
+		spec = compiled.Spec()
+		return nil
+	})
+	return spec, err
+}
+
 // facts gathers what policy.Due knows about a key.
 func (e *Engine) facts(ctx context.Context, tx store.Tx, k *policy.Key, record *KeyRecord, state *rotation.State) (policy.Facts, error) {
 	facts := policy.Facts{
