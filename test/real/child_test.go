@@ -80,7 +80,9 @@ func childServer(encoded string) int {
 			return nil
 		}
 		deaf := next.Swap(nil).Deaf
-		driver.deaf.Store(deaf)
+		if deaf && !here.after {
+			driver.deaf.Store(&here)
+		}
 		fmt.Println(sayReached)
 		if !deaf {
 			select {} // until it is killed

@@ -36,8 +36,8 @@ type tap struct {
 	count  map[point]int
 	// lying is what the system only says that it does.
 	lying string
-	// deaf: the system does not heed that a call was given up.
-	deaf atomic.Bool
+	// deaf is the call that the system carries out although it was given up.
+	deaf atomic.Pointer[point]
 }
 
 func newTap() *tap { return &tap{Driver: postgres.New(), count: map[point]int{}} }
@@ -112,10 +112,10 @@ func (d *tap) pass(ctx context.Context, p point, do func() error) error {
 	return d.ask(ctx, p)
 }
 
-// heard is the context that the system heeds. How a call ended that did not heed
+// heard is the context that the system heeds at a point. How a call ended that did not heed
 // it goes to standard error: the server waits for it no more.
-func (d *tap) heard(ctx context.Context) (_ context.Context, late func(error) error) {
-	if !d.deaf.Swap(false) {
+func (d *tap) heard(ctx context.Context, p point) (_ context.Context, late func(error) error) {
+	if deaf := d.deaf.Load(); deaf == nil || *deaf != p || !d.deaf.CompareAndSwap(deaf, nil) {
 		return ctx, func(err error) error { return err }
 	}
 	return context.WithoutCancel(ctx), func(err error) error {
@@ -168,16 +168,18 @@ func (s *tapped) Mint(ctx context.Context, call provider.Call, request provider.
 
 // Accept implements provider.Verifier.
 func (s *tapped) Accept(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
-	return s.tap.pass(ctx, point{op: "accept", endpoint: endpoint, version: version.Number}, func() error {
-		ctx, late := s.tap.heard(ctx)
+	here := point{op: "accept", endpoint: endpoint, version: version.Number}
+	return s.tap.pass(ctx, here, func() error {
+		ctx, late := s.tap.heard(ctx, here)
 		return late(s.System.Accept(ctx, call, endpoint, version))
 	})
 }
 
 // Refuse implements provider.Verifier.
 func (s *tapped) Refuse(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
-	return s.tap.pass(ctx, point{op: "refuse", endpoint: endpoint, version: version.Number}, func() error {
-		ctx, late := s.tap.heard(ctx)
+	here := point{op: "refuse", endpoint: endpoint, version: version.Number}
+	return s.tap.pass(ctx, here, func() error {
+		ctx, late := s.tap.heard(ctx, here)
 		return late(s.System.Refuse(ctx, call, endpoint, version))
 	})
 }
