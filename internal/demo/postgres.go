@@ -15,7 +15,6 @@ import (
 	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/client/sqlkey"
 	"github.com/keyturn/keyturn/internal/pgserver"
-	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/provider"
 )
 
@@ -64,7 +63,8 @@ func startPostgres(ctx context.Context, dir, bin string) (_ *postgresTarget, err
 
 func (*postgresTarget) name() string { return targetPostgres }
 
-func (*postgresTarget) drivers() map[string]provider.Driver { return server.Drivers() }
+// drivers adds none: every server knows PostgreSQL.
+func (*postgresTarget) drivers() map[string]provider.Driver { return nil }
 
 func (t *postgresTarget) keyDocument() string {
 	return fmt.Sprintf(`apiVersion: keyturn/v1

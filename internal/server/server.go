@@ -22,7 +22,6 @@ import (
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/keeper"
-	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/internal/rpc"
 	"github.com/keyturn/keyturn/internal/signals"
 	"github.com/keyturn/keyturn/internal/store"
@@ -30,16 +29,9 @@ import (
 	"github.com/keyturn/keyturn/provider"
 )
 
-// Drivers are the providers this server knows, by the name that keys use.
-func Drivers() map[string]provider.Driver {
-	return map[string]provider.Driver{
-		"postgres": postgres.New(),
-	}
-}
-
 // Options are what a server needs beside its configuration.
 type Options struct {
-	// Drivers are the providers. Default: those of Drivers.
+	// Drivers replace providers of the same name, and add to them.
 	Drivers map[string]provider.Driver
 	// LogTo takes the log. Default: standard error.
 	LogTo io.Writer
@@ -89,9 +81,6 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if options.LogTo == nil {
 		options.LogTo = os.Stderr
 	}
-	if options.Drivers == nil {
-		options.Drivers = Drivers()
-	}
 	if err := dataDir(config.DataDir); err != nil {
 		return nil, err
 	}
@@ -138,7 +127,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		return err
 	}
 	s.engine, err = engine.New(engine.Config{
-		Store: s.store, Keeper: keys, Drivers: options.Drivers, Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
+		Store: s.store, Keeper: keys, Drivers: s.drivers(options), Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
 		Logger: s.log, Now: options.Now, Random: rand.Reader, Seen: s.keepSeen,
 	})
 	if err != nil {

@@ -1,0 +1,31 @@
+package server
+
+import (
+	"maps"
+
+	"github.com/keyturn/keyturn/internal/provider/postgres"
+	"github.com/keyturn/keyturn/provider"
+)
+
+// services are what providers need of a server: what its configuration says, and
+// the data-plane services that some of them speak to. The zero value serves to
+// check documents where there is no server.
+type services struct{}
+
+// drivers are the providers of a server, by the name that keys use.
+func drivers(services) map[string]provider.Driver {
+	return map[string]provider.Driver{
+		"postgres": postgres.New(),
+	}
+}
+
+// Drivers are the providers as far as they can be known without a server: they
+// check the config of keys. What they open lacks all that a server lends.
+func Drivers() map[string]provider.Driver { return drivers(services{}) }
+
+// drivers are the providers of this server; those of the options go before.
+func (*Server) drivers(options Options) map[string]provider.Driver {
+	all := drivers(services{})
+	maps.Copy(all, options.Drivers)
+	return all
+}
