@@ -100,8 +100,16 @@ func (s *system) noteSince(ctx context.Context, call provider.Call, n node, user
 }
 
 func (s *system) acceptReplica(ctx context.Context, call provider.Call, n node, user string, version provider.Version) error {
+	// The same version may have been accepted before, and refused since.
+	p, err := s.position(ctx, user)
+	if err != nil {
+		return err
+	}
 	what := fmt.Sprintf("%v of role %q", version.Number, user)
-	err := s.waitReplica(ctx, n, what, func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	err = s.waitReplica(ctx, n, what, func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if reached, err := p.reached(ctx, conn); !reached {
+			return false, err
+		}
 		r, err := readRole(ctx, conn, user, s.settings.group)
 		if err != nil || !r.exists || !r.canLogin || r.marker.Version != 0 && !r.marker.holds(call.Key, version.Number) || r.marker.Refused {
 			return false, err
@@ -167,7 +175,7 @@ func (s *system) waitReplica(ctx context.Context, n node, what string, arrived f
 		last = errors.Join(ctx.Err(), last)
 	}
 	return provider.Hint(fmt.Errorf("postgres: %s: %s has not arrived in time%s: %w", n.describe(), what, why, last),
-		"see to its replication, or raise replicaWait; the version before it stays accepted")
+		"see to its replication, or raise replicaWait; until then nothing is taken for done there")
 }
 
 // replicaState says why a replica may lag, or keeps what was known.

@@ -34,6 +34,7 @@ const (
 	codeInvalidPassword      = "28P01"
 	codeInvalidAuthorization = "28000"
 	codeReadOnly             = "25006"
+	codeUnsupported          = "0A000"
 	codeInsufficient         = "42501"
 	codeDuplicateObject      = "42710"
 	codeUniqueViolation      = "23505"

@@ -18,6 +18,9 @@
 //     older fencing token than the marker's is turned away.
 //   - Probe answers Refused only when PostgreSQL itself turned the login away for
 //     its password or its NOLOGIN; everything else is an error.
+//   - What a replica says counts once it has replayed what the primary had when the
+//     call began. Until then Accept, Refuse, Probe and Held wait, and then fail.
+//   - What a call has changed is on the primary's disk when it returns.
 //   - Nothing is held open: each operation makes its own administrator connection,
 //     at most four at a time per key and server, with bounded connect, lock and statement times.
 //

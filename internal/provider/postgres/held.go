@@ -11,13 +11,22 @@ import (
 )
 
 // Held implements provider.Lister: it reads the markers of the key's users on the
-// primary and every replica.
+// primary and of every replica, once that has replayed what the primary has.
 func (s *system) Held(ctx context.Context, call provider.Call) ([]provider.Held, error) {
 	nodes := s.settings.nodes()
+	p, err := s.position(ctx, s.settings.users...)
+	if err != nil {
+		return nil, err
+	}
 	found := make([][]provider.Held, len(nodes))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, n := range nodes {
 		group.Go(func() error {
+			if n.name != primaryName {
+				if err := s.await(ctx, n, p); err != nil {
+					return err
+				}
+			}
 			err := s.admin(ctx, n, func(conn *pgx.Conn) error {
 				for _, user := range s.settings.users {
 					r, err := readRole(ctx, conn, user, s.settings.group)

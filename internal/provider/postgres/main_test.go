@@ -279,6 +279,10 @@ func connect(ctx context.Context, s *pgserver.Server, v provider.Version, applic
 	return pgx.Connect(ctx, s.URL(v.Material.Attributes["username"], v.Material.Secrets["password"].RevealString(), database)+"&application_name="+application)
 }
 
+func connectAs(ctx context.Context, s *pgserver.Server, user, password string) (*pgx.Conn, error) {
+	return pgx.Connect(ctx, s.URL(user, password, database))
+}
+
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
 
 func contains(log []byte, s secret.Value) bool {

@@ -9,7 +9,8 @@ import (
 )
 
 // Probe implements provider.Verifier: it logs in to the endpoint, in the
-// applications' database, and asks who it is.
+// applications' database, and asks who it is. A replica is asked once it has
+// replayed what the primary has: until then it would answer for an older state.
 func (s *system) Probe(ctx context.Context, _ provider.Call, endpoint string, version provider.Version) (provider.Verdict, error) {
 	n, err := s.settings.node(endpoint)
 	if err != nil {
@@ -18,6 +19,15 @@ func (s *system) Probe(ctx context.Context, _ provider.Call, endpoint string, ve
 	user, err := username(version)
 	if err != nil {
 		return 0, err
+	}
+	if n.name != primaryName {
+		p, err := s.position(ctx, user)
+		if err == nil {
+			err = s.await(ctx, n, p)
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
 	return s.probe(ctx, n, user, version)
 }

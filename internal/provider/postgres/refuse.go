@@ -73,12 +73,17 @@ func (s *system) lock(ctx context.Context, conn *pgx.Conn, call provider.Call, u
 	return after, err
 }
 
-func (s *system) readPrimary(ctx context.Context, user string) (r role, err error) {
+// readPrimary returns the role as the primary has it, and a position at which a
+// replica has it so too.
+func (s *system) readPrimary(ctx context.Context, user string) (r role, p position, err error) {
 	err = s.onPrimary(ctx, func(conn *pgx.Conn) error {
-		r, err = readRole(ctx, conn, user, s.settings.group)
+		if r, err = readRole(ctx, conn, user, s.settings.group); err != nil {
+			return err
+		}
+		p, err = readPosition(ctx, conn, user)
 		return err
 	})
-	return r, err
+	return r, p, err
 }
 
 // held reports whether the version is what the role would let in: by the marker,
@@ -133,7 +138,7 @@ func (s settings) windowOf(m marker, n node, present bool) window {
 }
 
 func (s *system) refuseReplica(ctx context.Context, call provider.Call, n node, user string, version provider.Version) error {
-	primary, err := s.awaitPrimary(ctx, call, user, version)
+	primary, p, err := s.awaitPrimary(ctx, call, user, version)
 	if err != nil {
 		return err
 	}
@@ -142,6 +147,9 @@ func (s *system) refuseReplica(ctx context.Context, call provider.Call, n node, 
 	}
 	what := fmt.Sprintf("the refusal of %v of role %q", version.Number, user)
 	return s.waitReplica(ctx, n, what, func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		if reached, err := p.reached(ctx, conn); !reached {
+			return false, err
+		}
 		r, err := readRole(ctx, conn, user, s.settings.group)
 		if err != nil {
 			return false, err
@@ -167,19 +175,19 @@ const (
 
 // awaitPrimary returns the role as the primary has it, once it refuses the version
 // there or followWait is over.
-func (s *system) awaitPrimary(ctx context.Context, call provider.Call, user string, version provider.Version) (role, error) {
+func (s *system) awaitPrimary(ctx context.Context, call provider.Call, user string, version provider.Version) (role, position, error) {
 	over := time.NewTimer(followWait)
 	defer over.Stop()
 	for {
-		r, err := s.readPrimary(ctx, user)
+		r, p, err := s.readPrimary(ctx, user)
 		if err != nil || !r.canLogin || !r.marker.holds(call.Key, version.Number) {
-			return r, err
+			return r, p, err
 		}
 		select {
 		case <-ctx.Done():
-			return r, ctx.Err()
+			return r, p, ctx.Err()
 		case <-over.C:
-			return r, nil
+			return r, p, nil
 		case <-time.After(followPoll):
 		}
 	}

@@ -55,12 +55,17 @@ func readRole(ctx context.Context, q queryer, name, group string) (role, error) 
 	return r, nil
 }
 
+// lockSQL also sees to it that what is confirmed is on disk: otherwise a crash of the
+// primary could take back a version that applications were told to use. A stronger
+// setting is left alone.
+const lockSQL = `SELECT pg_advisory_xact_lock($1), CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END`
+
 // change runs fn in one transaction on the primary, alone among the changes to
 // the roles of this owner. It is repeated when it lost a race.
 func (s *system) change(ctx context.Context, conn *pgx.Conn, fn func(context.Context, pgx.Tx) error) error {
 	for try := 1; ; try++ {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock($1)", s.lockID()); err != nil {
+			if _, err := tx.Exec(ctx, lockSQL, s.lockID()); err != nil {
 				return fmt.Errorf("wait for other changes to %q: %w", s.settings.owner(), err)
 			}
 			return fn(ctx, tx)

@@ -29,7 +29,7 @@ func (s *system) Usage(ctx context.Context, call provider.Call, version provider
 	}
 	w := func(node) window { return window{all: true} }
 	if s.settings.strategy == singleUser {
-		r, err := s.readPrimary(ctx, user)
+		r, _, err := s.readPrimary(ctx, user)
 		if err != nil {
 			return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, err)
 		}
