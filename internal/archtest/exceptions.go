@@ -8,7 +8,7 @@ func exceptions(r Rules) Rules {
 		{"internal/keeper", "sealing encrypts the plaintext"},
 		{"internal/audit", "the signing key of checkpoints is parsed and used here"},
 		{"internal/provider", "a provider hands the credential to its system"},
-		{"provider/providertest", "the suite searches errors and logs for plaintext"},
+		{"provider/conformance", "the suite searches errors and logs for plaintext"},
 		{"internal/rpc", "delivery puts the credential into the answer"},
 		{"internal/identity", "a token is hashed when it is issued and when it is checked"},
 		{"internal/server", "the first token and the log's signing key are written to files of mode 0600"},
@@ -23,6 +23,7 @@ func exceptions(r Rules) Rules {
 	}
 	r.Clock = []Exception{
 		{"cmd", "the outermost shell"},
+		{"provider/conformance", "the suite measures whether real systems keep deadlines"},
 		{"client", "silence and the age of connections are measured on the monotonic clock, as net does"},
 		{"internal/rpc", "deadlines of connections are in real time, whatever the server's clock says"},
 		{"internal/server", "deadlines of connections are in real time, whatever the server's clock says"},

@@ -28,7 +28,8 @@ func floors() []Place {
 
 		// 2: interfaces to the world, and what implements them.
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
-		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none, ForTests: true},
+		{Path: "provider/conformance", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
+		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider", "provider/conformance"}, Foreign: none, ForTests: true},
 		{Path: "internal/provider", Floor: 2, Only: words, Beside: []string{"provider"}, Apart: true},
 		{Path: "internal/store", Floor: 2, Only: []string{"key"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},

@@ -1,4 +1,4 @@
-package providertest
+package conformance
 
 import (
 	"context"
@@ -7,79 +7,78 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
 )
 
-func testTopology(t *testing.T, f *fixture) {
+func testTopology(f *fixture) {
 	if len(f.topology.Endpoints) == 0 {
-		t.Fatal("there is no endpoint")
+		f.fatalf("there is no endpoint")
 	}
 	names := map[string]bool{}
 	for _, e := range f.topology.Endpoints {
 		if e.Name == "" || names[e.Name] {
-			t.Errorf("the name %q is empty or there twice", e.Name)
+			f.errorf("the name %q is empty or there twice", e.Name)
 		}
 		names[e.Name] = true
 	}
 	if f.topology.Capacity < 0 || f.topology.Capacity == 1 && !f.topology.Gap {
-		t.Errorf("capacity is %d without a gap: nothing could ever rotate", f.topology.Capacity)
+		f.errorf("capacity is %d without a gap: nothing could ever rotate", f.topology.Capacity)
 	}
 	again, err := f.target.Driver.Check(f.target.Config)
 	if err != nil || !reflect.DeepEqual(again, f.topology) {
-		t.Errorf("a second Check answers otherwise: %+v, %v", again, err)
+		f.errorf("a second Check answers otherwise: %+v, %v", again, err)
 	}
 }
 
-func testUnknownField(t *testing.T, f *fixture) {
+func testUnknownField(f *fixture) {
 	config := maps.Clone(f.target.Config)
 	config["noSuchField"] = true
 	if _, err := f.target.Driver.Check(config); !isConfigError(f.note(err)) {
-		t.Errorf("Check: got %v, want a *provider.ConfigError with a problem and a hint", err)
+		f.errorf("Check: got %v, want a *provider.ConfigError with a problem and a hint", err)
 	}
 	if _, err := f.target.Driver.Open(f.ctx, config, f.target.Env); f.note(err) == nil {
-		t.Error("Open took a config that Check refuses")
+		f.errorf("Open took a config that Check refuses")
 	}
 }
 
-func testMint(t *testing.T, f *fixture) {
+func testMint(f *fixture) {
 	a, b := f.mint(), f.mint()
 	if len(a.Material.Secrets) == 0 {
-		t.Fatal("the material has no secret")
+		f.fatalf("the material has no secret")
 	}
 	for name, value := range a.Material.Secrets {
 		if value.Len() == 0 || value.Equal(b.Material.Secrets[name]) {
-			t.Errorf("secret %q is empty or the same twice", name)
+			f.errorf("secret %q is empty or the same twice", name)
 		}
 		for attribute, text := range a.Material.Attributes {
 			if text == value.RevealString() {
-				t.Errorf("attribute %q shows secret %q", attribute, name)
+				f.errorf("attribute %q shows secret %q", attribute, name)
 			}
 		}
 	}
 	f.verdict(a, provider.Refused)
 }
 
-func testNoRoom(t *testing.T, f *fixture) {
+func testNoRoom(f *fixture) {
 	if f.topology.Gap || f.topology.Capacity == 0 {
-		t.Skip("there is always room")
+		f.skip("there is always room")
 	}
 	var live []provider.Version
 	for range f.topology.Capacity {
 		live = append(live, f.mint(live...))
 	}
 	if _, err := f.tryMint(live...); !errors.Is(err, provider.ErrNoRoom) {
-		t.Errorf("Mint with %d live versions: got %v, want ErrNoRoom", len(live), err)
+		f.errorf("Mint with %d live versions: got %v, want ErrNoRoom", len(live), err)
 	}
 	if _, err := f.tryMint(live[1:]...); err != nil {
-		t.Errorf("Mint after one version has gone: %v", err)
+		f.errorf("Mint after one version has gone: %v", err)
 	}
 }
 
-func testRepeat(_ *testing.T, f *fixture) {
+func testRepeat(f *fixture) {
 	v := f.mint()
 	for range 2 {
 		f.accept(v)
@@ -91,7 +90,7 @@ func testRepeat(_ *testing.T, f *fixture) {
 	}
 }
 
-func testTwoVersions(_ *testing.T, f *fixture) {
+func testTwoVersions(f *fixture) {
 	o := f.mint()
 	f.accept(o)
 	n := f.mint(o)
@@ -108,7 +107,7 @@ func testTwoVersions(_ *testing.T, f *fixture) {
 }
 
 // testWrongSecret gives every accepted version a secret of somebody else.
-func testWrongSecret(_ *testing.T, f *fixture) {
+func testWrongSecret(f *fixture) {
 	v := f.mint()
 	f.accept(v)
 	forged := v
@@ -120,7 +119,7 @@ func testWrongSecret(_ *testing.T, f *fixture) {
 	f.verdict(v, provider.Accepted)
 }
 
-func testUse(t *testing.T, f *fixture) {
+func testUse(f *fixture) {
 	o := f.mint()
 	f.accept(o)
 	if f.target.Use == nil {
@@ -139,39 +138,39 @@ func testUse(t *testing.T, f *fixture) {
 		sum += h.Sessions
 		at = append(at, h.Endpoint)
 		if h.Address == "" && h.Application == "" {
-			t.Errorf("nobody is named: %+v", h)
+			f.errorf("nobody is named: %+v", h)
 		}
 	}
 	for _, endpoint := range f.endpoints() {
 		if len(u.Holders) > 0 && !slices.Contains(at, endpoint) {
-			t.Errorf("no holder at %q among %+v", endpoint, u.Holders)
+			f.errorf("no holder at %q among %+v", endpoint, u.Holders)
 		}
 	}
 	if sum != u.Sessions {
-		t.Errorf("the holders have %d sessions, the whole says %d", sum, u.Sessions)
+		f.errorf("the holders have %d sessions, the whole says %d", sum, u.Sessions)
 	}
 
 	n := f.mint(o)
 	f.accept(n)
 	for i, use := range uses {
 		if !use.Alive(f.ctx) {
-			t.Errorf("the use at %q ended when another version was accepted", f.endpoints()[i])
+			f.errorf("the use at %q ended when another version was accepted", f.endpoints()[i])
 		}
 	}
 	f.wantSessions(o, len(uses))
 	f.refuse(o)
 	for i, use := range uses {
 		if use.Alive(f.ctx) {
-			t.Errorf("the use at %q survived Refuse", f.endpoints()[i])
+			f.errorf("the use at %q survived Refuse", f.endpoints()[i])
 		}
 	}
 	f.wantSessions(o, 0)
 	f.verdict(n, provider.Accepted)
 }
 
-func testUseOfOneVersion(t *testing.T, f *fixture) {
+func testUseOfOneVersion(f *fixture) {
 	if f.target.Use == nil {
-		t.Skip("the system knows no lasting use")
+		f.skip("the system knows no lasting use")
 	}
 	o := f.mint()
 	f.accept(o)
@@ -183,15 +182,15 @@ func testUseOfOneVersion(t *testing.T, f *fixture) {
 	f.wantSessions(o, 0)
 	f.refuse(o)
 	if !use.Alive(f.ctx) {
-		t.Error("refusing one version ended the use of another")
+		f.errorf("refusing one version ended the use of another")
 	}
 	if err := use.Close(); err != nil {
-		t.Errorf("close the use: %v", err)
+		f.errorf("close the use: %v", err)
 	}
 	f.wantSessions(n, 0)
 }
 
-func testRestore(_ *testing.T, f *fixture) {
+func testRestore(f *fixture) {
 	o := f.mint()
 	f.accept(o)
 	n := f.mint(o)
@@ -210,15 +209,15 @@ func testRestore(_ *testing.T, f *fixture) {
 // testHeld: a system that lists what it holds tells of every version that is
 // accepted at any endpoint, with attributes by which it can be counted and refused
 // without its secret, and of none that is refused.
-func testHeld(t *testing.T, f *fixture) {
+func testHeld(f *fixture) {
 	lister, ok := f.system.(provider.Lister)
 	if !ok {
-		t.Skip("the system keeps no note of what it holds")
+		f.skip("the system keeps no note of what it holds")
 	}
 	accepted := func(v provider.Version) (endpoints int, attributes map[string]string) {
 		held, err := lister.Held(f.ctx, f.call())
 		if f.note(err) != nil {
-			t.Fatal(err)
+			f.fatalf("Held: %v", err)
 		}
 		for _, h := range held {
 			if h.Version == v.Number && h.Accepted {
@@ -232,18 +231,18 @@ func testHeld(t *testing.T, f *fixture) {
 	f.accept(v)
 	n, attributes := accepted(v)
 	if n != len(f.endpoints()) {
-		t.Errorf("%v is accepted at %d endpoints and told of at %d", v.Number, len(f.endpoints()), n)
+		f.errorf("%v is accepted at %d endpoints and told of at %d", v.Number, len(f.endpoints()), n)
 	}
 	f.refuse(provider.Version{Number: v.Number, Material: provider.Material{Attributes: attributes}})
 	f.verdict(v, provider.Refused)
 	if n, _ := accepted(v); n != 0 {
-		t.Errorf("%v is refused, and told of at %d endpoints", v.Number, n)
+		f.errorf("%v is refused, and told of at %d endpoints", v.Number, n)
 	}
 }
 
 // testLateRefuse goes round all slots once, so that the last version takes the
 // place of the first, and then repeats the refusal of the first.
-func testLateRefuse(t *testing.T, f *fixture) {
+func testLateRefuse(f *fixture) {
 	rounds := max(2, f.topology.Capacity+1)
 	if f.topology.Capacity == 0 {
 		rounds = 3
@@ -270,11 +269,11 @@ func testLateRefuse(t *testing.T, f *fixture) {
 	}
 	f.verdict(last, provider.Accepted)
 	if use != nil && !use.Alive(f.ctx) {
-		t.Error("a late Refuse of an old version ended the use of the newest")
+		f.errorf("a late Refuse of an old version ended the use of the newest")
 	}
 }
 
-func testNeverAccepted(_ *testing.T, f *fixture) {
+func testNeverAccepted(f *fixture) {
 	o := f.mint()
 	f.accept(o)
 	n := f.mint(o)
@@ -285,9 +284,9 @@ func testNeverAccepted(_ *testing.T, f *fixture) {
 
 // testConcurrency works on two versions at all endpoints at once, as a roll-back
 // beside a retirement does.
-func testConcurrency(t *testing.T, f *fixture) {
+func testConcurrency(f *fixture) {
 	if f.topology.Gap {
-		t.Skip("there is one version at a time")
+		f.skip("there is one version at a time")
 	}
 	o := f.mint()
 	n := f.mint(o)
@@ -305,7 +304,7 @@ func testConcurrency(t *testing.T, f *fixture) {
 				wg.Go(func() {
 					err := f.eventually(endpoint, func(endpoint string) error { return fn(f.ctx, f.call(), endpoint, v) })
 					if err != nil {
-						t.Errorf("%v at %q: %v", v.Number, endpoint, err)
+						f.errorf("%v at %q: %v", v.Number, endpoint, err)
 					}
 				})
 			}
@@ -324,17 +323,17 @@ func testConcurrency(t *testing.T, f *fixture) {
 	f.verdict(n, provider.Refused)
 }
 
-func testUnknownEndpoint(t *testing.T, f *fixture) {
+func testUnknownEndpoint(f *fixture) {
 	v := f.mint()
 	const nowhere = "no such endpoint"
 	if err := f.note(f.system.Accept(f.ctx, f.call(), nowhere, v)); err == nil {
-		t.Error("Accept took an unknown endpoint")
+		f.errorf("Accept took an unknown endpoint")
 	}
 	if err := f.note(f.system.Refuse(f.ctx, f.call(), nowhere, v)); err == nil {
-		t.Error("Refuse took an unknown endpoint")
+		f.errorf("Refuse took an unknown endpoint")
 	}
 	if verdict, err := f.system.Probe(f.ctx, f.call(), nowhere, v); f.note(err) == nil {
-		t.Errorf("Probe of an unknown endpoint answers %v", verdict)
+		f.errorf("Probe of an unknown endpoint answers %v", verdict)
 	}
 }
 
@@ -346,21 +345,21 @@ const (
 
 // testDeadline silences one endpoint after the other. Nothing may be said about
 // it, and nothing may take longer than the context allows.
-func testDeadline(t *testing.T, f *fixture) {
+func testDeadline(f *fixture) {
 	if f.target.Silence == nil {
-		t.Skip("the target cannot be silenced")
+		f.skip("the target cannot be silenced")
 	}
 	v := f.mint()
 	f.accept(v)
 	for _, endpoint := range f.endpoints() {
-		restore := f.target.Silence(t, endpoint)
+		restore := f.target.Silence(endpoint)
 		operations := map[string]func(context.Context) error{
 			"Accept": func(ctx context.Context) error { return f.system.Accept(ctx, f.call(), endpoint, v) },
 			"Refuse": func(ctx context.Context) error { return f.system.Refuse(ctx, f.call(), endpoint, v) },
 			"Probe": func(ctx context.Context) error {
 				verdict, err := f.system.Probe(ctx, f.call(), endpoint, v)
 				if err == nil || verdict != 0 {
-					t.Errorf("Probe of the silent endpoint %q answers %v, %v", endpoint, verdict, err)
+					f.errorf("Probe of the silent endpoint %q answers %v, %v", endpoint, verdict, err)
 				}
 				return err
 			},
@@ -369,7 +368,7 @@ func testDeadline(t *testing.T, f *fixture) {
 			operations["Usage"] = func(ctx context.Context) error {
 				u, err := meter.Usage(ctx, f.call(), v)
 				if !errors.Is(err, provider.ErrNoData) {
-					t.Errorf("Usage with a silent endpoint: got %+v, %v, want ErrNoData", u, err)
+					f.errorf("Usage with a silent endpoint: got %+v, %v, want ErrNoData", u, err)
 				}
 				return err
 			}
@@ -387,10 +386,10 @@ func testDeadline(t *testing.T, f *fixture) {
 			took := time.Since(began)
 			cancel()
 			if err == nil {
-				t.Errorf("%s at the silent endpoint %q succeeded", name, endpoint)
+				f.errorf("%s at the silent endpoint %q succeeded", name, endpoint)
 			}
 			if took > deadline+slack {
-				t.Errorf("%s at the silent endpoint %q took %v with a deadline of %v", name, endpoint, took, deadline)
+				f.errorf("%s at the silent endpoint %q took %v with a deadline of %v", name, endpoint, took, deadline)
 			}
 		}
 		restore()
@@ -400,20 +399,19 @@ func testDeadline(t *testing.T, f *fixture) {
 	f.verdict(v, provider.Accepted)
 }
 
-func testPreflight(t *testing.T, f *fixture) {
+func testPreflight(f *fixture) {
 	preflighter, ok := f.system.(provider.Preflighter)
 	if !ok {
-		t.Skip("the system has no preflight")
+		f.skip("the system has no preflight")
 	}
 	check := func(live ...provider.Version) {
-		t.Helper()
 		findings, err := preflighter.Preflight(f.ctx, f.call(), live)
 		if f.note(err) != nil {
-			t.Errorf("Preflight: %v", err)
+			f.errorf("Preflight: %v", err)
 		}
 		for _, finding := range findings {
 			if finding.Code == "" || finding.Message == "" {
-				t.Errorf("a finding says nothing: %+v", finding)
+				f.errorf("a finding says nothing: %+v", finding)
 			}
 		}
 	}
