@@ -15,31 +15,19 @@ type docs struct{ *tx }
 
 // Get implements store.Docs.
 func (d docs) Get(ctx context.Context, kind, name string) (store.Doc, error) {
-	if err := d.reading(ctx); err != nil {
-		return store.Doc{}, err
-	}
-	doc := store.Doc{Kind: kind, Name: name}
-	var due *int64
-	found := false
-	if plain(kind) && plain(name) {
-		var err error
-		found, err = d.row([]any{&doc.Rev, &due, &doc.Body}, "SELECT rev, due, body FROM docs WHERE kind = $1 AND name = $2", kind, name)
-		if err != nil {
-			return store.Doc{}, d.fail("read a document", err)
-		}
-		d.known.setDoc(kind, name, toInt(doc.Rev))
-	}
-	if !found {
-		return store.Doc{}, fmt.Errorf("postgres: document %s %q: %w", kind, name, store.ErrNotFound)
-	}
-	if due != nil {
-		doc.Due = fromMicros(*due)
-	}
-	return doc, nil
+	var body []byte
+	doc, err := d.find(ctx, kind, name, "SELECT rev, due, body FROM docs WHERE kind = $1 AND name = $2", &body)
+	doc.Body = body
+	return doc, err
 }
 
 // Revision implements store.Revisions.
 func (d docs) Revision(ctx context.Context, kind, name string) (store.Doc, error) {
+	return d.find(ctx, kind, name, "SELECT rev, due FROM docs WHERE kind = $1 AND name = $2")
+}
+
+// find reads one document; more is where the columns behind rev and due go.
+func (d docs) find(ctx context.Context, kind, name, query string, more ...any) (store.Doc, error) {
 	if err := d.reading(ctx); err != nil {
 		return store.Doc{}, err
 	}
@@ -48,8 +36,8 @@ func (d docs) Revision(ctx context.Context, kind, name string) (store.Doc, error
 	found := false
 	if plain(kind) && plain(name) {
 		var err error
-		if found, err = d.row([]any{&doc.Rev, &due}, "SELECT rev, due FROM docs WHERE kind = $1 AND name = $2", kind, name); err != nil {
-			return store.Doc{}, d.fail("read a document's revision", err)
+		if found, err = d.row(append([]any{&doc.Rev, &due}, more...), query, kind, name); err != nil {
+			return store.Doc{}, d.fail("read a document", err)
 		}
 		d.known.setDoc(kind, name, toInt(doc.Rev))
 	}
