@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -56,15 +54,13 @@ type writer struct {
 	batches int64     // the number of the last transaction that wrote
 	known   *facts    // what is known to be stored; used by the holder of the turn
 
-	mu    sync.Mutex
-	taken bool      // somebody holds the turn
-	queue []*waiter // in order of arrival
+	turns store.Turns
 }
 
-// waiter is an Update that waits for the turn.
-type waiter struct {
-	turn chan struct{} // closed when it holds the turn
-	solo bool
+func newWriter(s *Store) *writer {
+	w := &writer{store: s, known: newFacts()}
+	w.turns.Ends, w.turns.End = w.ends, w.end
+	return w
 }
 
 // batch is one transaction, shared by Updates.
@@ -115,12 +111,12 @@ func (w *writer) update(ctx context.Context, fn func(store.Tx) error) error {
 
 // attempt returns a *lost when fn may have to run again.
 func (w *writer) attempt(ctx context.Context, t *tx, fn func(store.Tx) error) error {
-	if err := w.take(ctx, t.solo); err != nil {
+	if err := w.turns.Take(ctx, t.solo); err != nil {
 		return err
 	}
 	b, err := w.begin(ctx, t.solo)
 	if err != nil {
-		w.pass()
+		w.turns.Pass()
 		return err
 	}
 	err = w.run(b, t, fn)
@@ -132,53 +128,17 @@ func (w *writer) attempt(ctx context.Context, t *tx, fn func(store.Tx) error) er
 	return b.err
 }
 
-// take waits for the turn.
-func (w *writer) take(ctx context.Context, solo bool) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	if !w.taken {
-		w.taken = true
-		w.mu.Unlock()
-		return nil
-	}
-	self := &waiter{turn: make(chan struct{}), solo: solo}
-	w.queue = append(w.queue, self)
-	w.mu.Unlock()
-	select {
-	case <-self.turn:
-		return nil
-	case <-ctx.Done():
-	}
-	w.mu.Lock()
-	if i := slices.Index(w.queue, self); i >= 0 {
-		w.queue = slices.Delete(w.queue, i, i+1)
-		w.mu.Unlock()
-		return ctx.Err()
-	}
-	w.mu.Unlock()
-	w.pass() // the turn came at the same moment
-	return ctx.Err()
+// ends implements store.Turns: a batch ends when it is full or over, or either
+// wants to be alone.
+func (w *writer) ends(alone bool) bool {
+	b := w.batch
+	return b != nil && (b.solo || b.closed != nil || alone || b.isFull())
 }
 
-// pass gives the turn to the next in the queue. The open batch stays open for
-// it, unless it is full or over, or either wants to be alone: then it ends first.
-func (w *writer) pass() {
-	w.mu.Lock()
-	if b := w.batch; b != nil && (len(w.queue) == 0 || b.solo || b.closed != nil || w.queue[0].solo || b.isFull()) {
-		w.mu.Unlock()
-		w.finish(b)
-		w.mu.Lock()
+func (w *writer) end() {
+	if w.batch != nil {
+		w.finish(w.batch)
 	}
-	defer w.mu.Unlock()
-	if len(w.queue) == 0 {
-		w.taken = false
-		return
-	}
-	next := w.queue[0]
-	w.queue = slices.Delete(w.queue, 0, 1)
-	close(next.turn)
 }
 
 func (b *batch) isFull() bool {
@@ -269,7 +229,7 @@ func (w *writer) drop(ctx context.Context) {
 
 // run calls fn and passes the turn on, also when fn panics or ends its goroutine.
 func (w *writer) run(b *batch, t *tx, fn func(store.Tx) error) (err error) {
-	defer w.pass()
+	defer w.turns.Pass()
 	b.size++
 	t.batch, t.log = b, b.log
 	t.known = newFacts()

@@ -105,7 +105,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	if s.pool, err = settings.pool(ctx); err != nil {
 		return nil, err
 	}
-	s.writer = &writer{store: s, known: newFacts()}
+	s.writer = newWriter(s)
 	if err := s.writer.register(ctx); err != nil {
 		s.pool.Close()
 		return nil, err

@@ -25,9 +25,7 @@ func inOneBatch(t *testing.T, s *Store, fns ...func(store.Tx) error) []error {
 					done <- struct{}{}
 				}()
 				for queued := 0; queued <= i; { // in order
-					s.writer.mu.Lock()
-					queued = len(s.writer.queue)
-					s.writer.mu.Unlock()
+					queued = s.writer.turns.Waiting()
 				}
 			}
 		}

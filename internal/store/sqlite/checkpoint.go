@@ -25,14 +25,11 @@ func (s *Store) Checkpoint(ctx context.Context) error {
 
 func (s *Store) emptyLog(ctx context.Context) error {
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		if err := s.writer.take(ctx, true); err != nil {
+		if err := s.writer.turns.Take(ctx, true); err != nil {
 			return err
 		}
-		if s.writer.batch != nil {
-			s.writer.commit(s.writer.batch)
-		}
 		emptied, err := s.writer.checkpoint()
-		s.writer.pass()
+		s.writer.turns.Pass()
 		if err != nil || emptied {
 			return err
 		}

@@ -3,8 +3,6 @@ package sqlite
 import (
 	"context"
 	"errors"
-	"slices"
-	"sync"
 
 	"github.com/keyturn/keyturn/internal/store"
 )
@@ -29,15 +27,13 @@ type writer struct {
 	conn  *conn  // used by the holder of the turn
 	batch *batch // nil: no transaction is open; used by the holder of the turn
 
-	mu    sync.Mutex
-	taken bool      // somebody holds the turn
-	queue []*waiter // in order of arrival
+	turns store.Turns
 }
 
-// waiter is an Update that waits for the turn.
-type waiter struct {
-	turn chan struct{} // closed when it holds the turn
-	solo bool
+func newWriter(s *Store, c *conn) *writer {
+	w := &writer{store: s, conn: c}
+	w.turns.Ends, w.turns.End = w.ends, w.end
+	return w
 }
 
 // batch is one transaction, shared by Updates.
@@ -83,12 +79,12 @@ func (w *writer) update(ctx context.Context, fn func(store.Tx) error) error {
 // attempt returns errLost when fn has to run again, which never happens to a
 // solo attempt: it has nobody to suffer from.
 func (w *writer) attempt(ctx context.Context, fn func(store.Tx) error, solo bool) error {
-	if err := w.take(ctx, solo); err != nil {
+	if err := w.turns.Take(ctx, solo); err != nil {
 		return err
 	}
 	b, err := w.begin(ctx, solo)
 	if err != nil {
-		w.pass()
+		w.turns.Pass()
 		return err
 	}
 	err = w.run(b, fn)
@@ -100,53 +96,16 @@ func (w *writer) attempt(ctx context.Context, fn func(store.Tx) error, solo bool
 	return b.err
 }
 
-// take waits for the turn.
-func (w *writer) take(ctx context.Context, solo bool) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	w.mu.Lock()
-	if !w.taken {
-		w.taken = true
-		w.mu.Unlock()
-		return nil
-	}
-	self := &waiter{turn: make(chan struct{}), solo: solo}
-	w.queue = append(w.queue, self)
-	w.mu.Unlock()
-	select {
-	case <-self.turn:
-		return nil
-	case <-ctx.Done():
-	}
-	w.mu.Lock()
-	if i := slices.Index(w.queue, self); i >= 0 {
-		w.queue = slices.Delete(w.queue, i, i+1)
-		w.mu.Unlock()
-		return ctx.Err()
-	}
-	w.mu.Unlock()
-	w.pass() // the turn came at the same moment
-	return ctx.Err()
+// ends implements store.Turns: a batch ends when it is full, or either wants to be
+// alone.
+func (w *writer) ends(alone bool) bool {
+	return w.batch != nil && (w.batch.size >= maxBatch || w.batch.solo || alone)
 }
 
-// pass gives the turn to the next in the queue. The open batch stays open for
-// it, unless it is full or either wants to be alone: then it commits first.
-func (w *writer) pass() {
-	w.mu.Lock()
-	if b := w.batch; b != nil && (len(w.queue) == 0 || b.size >= maxBatch || b.solo || w.queue[0].solo) {
-		w.mu.Unlock()
-		w.commit(b)
-		w.mu.Lock()
+func (w *writer) end() {
+	if w.batch != nil {
+		w.commit(w.batch)
 	}
-	defer w.mu.Unlock()
-	if len(w.queue) == 0 {
-		w.taken = false
-		return
-	}
-	next := w.queue[0]
-	w.queue = slices.Delete(w.queue, 0, 1)
-	close(next.turn)
 }
 
 // begin returns the open batch, or opens one.
@@ -175,7 +134,7 @@ func (w *writer) begin(ctx context.Context, solo bool) (*batch, error) {
 // run calls fn inside a savepoint and passes the turn on, also when fn panics
 // or ends its goroutine.
 func (w *writer) run(b *batch, fn func(store.Tx) error) (err error) {
-	defer w.pass()
+	defer w.turns.Pass()
 	b.size++
 	if _, err := w.conn.exec("SAVEPOINT member"); err != nil {
 		err = w.store.fault("begin to write", err)

@@ -93,10 +93,10 @@ func (s *Store) MarkMoved(ctx context.Context, move, destination string) error {
 		return err
 	}
 	defer s.leave()
-	if err := s.writer.take(ctx, true); err != nil {
+	if err := s.writer.turns.Take(ctx, true); err != nil {
 		return err
 	}
-	defer s.writer.pass()
+	defer s.writer.turns.Pass()
 	if s.writer.batch != nil {
 		s.writer.commit(s.writer.batch)
 	}

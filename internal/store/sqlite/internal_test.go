@@ -67,9 +67,7 @@ func TestUpdatesShareACommit(t *testing.T) {
 			}()
 		}
 		for queued := 0; queued < n; {
-			s.writer.mu.Lock()
-			queued = len(s.writer.queue)
-			s.writer.mu.Unlock()
+			queued = s.writer.turns.Waiting()
 		}
 		return nil
 	})
@@ -94,9 +92,7 @@ func TestLostBatchRunsAgain(t *testing.T) {
 	results := make(chan error, 2)
 	queued := func(n int) {
 		for have := 0; have < n; {
-			s.writer.mu.Lock()
-			have = len(s.writer.queue)
-			s.writer.mu.Unlock()
+			have = s.writer.turns.Waiting()
 		}
 	}
 	runs := 0

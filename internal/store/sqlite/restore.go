@@ -126,11 +126,11 @@ func (s *Store) receive(ctx context.Context, from store.Dumper) error {
 		return err
 	}
 	defer s.leave()
-	if err := s.writer.take(ctx, true); err != nil {
+	if err := s.writer.turns.Take(ctx, true); err != nil {
 		return err
 	}
 	sent, err := s.load(ctx, s.writer.conn, from)
-	s.writer.pass()
+	s.writer.turns.Pass()
 	if err != nil {
 		return err
 	}

@@ -146,7 +146,7 @@ func (s *Store) connect(ctx context.Context, config Config) (err error) {
 	if err != nil {
 		return s.fault("open the database", err)
 	}
-	s.writer = &writer{store: s, conn: c}
+	s.writer = newWriter(s, c)
 	s.readers = newReaders(readDB, config.Readers)
 	return nil
 }
