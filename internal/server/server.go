@@ -181,7 +181,7 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 		func() {
 			s.tally.add("connections; limits.connections and limits.connectionsPerAddress say how many may be open")
 		})
-	go s.watch(func() error { return api.ServeTLS(bounded, "", "") })
+	go s.watch(func() error { return api.ServeTLS(newAdmission(0).queued(bounded), "", "") })
 	if s.config.Telemetry.MetricsListen == "" {
 		return nil
 	}
