@@ -19,9 +19,14 @@ const (
 	// firstAnswerSoon is how long a stream may take for its first answer before
 	// a poll asks for the same.
 	firstAnswerSoon = 3 * time.Second
-	// connectLate is how long connecting may take when there is one server only: it
-	// is a little more than what its parts may take.
-	connectLate = 65 * time.Second
+	// connectLate is how long connecting may take when there is no other server to go
+	// to: it is a little more than what its parts may take.
+	connectLate = handshakeLate + 35*time.Second
+	// comeBackMost bounds the time that a server which stops may state, and restartLate
+	// is how much later it may be there again without anybody being troubled.
+	comeBackMost, restartLate = time.Minute, 15 * time.Second
+	// answerLate is how long a connection may stand without an answer to anything.
+	answerLate = time.Minute
 	// firstAnswerLate is when a stream without any answer counts as blocked,
 	// although polls get through.
 	firstAnswerLate = 10 * time.Second
@@ -61,6 +66,8 @@ type link struct {
 	streamAt    time.Time
 	refreshedAt time.Time
 	told        Status
+	// quiet is until when what fails is part of a restart that was announced.
+	quiet time.Time
 }
 
 func newLink(c *Client, box *inbox, refresh <-chan struct{}) *link {
@@ -74,6 +81,7 @@ func (l *link) run(ctx context.Context) {
 		l.answers = 0
 		var err error
 		if l.mode == ModeStream {
+			l.wire.patience(patienceFor(l.wire.nodes().number(), l.failures))
 			err = l.runStream(ctx)
 		} else {
 			err = l.runPoll(ctx)
@@ -82,6 +90,11 @@ func (l *link) run(ctx context.Context) {
 			return
 		}
 		if err == nil {
+			continue
+		}
+		var stops *stopsError
+		if errors.As(err, &stops) {
+			l.stayAway(ctx, stops.within)
 			continue
 		}
 		if time.Since(began) >= stable && l.answers > 1 {
@@ -94,13 +107,37 @@ func (l *link) run(ctx context.Context) {
 			// stopped said nothing about them before.
 			l.strikes = 0
 		}
-		if !permanent(err) && l.fallBack(ctx, err) {
+		restarting := !permanent(err) && time.Now().Before(l.quiet)
+		if restarting {
+			l.strikes = 0
+		} else if !permanent(err) && l.fallBack(ctx, err) {
 			continue
 		}
 		wait := l.retryIn(err, l.failures)
-		l.tell(Status{Err: err, Permanent: permanent(err), RetryIn: wait})
+		if restarting {
+			l.cfg.Logger.DebugContext(ctx, "the server is not there again yet", "retry_in", wait, "error", err)
+		} else {
+			l.tell(Status{Err: err, Permanent: permanent(err), RetryIn: wait})
+		}
 		_ = sleep(ctx, wait)
 	}
+}
+
+// stopsError is why a stream ended whose server stops in good order.
+type stopsError struct{ within time.Duration }
+
+func (e *stopsError) Error() string {
+	return fmt.Sprintf("the server stops; it asks to come back within %v", e.within)
+}
+
+// stayAway waits as long as a server asked for that stops. All its parties were
+// told the same, so that each takes a random part of it.
+func (l *link) stayAway(ctx context.Context, within time.Duration) {
+	l.failures, l.strikes, l.resume = 0, 0, 0
+	l.quiet = time.Now().Add(within + restartLate)
+	wait := within/4 + time.Duration(l.random()*float64(within)*3/4)
+	l.tell(Status{RetryIn: wait})
+	_ = sleep(ctx, wait)
 }
 
 // fallBack moves to the next mode when this one has failed often enough while
@@ -175,7 +212,7 @@ func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchRespo
 func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
 	heartbeat, probed := heartbeatDefault, false
 	server := l.wire.nodes().current()
-	soon := firstAnswerSoon
+	soon, began := firstAnswerSoon, time.Now()
 	watchdog := time.NewTimer(soon)
 	defer watchdog.Stop()
 	if l.patient() {
@@ -189,7 +226,7 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 			// A server that was slow to connect has many others to answer as well: asking
 			// it a second time would only add to them.
 			if l.answers == 0 && !probed && l.patient() {
-				soon = max(firstAnswerSoon, took)
+				soon, began = max(firstAnswerSoon, took), time.Now()
 				watchdog.Reset(soon)
 			}
 		case answer, open := <-answers:
@@ -198,6 +235,10 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 			}
 			if d := answer.GetHeartbeat(); d.IsValid() && d.AsDuration() > 0 {
 				heartbeat = min(max(d.AsDuration(), heartbeatLeast), heartbeatMost)
+			}
+			if d := answer.GetComeBack(); d.IsValid() && d.AsDuration() > 0 {
+				l.wire.nodes().leave(server)
+				return &stopsError{min(d.AsDuration(), comeBackMost)}
 			}
 			l.answers++
 			if l.answers == 1 {
@@ -221,7 +262,15 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 				l.wire.nodes().leave(server) // another one may answer at once
 				return fmt.Errorf("no answer within %v", soon)
 			}
-			if _, err := l.pollOnce(ctx, 0); err != nil {
+			_, err := l.pollOnce(ctx, 0)
+			if err != nil && l.patient() && errors.Is(err, context.DeadlineExceeded) && time.Since(began) < answerLate {
+				// Nothing is answered on a connection that stands: the server is busy, and
+				// pings tell when it is dead. Another connection would only add to its work.
+				soon *= 2
+				watchdog.Reset(soon)
+				continue
+			}
+			if err != nil {
 				l.wire.renew()
 				return fmt.Errorf("no answer within %v: %w", soon, err)
 			}
@@ -234,9 +283,10 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 }
 
 // patient reports whether the time to connect does not count as time to answer:
-// there is no other server to go to, and it is known when the connection stands.
+// there is no other server to go to, or all were late already, and it is known when
+// the connection stands.
 func (l *link) patient() bool {
-	if l.wire.nodes().number() > 1 {
+	if n := l.wire.nodes().number(); n > 1 && l.failures < n {
 		return false
 	}
 	if l.cfg.HTTPClient == nil {
@@ -316,7 +366,7 @@ func (l *link) pollOnce(ctx context.Context, wait time.Duration) (int, error) {
 	defer cancel()
 	answer, err := l.wire.poll(ctx, pollToWire(l.cfg.Party, l.box.known(), durationpb.New(wait)))
 	if err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil && (l.mode != ModeStream || l.answers > 0 || !l.patient()) {
 			l.wire.renew() // nothing came back: the connection may be dead
 		}
 		return 0, err
@@ -351,9 +401,12 @@ func (l *link) tell(s Status) {
 		return
 	}
 	l.told = s
-	if s.Err != nil {
+	switch {
+	case s.Err != nil:
 		l.cfg.Logger.Warn("connection to the server", "mode", s.Mode.String(), "permanent", s.Permanent, "retry_in", s.RetryIn, "error", s.Err)
-	} else {
+	case s.Mode == 0:
+		l.cfg.Logger.Info("the server stops; coming back", "retry_in", s.RetryIn)
+	default:
 		l.cfg.Logger.Debug("connection to the server", "mode", s.Mode.String())
 	}
 	l.cfg.OnStatus(s)

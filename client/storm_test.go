@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/secret"
@@ -26,6 +27,8 @@ type flaky struct {
 	mu    sync.Mutex
 	up    chan struct{} // closed when the server goes down; nil while it is down
 	tries []time.Time
+	// stops: streams end with the request to come back within that time.
+	stops time.Duration
 }
 
 func (f *flaky) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, error) {
@@ -35,7 +38,7 @@ func (f *flaky) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, e
 	if f.up == nil {
 		return nil, connect.NewError(connect.CodeUnavailable, errors.New("connection refused"))
 	}
-	return &flakyStream{ctx: ctx, up: f.up}, nil
+	return &flakyStream{ctx: ctx, up: f.up, server: f}, nil
 }
 
 func (f *flaky) poll(context.Context, *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
@@ -48,6 +51,8 @@ func (f *flaky) poll(context.Context, *keyturnv1.PollRequest) (*keyturnv1.PollRe
 }
 
 func (f *flaky) renew() {}
+
+func (f *flaky) patience(time.Duration) {}
 
 func (f *flaky) nodes() *servers { return oneServer() }
 
@@ -67,6 +72,8 @@ type flakyStream struct {
 	ctx context.Context
 	up  chan struct{}
 	n   int
+
+	server *flaky
 }
 
 func (s *flakyStream) next() (*keyturnv1.WatchResponse, error) {
@@ -79,6 +86,11 @@ func (s *flakyStream) next() (*keyturnv1.WatchResponse, error) {
 	case <-timer.C:
 		return &keyturnv1.WatchResponse{}, nil
 	case <-s.up:
+		s.server.mu.Lock()
+		defer s.server.mu.Unlock()
+		if s.server.stops > 0 {
+			return &keyturnv1.WatchResponse{ComeBack: durationpb.New(s.server.stops)}, nil
+		}
 		return nil, io.ErrUnexpectedEOF
 	case <-s.ctx.Done():
 		return nil, s.ctx.Err()
@@ -141,6 +153,96 @@ func TestFleetDoesNotReconnectInStep(t *testing.T) {
 		cancel()
 		group.Wait()
 	})
+}
+
+// A server that restarts in good order tells its parties when to come back: they
+// return spread over that time, few of them try in vain, and nobody is told of an
+// error. One that does not return is told of.
+func TestAnnouncedRestartIsNoError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const parties, within, gone = 1000, 5 * time.Second, 2 * time.Second
+		server := &flaky{up: make(chan struct{}), stops: within}
+		ctx, cancel := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		var mu sync.Mutex
+		connected, troubled := 0, 0
+		for range parties {
+			on := 0
+			cfg, err := Config{Address: "https://x", Token: StaticToken(secret.NewString("t")), OnStatus: func(s Status) {
+				mu.Lock()
+				defer mu.Unlock()
+				connected -= on
+				if on = 0; s.Mode == ModeStream {
+					on = 1
+				}
+				connected += on
+				if s.Err != nil {
+					troubled++
+				}
+			}}.withDefaults()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newClient(cfg, server)
+			group.Go(func() { _ = c.Watch(ctx, []Known{{Key: "a"}}, nil) })
+		}
+		time.Sleep(time.Minute)
+		server.mu.Lock()
+		server.tries = nil
+		server.mu.Unlock()
+		server.set(false)
+		stopped := time.Now()
+		time.Sleep(gone)
+		server.set(true)
+		time.Sleep(within)
+		server.mu.Lock()
+		inVain, most := 0, 0
+		perBucket := map[time.Duration]int{}
+		for _, at := range server.tries {
+			if after := at.Sub(stopped); after < gone {
+				inVain++
+			} else if perBucket[after.Truncate(100*time.Millisecond)]++; true {
+				most = max(most, perBucket[after.Truncate(100*time.Millisecond)])
+			}
+		}
+		server.mu.Unlock()
+		mu.Lock()
+		if connected != parties || troubled > 0 || inVain > parties/2 || most > parties/10 {
+			t.Errorf("%d of %d are back, %d were told of errors; %d tries in vain, and up to %d in the same 100 ms", connected, parties, troubled, inVain, most)
+		}
+		mu.Unlock()
+
+		server.set(false)
+		time.Sleep(within + restartLate + time.Minute)
+		mu.Lock()
+		if connected != 0 || troubled < parties {
+			t.Errorf("the server stays away: %d are connected, %d errors were told", connected, troubled)
+		}
+		mu.Unlock()
+		cancel()
+		group.Wait()
+	})
+}
+
+// A server that is late is left for another one; when all are, they are busy, and
+// each is given longer from round to round.
+func TestPatienceGrows(t *testing.T) {
+	for _, c := range []struct {
+		servers, failures int
+		want              time.Duration
+	}{
+		{1, 0, handshakeLate},
+		{1, 50, handshakeLate},
+		{3, 0, elsewhere},
+		{3, 2, elsewhere},
+		{3, 3, 2 * elsewhere},
+		{3, 6, 4 * elsewhere},
+		{3, 1 << 30, handshakeLate},
+	} {
+		if got := patienceFor(c.servers, c.failures); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
 }
 
 func TestBackoff(t *testing.T) {

@@ -34,6 +34,8 @@ type transport interface {
 	join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1.JoinResponse, error)
 	// renew drops the connections there are: the next request dials.
 	renew()
+	// patience sets how long a server may take to accept a connection.
+	patience(d time.Duration)
 	// nodes are the servers that requests go to.
 	nodes() *servers
 }
@@ -70,8 +72,11 @@ func newWire(cfg Config) (*wire, error) {
 		}
 		// A connection that is opened again costs the server no signature.
 		sessions := tls.NewLRUClientSessionCache(2 * max(list.number(), 1))
-		rt.dial = func() *http.Transport { return newHTTPTransport(roots, sessions, list.number() > 1) }
-		rt.current.Store(rt.dial())
+		rt.dial = func(patience time.Duration) *http.Transport {
+			return newHTTPTransport(roots, sessions, list.number() > 1, patience)
+		}
+		rt.patience.Store(int64(patienceFor(list.number(), 0)))
+		rt.current.Store(rt.dial(time.Duration(rt.patience.Load())))
 	}
 	rpc := keyturnv1connect.NewDeliveryServiceClient(rt, list.first.String(), connect.WithReadMaxBytes(maxAnswerBytes))
 	return &wire{rpc: rpc, http: rt}, nil
@@ -92,22 +97,40 @@ func loadRoots(cfg Config) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// elsewhere is how long a server may take for what a living one does at once, when
-// there are others to go to.
-const elsewhere = 5 * time.Second
+const (
+	// elsewhere is how long a server may take for what a living one does at once, when
+	// there are others to go to.
+	elsewhere = 5 * time.Second
+	// handshakeLate is how long it may take when there are none. A whole fleet may
+	// wait in front of this party, and who gives up goes to the end of the queue.
+	handshakeLate = 2 * time.Minute
+)
 
-func newHTTPTransport(roots *x509.CertPool, sessions tls.ClientSessionCache, several bool) *http.Transport {
+// patienceFor is how long a server may take for a handshake, after so many failures
+// in a row. With several, one that is late is left at once for another; but when all
+// are, they are busy rather than dead, and going round would only begin anew.
+func patienceFor(servers, failures int) time.Duration {
+	if servers <= 1 {
+		return handshakeLate
+	}
+	patience := elsewhere
+	for rounds := failures / servers; rounds > 0 && patience < handshakeLate; rounds-- {
+		patience *= 2
+	}
+	return min(patience, handshakeLate)
+}
+
+// newHTTPTransport returns one for connections to a server that has patience to
+// connect, and to prove that it lives.
+func newHTTPTransport(roots *x509.CertPool, sessions tls.ClientSessionCache, several bool, patience time.Duration) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ClientSessionCache: sessions}
-	// A server that a whole fleet connects to at once is slow, and giving up would
-	// only make it begin anew.
-	t.TLSHandshakeTimeout = 30 * time.Second
+	t.TLSHandshakeTimeout = patience
 	t.ForceAttemptHTTP2 = true
 	// A dead peer is found by pings also while no stream is open.
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
 	if several {
 		t.DialContext = (&net.Dialer{Timeout: elsewhere, KeepAlive: 30 * time.Second}).DialContext
-		t.TLSHandshakeTimeout = elsewhere
 		t.HTTP2 = &http.HTTP2Config{SendPingTimeout: elsewhere, PingTimeout: elsewhere}
 	}
 	return t
@@ -149,6 +172,12 @@ func (w *wire) join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1
 
 func (w *wire) renew() { w.http.renew() }
 
+func (w *wire) patience(d time.Duration) {
+	if w.http.fixed == nil && w.http.patience.Swap(int64(d)) != int64(d) {
+		w.http.renew()
+	}
+}
+
 func (w *wire) nodes() *servers { return w.http.servers }
 
 type wireStream struct {
@@ -181,8 +210,10 @@ type roundTripper struct {
 	now     func() time.Time
 	servers *servers
 	fixed   *http.Client
-	dial    func() *http.Transport
+	dial    func(patience time.Duration) *http.Transport
 	current atomic.Pointer[http.Transport]
+	// patience is a time.Duration: how long a server may take for a handshake.
+	patience atomic.Int64
 }
 
 // Do implements connect.HTTPClient.
@@ -237,5 +268,5 @@ func (rt *roundTripper) renew() {
 		rt.fixed.CloseIdleConnections()
 		return
 	}
-	rt.current.Swap(rt.dial()).CloseIdleConnections()
+	rt.current.Swap(rt.dial(time.Duration(rt.patience.Load()))).CloseIdleConnections()
 }

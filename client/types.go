@@ -154,7 +154,9 @@ type Status struct {
 	// Mode is how assignments arrive now, zero while nothing gets through.
 	Mode Mode
 	// Err is why nothing gets through, or the last trouble on the way to this
-	// mode; nil when all is well.
+	// mode; nil when all is well. Mode zero without an error means that the server
+	// stopped in good order and said when to come back: what fails while it restarts
+	// is told only when it takes 15 s longer than that.
 	Err error
 	// Permanent tells that Err will not pass by itself: the token was revoked,
 	// the party may not watch a key, the request is wrong. It is still retried,

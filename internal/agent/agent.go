@@ -133,6 +133,8 @@ func connect(cfg Config, deps Deps, who identity) (*client.Client, error) {
 			switch {
 			case s.Mode != 0:
 				log.Info("the server is reached", "mode", s.Mode.String())
+			case s.Err == nil:
+				log.Info("the server restarts; the last known good versions stay in use", "retry_in", s.RetryIn)
 			case s.Permanent:
 				log.Error("the server refuses the agent; the last known good versions stay in use", "retry_in", s.RetryIn, "error", s.Err)
 			default:

@@ -82,6 +82,8 @@ type Hub struct {
 	// seen is when a registered party that is away was last there.
 	seen    map[string]time.Time
 	stopped bool
+	// comeBack is over which time those who were connected come back.
+	comeBack time.Duration
 
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -138,6 +140,7 @@ func (h *Hub) Stop() {
 	}
 	h.stopped = true
 	sessions := slices.Collect(maps.Values(h.sessions))
+	h.comeBack = min(max(time.Duration(len(sessions))*comeBackEach, comeBackLeast), comeBackMost)
 	h.mu.Unlock()
 	h.acks.stop()
 	for _, s := range sessions {
@@ -148,6 +151,21 @@ func (h *Hub) Stop() {
 	}
 	h.running.Wait()
 	h.materials.forgetAll()
+}
+
+const (
+	// comeBackEach is what it takes to let one party in again: its handshake, its
+	// registration and its share of the clients' own work.
+	comeBackEach                = 500 * time.Microsecond
+	comeBackLeast, comeBackMost = 500 * time.Millisecond, 30 * time.Second
+)
+
+// ComeBack is over which time the parties that were connected when the hub stopped
+// should spread their return; zero before.
+func (h *Hub) ComeBack() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.comeBack
 }
 
 // Connect registers the party with what it holds, and opens its session. An

@@ -59,6 +59,18 @@ func (d Delivery) Join(ctx context.Context, request *keyturnv1.JoinRequest) (*ke
 
 // Watch implements DeliveryService.
 func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, stream *connect.ServerStream[keyturnv1.WatchResponse]) error {
+	err := d.watch(ctx, request, stream)
+	if !errors.Is(err, hub.ErrStopped) {
+		return err
+	}
+	// That is no failure of anybody: the last answer says when to come back.
+	if after := d.config.Hub.ComeBack(); after > 0 {
+		return stream.Send(&keyturnv1.WatchResponse{ComeBack: durationpb.New(after)})
+	}
+	return err
+}
+
+func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, stream *connect.ServerStream[keyturnv1.WatchResponse]) error {
 	party, holdings, principal, err := d.present(ctx, request.GetParty(), request.GetKeys())
 	if err != nil {
 		return err

@@ -49,6 +49,7 @@ type Hub interface {
 	Report(ctx context.Context, name key.Name, version key.Version, sample engine.Sample) error
 	Leave(ctx context.Context, actor audit.Actor, id, reason string) error
 	Presence(id string) (connected bool, lastSeen time.Time)
+	ComeBack() time.Duration
 }
 
 // Identity is what the transport needs of the identity registry.

@@ -162,7 +162,9 @@ func TestSlowHandshakesHoldNoPlace(t *testing.T) {
 		// What a real client says first.
 		ours, theirs := net.Pipe()
 		hello := make([]byte, 4096)
-		go func() { _ = tls.Client(ours, &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS13}).Handshake() }()
+		go func() {
+			_ = tls.Client(ours, &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS13}).Handshake()
+		}()
 		n, err := theirs.Read(hello)
 		if err != nil {
 			t.Fatal(err)

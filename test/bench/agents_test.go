@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -53,9 +54,10 @@ type news struct {
 type connections struct {
 	// Connected have a stream now, Polling had to do without.
 	Connected, Polling int
-	// Streams is how many were opened, Failures how often connecting failed, and
-	// Permanent how often it did so in a way that does not pass by itself.
-	Streams, Failures, Permanent int
+	// Streams is how many were opened, Failures how often connecting failed, Errors how
+	// often a user was told of it, and Permanent how often in a way that does not pass
+	// by itself.
+	Streams, Failures, Errors, Permanent int
 }
 
 // runAgents is the main function of a child process.
@@ -170,11 +172,31 @@ func (r *reporter) statuses(ctx context.Context) {
 	}
 }
 
+// tries counts failed tries to connect by what the client logs of them: users are
+// not told of all.
+type tries struct{ tell *reporter }
+
+func (tries) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h tries) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "error" {
+			h.tell.change(func(all *connections) { all.Failures++ })
+		}
+		return a.Key != "error"
+	})
+	return nil
+}
+
+func (h tries) WithAttrs([]slog.Attr) slog.Handler { return h }
+func (h tries) WithGroup(string) slog.Handler      { return h }
+
 // watchKeyturn is one agent on a connection of its own.
 func watchKeyturn(ctx context.Context, o *orders, roots *x509.CertPool, id string, tell *reporter) error {
 	var once sync.Once
 	var mode client.Mode
 	c, err := client.New(client.Config{
+		Logger:  slog.New(tries{tell}),
 		Address: o.Address, Token: client.StaticToken(secret.NewString(o.Token)), RootCAs: roots,
 		Party: client.Party{ID: id, Kind: client.KindAgent, Labels: map[string]string{"cohort": "all"}},
 		OnStatus: func(s client.Status) {
@@ -188,8 +210,8 @@ func watchKeyturn(ctx context.Context, o *orders, roots *x509.CertPool, id strin
 					all.Connected++
 					all.Streams++
 				case s.Err != nil:
-					if all.Failures++; all.Failures == 1 {
-						fmt.Fprintln(os.Stderr, "the first failure:", id, s.Err)
+					if all.Errors++; all.Errors == 1 {
+						fmt.Fprintln(os.Stderr, "the first error:", id, s.Err)
 					}
 				}
 				if s.Permanent {
@@ -300,6 +322,7 @@ func (a *agents) total() (sum connections) {
 		sum.Polling += s.Polling
 		sum.Streams += s.Streams
 		sum.Failures += s.Failures
+		sum.Errors += s.Errors
 		sum.Permanent += s.Permanent
 	}
 	return sum

@@ -169,8 +169,8 @@ func storm(b *testing.B, w *world, fleet *agents, count int) (back, used time.Du
 	fleet.wait(b, time.Minute, func(all connections) bool { return all.Connected == count && all.Streams >= was.Streams+count })
 	back, used = time.Since(ready), cpu(b)-before
 	all := fleet.total()
-	b.Logf("%d agents came back with %d failed tries", count, all.Failures-was.Failures)
-	if all.Permanent != 0 || all.Polling != 0 {
+	b.Logf("%d agents came back with %d failed tries, of which users were told %d", count, all.Failures-was.Failures, all.Errors-was.Errors)
+	if all.Permanent != 0 || all.Polling != 0 || all.Errors != was.Errors {
 		b.Errorf("after the restart: %+v", all)
 	}
 	fleet.hold(b, w.rotate(b).rotation.GetTo())

@@ -431,7 +431,11 @@ type WatchResponse struct {
 	// into use acknowledges them after a random time between half of this and all of
 	// it, so that acknowledgements do not compete with what others are waiting for.
 	// A failure is acknowledged at once.
-	AckSpread     *durationpb.Duration `protobuf:"bytes,3,opt,name=ack_spread,json=ackSpread,proto3" json:"ack_spread,omitempty"`
+	AckSpread *durationpb.Duration `protobuf:"bytes,3,opt,name=ack_spread,json=ackSpread,proto3" json:"ack_spread,omitempty"`
+	// The last answer of a stream: the server stops. The party connects again after
+	// a random time between a quarter of this and all of it, and need not trouble
+	// anybody with what fails until then.
+	ComeBack      *durationpb.Duration `protobuf:"bytes,4,opt,name=come_back,json=comeBack,proto3" json:"come_back,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +487,13 @@ func (x *WatchResponse) GetHeartbeat() *durationpb.Duration {
 func (x *WatchResponse) GetAckSpread() *durationpb.Duration {
 	if x != nil {
 		return x.AckSpread
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetComeBack() *durationpb.Duration {
+	if x != nil {
+		return x.ComeBack
 	}
 	return nil
 }
@@ -1147,12 +1158,13 @@ const file_keyturn_v1_delivery_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"^\n" +
 	"\fWatchRequest\x12'\n" +
 	"\x05party\x18\x01 \x01(\v2\x11.keyturn.v1.PartyR\x05party\x12%\n" +
-	"\x04keys\x18\x02 \x03(\v2\x11.keyturn.v1.KnownR\x04keys\"\xbc\x01\n" +
+	"\x04keys\x18\x02 \x03(\v2\x11.keyturn.v1.KnownR\x04keys\"\xf4\x01\n" +
 	"\rWatchResponse\x128\n" +
 	"\vassignments\x18\x01 \x03(\v2\x16.keyturn.v1.AssignmentR\vassignments\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\theartbeat\x128\n" +
 	"\n" +
-	"ack_spread\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tackSpread\"\xb0\x03\n" +
+	"ack_spread\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tackSpread\x126\n" +
+	"\tcome_back\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bcomeBack\"\xb0\x03\n" +
 	"\n" +
 	"Assignment\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
@@ -1268,33 +1280,34 @@ var file_keyturn_v1_delivery_proto_depIdxs = []int32{
 	8,  // 5: keyturn.v1.WatchResponse.assignments:type_name -> keyturn.v1.Assignment
 	22, // 6: keyturn.v1.WatchResponse.heartbeat:type_name -> google.protobuf.Duration
 	22, // 7: keyturn.v1.WatchResponse.ack_spread:type_name -> google.protobuf.Duration
-	20, // 8: keyturn.v1.Assignment.attributes:type_name -> keyturn.v1.Assignment.AttributesEntry
-	21, // 9: keyturn.v1.Assignment.secrets:type_name -> keyturn.v1.Assignment.SecretsEntry
-	23, // 10: keyturn.v1.Assignment.published_at:type_name -> google.protobuf.Timestamp
-	2,  // 11: keyturn.v1.PollRequest.party:type_name -> keyturn.v1.Party
-	5,  // 12: keyturn.v1.PollRequest.keys:type_name -> keyturn.v1.Known
-	22, // 13: keyturn.v1.PollRequest.wait:type_name -> google.protobuf.Duration
-	8,  // 14: keyturn.v1.PollResponse.assignments:type_name -> keyturn.v1.Assignment
-	1,  // 15: keyturn.v1.Outcome.code:type_name -> keyturn.v1.OutcomeCode
-	11, // 16: keyturn.v1.AckRequest.outcomes:type_name -> keyturn.v1.Outcome
-	14, // 17: keyturn.v1.ReportRequest.samples:type_name -> keyturn.v1.Sample
-	3,  // 18: keyturn.v1.DeliveryService.Join:input_type -> keyturn.v1.JoinRequest
-	6,  // 19: keyturn.v1.DeliveryService.Watch:input_type -> keyturn.v1.WatchRequest
-	9,  // 20: keyturn.v1.DeliveryService.Poll:input_type -> keyturn.v1.PollRequest
-	12, // 21: keyturn.v1.DeliveryService.Ack:input_type -> keyturn.v1.AckRequest
-	15, // 22: keyturn.v1.DeliveryService.Report:input_type -> keyturn.v1.ReportRequest
-	17, // 23: keyturn.v1.DeliveryService.Leave:input_type -> keyturn.v1.LeaveRequest
-	4,  // 24: keyturn.v1.DeliveryService.Join:output_type -> keyturn.v1.JoinResponse
-	7,  // 25: keyturn.v1.DeliveryService.Watch:output_type -> keyturn.v1.WatchResponse
-	10, // 26: keyturn.v1.DeliveryService.Poll:output_type -> keyturn.v1.PollResponse
-	13, // 27: keyturn.v1.DeliveryService.Ack:output_type -> keyturn.v1.AckResponse
-	16, // 28: keyturn.v1.DeliveryService.Report:output_type -> keyturn.v1.ReportResponse
-	18, // 29: keyturn.v1.DeliveryService.Leave:output_type -> keyturn.v1.LeaveResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	22, // 8: keyturn.v1.WatchResponse.come_back:type_name -> google.protobuf.Duration
+	20, // 9: keyturn.v1.Assignment.attributes:type_name -> keyturn.v1.Assignment.AttributesEntry
+	21, // 10: keyturn.v1.Assignment.secrets:type_name -> keyturn.v1.Assignment.SecretsEntry
+	23, // 11: keyturn.v1.Assignment.published_at:type_name -> google.protobuf.Timestamp
+	2,  // 12: keyturn.v1.PollRequest.party:type_name -> keyturn.v1.Party
+	5,  // 13: keyturn.v1.PollRequest.keys:type_name -> keyturn.v1.Known
+	22, // 14: keyturn.v1.PollRequest.wait:type_name -> google.protobuf.Duration
+	8,  // 15: keyturn.v1.PollResponse.assignments:type_name -> keyturn.v1.Assignment
+	1,  // 16: keyturn.v1.Outcome.code:type_name -> keyturn.v1.OutcomeCode
+	11, // 17: keyturn.v1.AckRequest.outcomes:type_name -> keyturn.v1.Outcome
+	14, // 18: keyturn.v1.ReportRequest.samples:type_name -> keyturn.v1.Sample
+	3,  // 19: keyturn.v1.DeliveryService.Join:input_type -> keyturn.v1.JoinRequest
+	6,  // 20: keyturn.v1.DeliveryService.Watch:input_type -> keyturn.v1.WatchRequest
+	9,  // 21: keyturn.v1.DeliveryService.Poll:input_type -> keyturn.v1.PollRequest
+	12, // 22: keyturn.v1.DeliveryService.Ack:input_type -> keyturn.v1.AckRequest
+	15, // 23: keyturn.v1.DeliveryService.Report:input_type -> keyturn.v1.ReportRequest
+	17, // 24: keyturn.v1.DeliveryService.Leave:input_type -> keyturn.v1.LeaveRequest
+	4,  // 25: keyturn.v1.DeliveryService.Join:output_type -> keyturn.v1.JoinResponse
+	7,  // 26: keyturn.v1.DeliveryService.Watch:output_type -> keyturn.v1.WatchResponse
+	10, // 27: keyturn.v1.DeliveryService.Poll:output_type -> keyturn.v1.PollResponse
+	13, // 28: keyturn.v1.DeliveryService.Ack:output_type -> keyturn.v1.AckResponse
+	16, // 29: keyturn.v1.DeliveryService.Report:output_type -> keyturn.v1.ReportResponse
+	18, // 30: keyturn.v1.DeliveryService.Leave:output_type -> keyturn.v1.LeaveResponse
+	25, // [25:31] is the sub-list for method output_type
+	19, // [19:25] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_delivery_proto_init() }
