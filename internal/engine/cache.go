@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -20,15 +21,57 @@ const (
 // changes, so it can be shared. Only what is committed is put: the revision of a
 // transaction that is rolled back is given to another one, maybe of another
 // process, and would then stand for another state.
+//
+// What was just written, and is not known to be committed, is kept with its bytes:
+// transactions that share a commit, or follow one closely, find it by comparing them.
 type stateCache struct {
 	mu     sync.Mutex
 	states map[key.Name]cachedState
 	weight int
+	drafts map[key.Name]draft
 }
 
 type cachedState struct {
 	rev   uint64
 	state rotation.State
+}
+
+// draft is a state that was written, and how.
+type draft struct {
+	rev   uint64
+	body  []byte
+	state rotation.State
+}
+
+// maxDrafts bounds the number of drafts. They are of large states only, and go when
+// what was written is committed.
+const maxDrafts = 16
+
+// wrote keeps a state that a transaction has just written.
+func (c *stateCache) wrote(name key.Name, doc *store.Doc, state rotation.State) {
+	if len(state.Presenters) < worthCaching {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.drafts == nil {
+		c.drafts = map[key.Name]draft{}
+	}
+	if _, known := c.drafts[name]; !known && len(c.drafts) >= maxDrafts {
+		clear(c.drafts)
+	}
+	c.drafts[name] = draft{rev: doc.Rev, body: doc.Body, state: state}
+}
+
+// written returns the state of a document that was written just so.
+func (c *stateCache) written(name key.Name, doc *store.Doc) (rotation.State, bool) {
+	c.mu.Lock()
+	d, ok := c.drafts[name]
+	c.mu.Unlock()
+	if !ok || d.rev != doc.Rev || !bytes.Equal(d.body, doc.Body) {
+		return rotation.State{}, false
+	}
+	return d.state, true
 }
 
 func (s *cachedState) weight() int { return stateWeight + len(s.state.Presenters) }
@@ -46,6 +89,9 @@ func (c *stateCache) get(name key.Name, rev uint64) (rotation.State, bool) {
 func (c *stateCache) put(name key.Name, rev uint64, state rotation.State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if d, ok := c.drafts[name]; ok && d.rev <= rev {
+		delete(c.drafts, name)
+	}
 	if c.states == nil {
 		c.states = make(map[key.Name]cachedState)
 	}

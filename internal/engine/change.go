@@ -151,10 +151,13 @@ func (e *Engine) loadState(ctx context.Context, tx store.Tx, name key.Name) (rot
 const worthCaching = 500
 
 // decodeState reads the state of a key as it is stored.
-func (*Engine) decodeState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, store.Doc, error) {
-	var state rotation.State
+func (e *Engine) decodeState(ctx context.Context, tx store.Tx, name key.Name) (rotation.State, store.Doc, error) {
 	doc, err := tx.Docs.Get(ctx, kindState, string(name))
-	if err == nil {
+	if err != nil {
+		return rotation.State{}, doc, err
+	}
+	state, known := e.states.written(name, &doc)
+	if !known {
 		err = decodeInto(doc.Body, &state)
 	}
 	doc.Body = nil
@@ -188,7 +191,9 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	if err != nil {
 		return before, err
 	}
-	doc.Rev, doc.Body = rev, nil
+	doc.Rev = rev
+	c.e.states.wrote(name, &doc, after)
+	doc.Body = nil
 	if c.states == nil {
 		c.states = map[key.Name]written{}
 	}
