@@ -297,7 +297,7 @@ func startAgents(b *testing.B, role string, o orders, processes int) (*agents, t
 		part.First, part.Count = o.First+p*a.each, a.each
 		a.start(b, role, part, p)
 	}
-	a.wait(b, 2*time.Minute, func(all connections) bool { return all.Connected == a.each*processes })
+	a.wait(b, 5*time.Minute, func(all connections) bool { return all.Connected == a.each*processes })
 	return a, time.Since(began)
 }
 

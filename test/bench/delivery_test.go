@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -111,13 +112,26 @@ type delivered struct {
 }
 
 // fleets are the numbers of agents that versions are published to.
-func fleets() map[string]int { return map[string]int{"1000": 1000, "10000": 10_000} }
+// KEYTURN_BENCH_AGENTS is another one.
+func fleets(b *testing.B) map[string]int {
+	b.Helper()
+	other := os.Getenv("KEYTURN_BENCH_AGENTS")
+	if other == "" {
+		return map[string]int{"1000": 1000, "10000": 10_000}
+	}
+	n, err := strconv.Atoi(other)
+	if err != nil || n < agentProcesses || n%agentProcesses != 0 {
+		b.Fatalf("KEYTURN_BENCH_AGENTS: %q is no number that %d processes can share", other, agentProcesses)
+	}
+	return map[string]int{other: n}
+}
 
 // BenchmarkDelivery publishes versions to 1,000 and to 10,000 connected agents,
 // each with a TLS connection of its own, and waits for their acknowledgements.
 func BenchmarkDelivery(b *testing.B) {
-	for _, name := range slices.Sorted(maps.Keys(fleets())) {
-		b.Run(name, func(b *testing.B) { delivery(b, fleets()[name]) })
+	all := fleets(b)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		b.Run(name, func(b *testing.B) { delivery(b, all[name]) })
 	}
 }
 
@@ -166,7 +180,7 @@ func storm(b *testing.B, w *world, fleet *agents, count int) (back, used time.Du
 	was := fleet.total()
 	w.restart()
 	before, ready := cpu(b), time.Now()
-	fleet.wait(b, time.Minute, func(all connections) bool { return all.Connected == count && all.Streams >= was.Streams+count })
+	fleet.wait(b, 5*time.Minute, func(all connections) bool { return all.Connected == count && all.Streams >= was.Streams+count })
 	back, used = time.Since(ready), cpu(b)-before
 	all := fleet.total()
 	b.Logf("%d agents came back with %d failed tries, of which users were told %d", count, all.Failures-was.Failures, all.Errors-was.Errors)
