@@ -59,7 +59,7 @@ func (p *processor) spend(d time.Duration) {
 	}
 	const step = time.Millisecond
 	for ; d > 0; d -= step {
-		time.Sleep(step * time.Duration(p.busy.Load()))
+		<-time.After(step * time.Duration(p.busy.Load()))
 	}
 }
 
@@ -109,7 +109,7 @@ func stormOf(t *testing.T, clients int, cost time.Duration, queued func(net.List
 				if failures.Add(1) > int64(5*clients) {
 					return // enough was seen
 				}
-				time.Sleep(200 * time.Millisecond)
+				<-time.After(200 * time.Millisecond)
 			}
 		})
 	}
