@@ -200,6 +200,9 @@ func (l *agentLife) holdings() []engine.Holding {
 
 func (l *agentLife) actor() audit.Actor { return audit.Actor{ID: l.id, Kind: "party"} }
 
+// connectLate is how late a request to connect may arrive.
+const connectLate = 5 * time.Second
+
 // sessionLasts is after how long a session is opened anew.
 const sessionLasts = 30 * time.Minute
 
@@ -212,7 +215,7 @@ func (l *agentLife) session(at *life) {
 	}
 	if met == twiceMessage || met == reordered {
 		// The request is still on its way when the agent has long connected anew.
-		l.w.straggle(fmt.Sprintf("%s connects to %s with %v", l.id, at.name, held(holdings)), 5*time.Second, func() {
+		l.w.straggle(fmt.Sprintf("%s connects to %s with %v", l.id, at.name, held(holdings)), connectLate, func() {
 			if s, err := at.hub.Connect(at.ctx, l.actor(), l.party(), slices.Clone(holdings)); err == nil {
 				s.Close()
 			}

@@ -203,13 +203,19 @@ func (o *operators) remove(who string, at *node, a *agent) {
 // gone returns a presenter that has vanished and is still waited for.
 func (w *world) gone() *agent {
 	for _, a := range w.agents {
-		for _, k := range a.keys {
-			if _, waits := k.state.Presenter(a.id); waits && a.vanished {
-				return a
-			}
+		if a.vanished && a.registered() {
+			return a
 		}
 	}
 	return nil
+}
+
+// registered reports whether any key waits for the agent.
+func (a *agent) registered() bool {
+	return slices.ContainsFunc(a.keys, func(k *keyTruth) bool {
+		_, waits := k.state.Presenter(a.id)
+		return waits
+	})
 }
 
 // disturb draws whether something befalls the fleet as a whole, and does it.
@@ -339,6 +345,12 @@ func (w *world) settleDown() {
 	for _, a := range w.agents {
 		if a.vanished {
 			w.ops.remove("carol", w.nodes[0], a)
+			// What it asked for last may arrive only now, and register it again.
+			w.later(2*connectLate, "carol looks for "+a.id, func() {
+				if a.registered() {
+					w.ops.remove("carol", w.nodes[0], a)
+				}
+			})
 			continue
 		}
 		a.start()
