@@ -14,8 +14,16 @@ import (
 	"github.com/keyturn/keyturn/provider"
 )
 
-// KindParty is the kind of the documents of registered parties, by ID.
-const KindParty = "party"
+const (
+	// KindParty is the kind of the documents of registered parties, by ID.
+	KindParty = "party"
+	// KindRemoved are notes of parties that were removed, by ID, by which other
+	// nodes on the same store hear that a session of theirs has ended.
+	KindRemoved = "party-removed"
+)
+
+// removedKept is how long such a note is kept.
+const removedKept = time.Hour
 
 // Limits on parties.
 const (
@@ -117,8 +125,21 @@ func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason strin
 			}
 		}
 		c.audit(audit.Entry{Action: "party.leave", Target: id, Reason: reason})
+		if err := c.noteRemoval(id); err != nil {
+			return err
+		}
 		return c.tx.Docs.Delete(ctx, KindParty, id, doc.Rev)
 	})
+}
+
+// noteRemoval leaves a note of a party that is removed.
+func (c *change) noteRemoval(id string) error {
+	doc, err := c.tx.Docs.Get(c.ctx, KindRemoved, id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindRemoved, Name: id, Rev: doc.Rev, Due: c.now.Add(removedKept)})
+	return err
 }
 
 // Refused says which of several acknowledgements were not taken, and why, by

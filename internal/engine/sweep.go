@@ -18,8 +18,8 @@ const (
 	checkpointsApart = time.Hour
 )
 
-// keepClean deletes request IDs and notes of pages that have expired and thins out old checkpoints,
-// until ctx ends.
+// keepClean deletes request IDs, notes of pages and notes of removed parties that
+// have expired and thins out old checkpoints, until ctx ends.
 func (e *Engine) keepClean(ctx context.Context) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
@@ -34,7 +34,7 @@ func (e *Engine) keepClean(ctx context.Context) {
 }
 
 func (e *Engine) sweep(ctx context.Context) {
-	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints, e.sweepPages} {
+	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints, e.sweepPages, e.sweepRemoved} {
 		for {
 			done := 0
 			err := e.store.Update(ctx, func(tx store.Tx) error {
@@ -54,6 +54,10 @@ func (e *Engine) sweep(ctx context.Context) {
 
 func (e *Engine) sweepRequests(ctx context.Context, tx store.Tx) (int, error) {
 	return e.sweepDue(ctx, tx, kindRequest)
+}
+
+func (e *Engine) sweepRemoved(ctx context.Context, tx store.Tx) (int, error) {
+	return e.sweepDue(ctx, tx, KindRemoved)
 }
 
 // sweepDue deletes documents of a kind that are due.

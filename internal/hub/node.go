@@ -61,11 +61,13 @@ type node struct {
 	id      string
 
 	// The goroutine of run alone uses what follows.
-	revs   map[string]uint64
-	rev    uint64
-	told   time.Time
-	beaten time.Time
-	swept  time.Time
+	revs map[string]uint64
+	rev  uint64
+	// removed is the revision up to which removals of parties were followed.
+	removed uint64
+	told    time.Time
+	beaten  time.Time
+	swept   time.Time
 	// early: something has changed too soon after the last write.
 	early bool
 }

@@ -60,6 +60,9 @@ func (n *node) informed() bool {
 
 // look reads what the others have said since the last look.
 func (n *node) look(ctx context.Context) error {
+	if err := n.endRemoved(ctx); err != nil {
+		return err
+	}
 	var nodes, presence []store.Doc
 	for {
 		err := n.hub.config.Store.View(ctx, func(tx store.Tx) error {

@@ -231,48 +231,6 @@ func (r *Registry) Check(ctx context.Context, id string) error {
 	return token.expired(now)
 }
 
-// sweepBatch bounds the tokens that one transaction deletes.
-const sweepBatch = 256
-
-// Sweep deletes tokens that expired a day ago or earlier. It is called now and
-// then; the expiry itself does not depend on it.
-func (r *Registry) Sweep(ctx context.Context) error {
-	for {
-		deleted := 0
-		err := r.config.Store.Update(ctx, func(tx store.Tx) error {
-			docs, err := tx.Index.Due(ctx, kindToken, r.config.Now(), sweepBatch)
-			deleted = len(docs)
-			for _, doc := range docs {
-				if err := tx.Docs.Delete(ctx, kindToken, doc.Name, doc.Rev); err != nil {
-					return err
-				}
-			}
-			return err
-		})
-		if err != nil || deleted < sweepBatch {
-			return err
-		}
-	}
-}
-
-// Revoke removes a token; it is refused from the moment Revoke returns.
-func (r *Registry) Revoke(ctx context.Context, actor audit.Actor, id string) error {
-	err := r.config.Journal.Transact(ctx, actor, func(tx store.Tx, enter func(audit.Entry)) error {
-		token, doc, err := r.find(ctx, tx, id)
-		if err != nil {
-			return err
-		}
-		enter(audit.Entry{Action: "token.revoke", Target: id, Detail: map[string]string{"name": token.Name, "role": token.Role}})
-		return tx.Docs.Delete(ctx, kindToken, id, doc.Rev)
-	})
-	r.mu.Lock()
-	r.revocations++
-	delete(r.known, id)
-	delete(r.used, id)
-	r.mu.Unlock()
-	return err
-}
-
 // maxListed bounds List.
 const maxListed = 10_000
 

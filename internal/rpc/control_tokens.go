@@ -106,7 +106,6 @@ func (c Control) RevokeToken(ctx context.Context, request *keyturnv1.RevokeToken
 	if err := c.config.Identity.Revoke(ctx, actorOf(principal), token.ID); err != nil {
 		return nil, wire(err)
 	}
-	c.streams.revoke(token.ID)
-	c.watches.revoke(token.ID)
+	c.EndStreams(token.ID)
 	return &keyturnv1.RevokeTokenResponse{}, nil
 }

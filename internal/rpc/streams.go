@@ -63,6 +63,13 @@ func (s *streams) revoke(token string) {
 	}
 }
 
+// EndStreams ends the streams of a token that was revoked, here or at another
+// server on the same store.
+func (s *Service) EndStreams(token string) {
+	s.streams.revoke(token)
+	s.watches.revoke(token)
+}
+
 // Stop ends all streams, now and from now on; their callers are told to come back.
 func (s *Service) Stop() {
 	s.streams.stop()

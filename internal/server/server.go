@@ -103,6 +103,9 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
 	s.running.Go(func() { s.clock.run(sweeping) })
+	if _, shared := s.store.(store.Clock); shared {
+		s.running.Go(func() { s.followRevocations(sweeping) })
+	}
 	s.telemetry.start(ctx, s.engine)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
