@@ -396,8 +396,8 @@ func (f *fake) WatchRotation(ctx context.Context, request *keyturnv1.WatchRotati
 		if state.GetHold() != nil {
 			select {
 			case <-f.resumed:
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-early(ctx):
+				return context.DeadlineExceeded
 			}
 		}
 		f.mu.Lock()
@@ -409,6 +409,17 @@ func (f *fake) WatchRotation(ctx context.Context, request *keyturnv1.WatchRotati
 		}
 	}
 	return nil
+}
+
+// early ends a moment before ctx does: a server may notice a deadline first.
+func early(ctx context.Context) <-chan struct{} {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx.Done()
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline.Add(-20*time.Millisecond))
+	context.AfterFunc(ctx, cancel)
+	return ctx.Done()
 }
 
 func (f *fake) Steer(_ context.Context, request *keyturnv1.SteerRequest) (*keyturnv1.SteerResponse, error) {

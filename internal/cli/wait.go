@@ -54,7 +54,7 @@ func (a *app) wait(ctx context.Context, id string, w waitFlags) error {
 		return a.waited(ctx, api, last, w)
 	case ctx.Err() != nil:
 		return &failure{exit: ExitInterrupted, message: "interrupted; the rotation goes on", hint: "keyturn rotation watch " + shortID(id), err: ctx.Err()}
-	case waiting.Err() != nil:
+	case ranOut(waiting, err):
 		phase := "unknown"
 		if last != nil {
 			phase = headline(last)
@@ -62,6 +62,13 @@ func (a *app) wait(ctx context.Context, id string, w waitFlags) error {
 		return fail(ExitFailed, "keyturn rotation watch "+shortID(id), "after %v the rotation has not got as far as %s: %s; it goes on", w.most, w.goal, phase)
 	}
 	return err
+}
+
+// ranOut reports whether the time to wait is over. The server, which knows the
+// deadline, may have noticed it a moment earlier.
+func ranOut(waiting context.Context, err error) bool {
+	deadline, bounded := waiting.Deadline()
+	return waiting.Err() != nil || bounded && connect.CodeOf(err) == connect.CodeDeadlineExceeded && time.Until(deadline) < time.Second
 }
 
 // reached reports whether a rotation has got as far as the goal.
