@@ -83,7 +83,7 @@ kind: Policy
 metadata: {name: quick}
 spec:
   stages:
-    - {name: canary, match: 'party.labels.cohort == "canary"', bake: 0s, ackTimeout: 100ms}
+    - {name: canary, match: 'party.labels.cohort == "canary"', bake: 0s, ackTimeout: %s}
     - {name: rest, bake: 0s}
   drain: {min: 0s, quiet: 0s, max: 1m, every: 100ms}
   quarantine: 10ms
@@ -154,11 +154,18 @@ func newRun(t *testing.T) *run {
 	w.hub.Use(w.engine)
 	w.engine.Start(t.Context())
 	w.hub.Start(t.Context())
-	result, err := w.engine.Apply(t.Context(), operator, engine.ApplyRequest{Documents: []engine.Document{{Name: "keys.yaml", Content: []byte(documents)}}})
+	w.apply(t, time.Minute)
+	return w
+}
+
+// apply applies the documents with the time that the first stage has to answer.
+func (w *run) apply(t *testing.T, ackTimeout time.Duration) {
+	t.Helper()
+	text := fmt.Sprintf(documents, ackTimeout)
+	result, err := w.engine.Apply(t.Context(), operator, engine.ApplyRequest{Documents: []engine.Document{{Name: "keys.yaml", Content: []byte(text)}}})
 	if err != nil || result.Problems.Err() != nil {
 		t.Fatal(err, result.Problems)
 	}
-	return w
 }
 
 // late is an observer that is set before the engine starts.
@@ -261,6 +268,7 @@ func TestSignalsOfARealEngine(t *testing.T) {
 		t.Fatalf("the third rotation is %v", failed.Phase)
 	}
 	choose(0, 4)
+	w.apply(t, 100*time.Millisecond)
 	late := w.rotate(t, func(v engine.RotationView) bool { return v.Hold.Reason == rotation.HoldStageLate })
 	var page signals.Page
 	w.hook.until(t, func() bool {
