@@ -17,6 +17,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(agentVariable); path != "" {
 		os.Exit(childAgent(path))
 	}
+	if command := os.Getenv(storeVariable); command != "" {
+		os.Exit(childStore(command))
+	}
 	if argument := os.Getenv(callsVariable); argument != "" {
 		os.Exit(makeCalls(argument))
 	}

@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,15 +34,21 @@ var filtered = map[uint32]string{
 	unix.SYS_UNLINKAT: "unlink", unix.SYS_PIDFD_SEND_SIGNAL: "signal", unix.SYS_CONNECT: "connect",
 }
 
+// further are calls that wait only if superviseMe was asked for them.
+var further = map[uint32]string{
+	unix.SYS_PWRITE64: "pwrite", unix.SYS_FDATASYNC: "fdatasync", unix.SYS_FTRUNCATE: "truncate", unix.SYS_UNLINK: "unlink",
+	unix.SYS_RENAME: "rename", unix.SYS_WRITE: "write",
+}
+
 // Offsets in struct seccomp_data, on a little-endian machine.
 const (
 	dataNumber = 0
 	dataFlags  = 16 + 2*8 // of openat
 )
 
-// superviseMe makes the calls of this process wait, and gives the right to decide
+// superviseMe makes the calls of this process wait, and some of the further ones, and gives the right to decide
 // on them to whoever is at the other end of the socket.
-func superviseMe(socket int) error {
+func superviseMe(socket int, more ...uint32) error {
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
@@ -53,7 +61,7 @@ func superviseMe(socket int) error {
 		give(unix.SECCOMP_RET_USER_NOTIF),
 		give(unix.SECCOMP_RET_ALLOW),
 	}
-	for number := range filtered {
+	for _, number := range append(slices.Collect(maps.Keys(filtered)), more...) {
 		if number != unix.SYS_OPENAT {
 			program = append(
 				program,
@@ -185,11 +193,17 @@ func control(fd int, request uintptr, argument unsafe.Pointer) error {
 
 // describe names the file that a call is about, a temporary one by what it is for.
 func (s *supervisor) describe(n notification) call {
-	c := call{what: filtered[n.number]}
+	c := call{what: filtered[n.number] + further[n.number]}
 	switch n.number {
-	case unix.SYS_FCHMOD, unix.SYS_FSYNC:
+	case unix.SYS_FCHMOD, unix.SYS_FSYNC, unix.SYS_PWRITE64, unix.SYS_FDATASYNC, unix.SYS_FTRUNCATE, unix.SYS_WRITE:
 		path, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", n.pid, n.args[0]))
-		c.to = s.name(path)
+		if c.to = s.name(path); strings.HasPrefix(path, "socket:") {
+			c.to = "socket"
+		}
+	case unix.SYS_UNLINK:
+		c.to = s.name(text(n.pid, n.args[0]))
+	case unix.SYS_RENAME:
+		c.to = s.name(text(n.pid, n.args[0])) + " to " + s.name(text(n.pid, n.args[1]))
 	case unix.SYS_OPENAT, unix.SYS_UNLINKAT:
 		c.to = s.name(text(n.pid, n.args[1]))
 	case unix.SYS_LINKAT, unix.SYS_RENAMEAT:
