@@ -23,6 +23,7 @@ func floors() []Place {
 		{Path: "internal/audit", Floor: 1, Only: words, Pure: true, Foreign: []string{"golang.org/x/mod"}},
 		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
 		// Beside them, what knows nothing of keys.
+		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
 
@@ -30,7 +31,7 @@ func floors() []Place {
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
 		{Path: "provider/conformance", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
 		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider", "provider/conformance"}, Foreign: none, ForTests: true},
-		{Path: "internal/provider", Floor: 2, Only: words, Beside: []string{"provider"}, Apart: true},
+		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable"}, words...), Beside: []string{"provider"}, Apart: true},
 		{Path: "internal/store", Floor: 2, Only: []string{"key"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
@@ -59,7 +60,7 @@ func floors() []Place {
 		{Path: "internal/gateway", Floor: 5},
 
 		// The outer side: it speaks to the server through gen and the network alone.
-		{Path: "client", Floor: 6, Only: append([]string{"gen/..."}, words...), Never: inner()},
+		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "internal/harden", "gen/..."}, words...), Never: inner()},
 		{
@@ -84,7 +85,7 @@ func floors() []Place {
 func interfaces() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
-		"provider", "internal/store", "internal/keeper",
+		"internal/keytable", "provider", "internal/store", "internal/keeper",
 	}
 }
 
