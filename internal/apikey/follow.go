@@ -1,0 +1,168 @@
+package apikey
+
+import (
+	"context"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/keytable"
+	"github.com/keyturn/keyturn/internal/store"
+)
+
+const (
+	// followBatch is how many documents are read at once.
+	followBatch = 2000
+	// followPoll is how often the store is read without having been woken: what is
+	// known is at most so old while the store answers.
+	followPoll = time.Second
+	// followTime bounds one look.
+	followTime = 30 * time.Second
+)
+
+// follow keeps the table equal to what is stored, until ctx ends.
+func (s *Service) follow(ctx context.Context) {
+	woken := s.config.Store.Watch(ctx, store.TopicDocs)
+	poll := time.NewTicker(followPoll)
+	defer poll.Stop()
+	failing := false
+	for ctx.Err() == nil {
+		err := s.catchUp(ctx)
+		if err != nil && ctx.Err() == nil && !failing {
+			s.config.Logger.ErrorContext(ctx, "the API keys could not be read; what is known is served on, for a time", "error", err, "for", s.config.Stale)
+		}
+		failing = err != nil
+		select {
+		case <-ctx.Done():
+		case <-woken:
+		case <-poll.C:
+		}
+	}
+}
+
+// catchUp takes over what has changed.
+func (s *Service) catchUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, followTime)
+	defer cancel()
+	if err := s.peppers.load(ctx, &s.config, false); err != nil {
+		return err
+	}
+	if last := s.fresh.Load(); last != 0 && s.config.Now().UnixNano()-last > int64(goneKept/2) {
+		// Documents of removed versions may be gone: what is known is no base any more.
+		s.ready.Store(false)
+		s.rev.Store(0)
+		s.table.Clear()
+		s.fresh.Store(0)
+	}
+	if !s.ready.Load() && !s.config.Alone {
+		// The others know of this node before it answers: what they change from now on
+		// waits for it, what they changed before it reads now.
+		if err := s.say(ctx, beat{At: s.config.Now().UTC()}); err != nil {
+			return err
+		}
+	}
+	for rev := s.rev.Load(); ; {
+		began := s.config.Now()
+		var docs []store.Doc
+		err := s.config.Store.View(ctx, func(tx store.Tx) error {
+			var err error
+			docs, err = tx.Index.Since(ctx, kindEntry, rev, followBatch)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for i := range docs {
+			s.take(ctx, docs[i])
+			rev = docs[i].Rev
+		}
+		if len(docs) == followBatch {
+			continue
+		}
+		s.fresh.Store(began.UnixNano())
+		s.advance(rev)
+		return nil
+	}
+}
+
+// advance notes up to which revision the table has everything, and wakes those
+// who wait for it.
+func (s *Service) advance(rev uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ready.Swap(true) && s.rev.Load() == rev {
+		return
+	}
+	s.rev.Store(rev)
+	close(s.moved)
+	s.moved = make(chan struct{})
+}
+
+// arrived returns a channel that is closed when the table moves on.
+func (s *Service) arrived() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.moved
+}
+
+// take puts one document into the table. One that is damaged is left out: its
+// version is let in nowhere.
+func (s *Service) take(ctx context.Context, doc store.Doc) {
+	r, err := decode(doc)
+	var e keytable.Entry
+	if err == nil {
+		e, err = r.entry()
+	}
+	switch {
+	case err != nil:
+	case r.Gone:
+		s.table.Delete(&e.Hash)
+	default:
+		err = s.table.Put(&e)
+	}
+	if err != nil {
+		s.config.Logger.ErrorContext(ctx, "an API key is left out", "document", doc.Name, "error", err)
+	}
+}
+
+const (
+	// sweepEvery is how often what has expired is deleted, sweepBatch how many
+	// documents one transaction deletes.
+	sweepEvery = 10 * time.Minute
+	sweepBatch = 256
+)
+
+// sweep deletes documents that have had their time, until ctx ends.
+func (s *Service) sweep(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, kind := range []string{kindEntry, kindNode, kindUse, kindAsked} {
+			if err := s.sweepKind(ctx, kind); err != nil && ctx.Err() == nil {
+				s.config.Logger.WarnContext(ctx, "what has expired of API keys could not be deleted; trying again later", "error", err)
+			}
+		}
+	}
+}
+
+func (s *Service) sweepKind(ctx context.Context, kind string) error {
+	for {
+		deleted := 0
+		err := s.config.Store.Update(ctx, func(tx store.Tx) error {
+			docs, err := tx.Index.Due(ctx, kind, s.config.Now(), sweepBatch)
+			deleted = len(docs)
+			for _, doc := range docs {
+				if err := tx.Docs.Delete(ctx, doc.Kind, doc.Name, doc.Rev); err != nil {
+					return err
+				}
+			}
+			return err
+		})
+		if err != nil || deleted < sweepBatch {
+			return err
+		}
+	}
+}
