@@ -28,8 +28,8 @@ type peppers struct {
 	forSnapshots atomic.Pointer[[]byte]
 }
 
-// load opens the pepper once; make says whether to make one if there is none.
-func (p *peppers) load(ctx context.Context, config *Config, make bool) error {
+// load opens the pepper once; create says whether to draw one if there is none.
+func (p *peppers) load(ctx context.Context, config *Config, create bool) error {
 	if p.hasher.Load() != nil {
 		return nil
 	}
@@ -40,7 +40,7 @@ func (p *peppers) load(ctx context.Context, config *Config, make bool) error {
 	}
 	sealed, err := readPepper(ctx, config)
 	if errors.Is(err, store.ErrNotFound) {
-		if !make {
+		if !create {
 			return nil
 		}
 		sealed, err = makePepper(ctx, config)

@@ -340,8 +340,8 @@ func (s *Service) Hashes(ctx context.Context, text secret.Value) (hash, snapshot
 
 // Try reports whether the key is let in, as Verify does but without counting a
 // use. text may be empty when the key itself is known to nobody here any more: then
-// it is found by its hash. A refusal counts only when every node that may answer
-// refuses it: otherwise Try fails.
+// it is found by its hash. What it reports holds at every node that may
+// answer: otherwise Try fails.
 func (s *Service) Try(ctx context.Context, e keytable.Entry, text secret.Value) (accepted bool, err error) {
 	if err := errors.Join(s.peppers.load(ctx, &s.config, true), s.read(ctx)); err != nil {
 		return false, err
@@ -356,14 +356,14 @@ func (s *Service) Try(ctx context.Context, e keytable.Entry, text secret.Value) 
 	err = s.judge(found, now)
 	switch {
 	case err == nil || errors.Is(err, ErrLimited):
-		return found.Key == e.Key && found.Version == e.Version, nil
-	case errors.Is(err, ErrRefused):
-		if err := s.refusedEverywhere(ctx, e); err != nil {
-			return false, err
-		}
-		return false, nil
+		accepted = found.Key == e.Key && found.Version == e.Version
+	case !errors.Is(err, ErrRefused):
+		return false, err
 	}
-	return false, err
+	if err := s.served(ctx, e); err != nil {
+		return false, err
+	}
+	return accepted, nil
 }
 
 // read returns once the table was read.
@@ -390,8 +390,8 @@ func (s *Service) Ready(ctx context.Context) error {
 	return s.allTold(ctx)
 }
 
-// refusedEverywhere fails while a node may still let the version in.
-func (s *Service) refusedEverywhere(ctx context.Context, e keytable.Entry) error {
+// served fails while a node may not serve what is stored of the version.
+func (s *Service) served(ctx context.Context, e keytable.Entry) error {
 	var doc store.Doc
 	err := s.config.Store.View(ctx, func(tx store.Tx) error {
 		var err error
@@ -405,8 +405,8 @@ func (s *Service) refusedEverywhere(ctx context.Context, e keytable.Entry) error
 		return err
 	}
 	r, err := decode(doc)
-	if err != nil || r.Accepted {
-		return err // accepted, and expired or of another hash: that is the same at every node
+	if err != nil {
+		return err
 	}
-	return s.everywhere(ctx, doc.Rev, r.Changed, false)
+	return s.everywhere(ctx, doc.Rev, r.Changed, r.Accepted)
 }

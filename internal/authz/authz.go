@@ -32,9 +32,11 @@ const (
 	Agent
 	// Join is redeemed once for a token of role Agent.
 	Join
+	// Verifier verifies what others show: API keys. It reads and presents nothing.
+	Verifier
 )
 
-var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join"}
+var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join", "verifier"}
 
 // String returns the role's name, "invalid" for the zero value.
 func (r Role) String() string {
@@ -75,9 +77,11 @@ const (
 	Redeem
 	// Backup: take a copy of everything, encrypted.
 	Backup
+	// Verify: learn whose an API key is that somebody showed.
+	Verify
 )
 
-var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup"}
+var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup", "verify"}
 
 // String returns the action's name, "invalid" for the zero value.
 func (a Action) String() string {
@@ -101,6 +105,8 @@ func (r Role) allows(a Action) bool {
 		return a == Present || a == Reveal
 	case Join:
 		return a == Redeem
+	case Verifier:
+		return a == Verify
 	}
 	return false
 }

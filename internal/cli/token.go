@@ -50,15 +50,17 @@ for the party NAME and those that begin with NAME/.
 
 Roles: admin does everything; operator applies documents and runs rotations but
 reads no secrets; approver approves rotations; viewer reads what is public; agent
-presents keys.`
+presents keys; verifier verifies API keys that it was shown.`
 	c.Example = "  keyturn token create ci --role operator --keys 'prod/**' --lifetime 90d\n  keyturn token create orders --role agent --keys prod/orders/db --file token"
-	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer or agent")
+	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer, agent or verifier")
 	f.register(c, "it does not expire")
 	a.choices(c, "role", tokenRoles()...)
 	return c
 }
 
-func tokenRoles() []string { return []string{"admin", "operator", "approver", "viewer", "agent"} }
+func tokenRoles() []string {
+	return []string{"admin", "operator", "approver", "viewer", "agent", "verifier"}
+}
 
 func (a *app) tokenJoinCommand() *cobra.Command {
 	var f tokenFlags

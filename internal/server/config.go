@@ -30,6 +30,8 @@ type Config struct {
 	// Telemetry says where traces and pages go.
 	Telemetry TelemetryConfig `yaml:"telemetry"`
 	Limits    LimitsConfig    `yaml:"limits"`
+	// APIKeys says how API keys are verified.
+	APIKeys APIKeysConfig `yaml:"apiKeys"`
 	// LogName is the name of the audit log, in its checkpoints. Default: keyturn.
 	LogName string `yaml:"logName"`
 }

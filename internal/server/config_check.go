@@ -36,6 +36,7 @@ func (c *Config) fill() {
 	fill(&c.Limits.Burst, 2000)
 	fill(&c.Limits.ForgetClients, 2*time.Minute)
 	fill(&c.Telemetry.RegionBehind, 5*time.Minute)
+	c.APIKeys.fill()
 }
 
 // complete fills in defaults and checks the configuration.
@@ -89,6 +90,7 @@ func (c *Config) check() []problem {
 	}
 	problems = append(problems, c.Store.check()...)
 	problems = append(problems, c.Telemetry.check()...)
+	problems = append(problems, c.APIKeys.check()...)
 	return append(problems, c.Limits.check()...)
 }
 

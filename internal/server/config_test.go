@@ -37,6 +37,8 @@ func TestConfigErrors(t *testing.T) {
 		"dataDir: d\nlimits:\n  burst: -1\n":                                                 "server.yaml:3: limits.burst: ",
 		"dataDir: d\ntelemetry:\n  regionBehind: 1ms\n":                                      "server.yaml:3: telemetry.regionBehind: 1ms is not between 1s and 8760h0m0s",
 		"dataDir: d\nlimits:\n  forgetClients: 1ms\n":                                        "server.yaml:3: limits.forgetClients: 1ms is not between 1s and 8760h0m0s",
+		"dataDir: d\napiKeys:\n  stale: 1s\n":                                                "server.yaml:3: apiKeys.stale: 1s is not between 15s and 8760h0m0s",
+		"dataDir: d\napiKeys: {perSecond: -1}\n":                                             "server.yaml:2: apiKeys.perSecond: -1 is not between 1 and 10000000",
 		"dataDir: d\nlimits:\n  forgetClients: soon\n":                                       `server.yaml:3: limits.forgetClients: "soon" is not a duration; write for example 2m`,
 		"dataDir: d\nlisten: 127.0.0.1:1\nlimts: {}\n":                                       `server.yaml:3:1: unknown field "limts"; see docs/reference/server.md for all fields`,
 		"dataDir: d\ndataDir: e\n":                                                           "server.yaml:2:1: ",

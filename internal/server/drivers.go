@@ -2,7 +2,9 @@ package server
 
 import (
 	"maps"
+	"time"
 
+	apikeydriver "github.com/keyturn/keyturn/internal/provider/apikey"
 	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/provider"
 )
@@ -10,11 +12,16 @@ import (
 // services are what providers need of a server: what its configuration says, and
 // the data-plane services that some of them speak to. The zero value serves to
 // check documents where there is no server.
-type services struct{}
+type services struct {
+	// apiKeys verifies API keys; nil where there is no server.
+	apiKeys apikeydriver.Service
+	now     func() time.Time
+}
 
 // drivers are the providers of a server, by the name that keys use.
-func drivers(services) map[string]provider.Driver {
+func drivers(s services) map[string]provider.Driver {
 	return map[string]provider.Driver{
+		"apikey":   apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
 		"postgres": postgres.New(),
 	}
 }
@@ -24,8 +31,8 @@ func drivers(services) map[string]provider.Driver {
 func Drivers() map[string]provider.Driver { return drivers(services{}) }
 
 // drivers are the providers of this server; those of the options go before.
-func (*Server) drivers(options Options) map[string]provider.Driver {
-	all := drivers(services{})
+func (s *Server) drivers(options Options) map[string]provider.Driver {
+	all := drivers(services{apiKeys: s.apiKeys, now: options.Now})
 	maps.Copy(all, options.Drivers)
 	return all
 }

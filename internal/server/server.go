@@ -17,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/apikey"
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
@@ -52,6 +53,7 @@ type Server struct {
 	hub       *hub.Hub
 	identity  *identity.Registry
 	telemetry *telemetry
+	apiKeys   *apikey.Service
 	signer    *audit.Signer
 
 	servers   []*http.Server
@@ -107,6 +109,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		s.running.Go(func() { s.followRevocations(sweeping) })
 	}
 	s.telemetry.start(ctx, s.engine)
+	s.apiKeys.Start(ctx)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
 	if err := s.serve(ctx, options, own); err != nil {
@@ -127,6 +130,9 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		},
 	})
 	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now, s.hub.Connected, &ledger{server: s, node: rand.Text()}); err != nil {
+		return err
+	}
+	if err := s.newAPIKeys(options.Now, keys); err != nil {
 		return err
 	}
 	s.engine, err = engine.New(engine.Config{
@@ -235,6 +241,7 @@ func (s *Server) routes(options Options) http.Handler {
 	api.Handle(keyturnv1connect.DeliveryServiceJoinProcedure, service.Public(delivery, gate))
 	api.Handle(controlPath, authenticated(control))
 	api.Handle("GET /metrics", authenticated(service.Everything(s.telemetry.handler())))
+	s.apiKeyRoutes(api, gate)
 	mux := http.NewServeMux()
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
@@ -313,6 +320,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		s.stopSweeping()
 		s.running.Wait()
 		s.engine.Stop()
+		s.apiKeys.Stop(ctx)
 		problems = append(problems, s.telemetry.stop(ctx), s.store.Stop())
 		s.stopErr = errors.Join(problems...)
 		s.log.InfoContext(ctx, "stopped")

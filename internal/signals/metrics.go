@@ -35,6 +35,7 @@ type metrics struct {
 	pageQueue                 *prometheus.GaugeVec
 	sweeps                    *prometheus.CounterVec
 	sweep                     *prometheus.HistogramVec
+	verifications             *prometheus.CounterVec
 
 	regions, cohorts *bound
 	// pairs are keys with cohorts.
@@ -79,6 +80,8 @@ func newMetrics(maxKeys int) *metrics {
 		pages:    counter("pages_total", "Pages by webhook and what became of them: delivered, failed tries, dropped, refused by the receiver.", "webhook", "state"),
 		pageQueue: gauge("pages_waiting", "Pages that wait to be delivered, by webhook.",
 			"webhook"),
+		verifications: counter("apikey_verifications_total",
+			"API keys that were shown to this server node, by what they were: good, malformed, unknown, suspended, expired, limited.", "result"),
 		sweeps: counter("sweeps_total", "Readings of the gauges from the engine, by result.", "result"),
 		sweep:  histogram("sweep_duration_seconds", "Time that reading the gauges from the engine took.", short()),
 	}
@@ -112,7 +115,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.acceptance, m.recovery,
 		m.propagation, m.attempts, m.effects, m.uses, m.failures, m.complete, m.ratio, m.examined, m.findings,
-		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep,
+		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications,
 	}
 }
 
@@ -163,6 +166,9 @@ func (m *metrics) zero() {
 	}
 	for _, state := range []string{"ended", "exported", "failed"} {
 		m.spans.WithLabelValues(state)
+	}
+	for _, result := range []string{"good", "malformed", "unknown", "suspended", "expired", "limited"} {
+		m.verifications.WithLabelValues(result)
 	}
 	for _, result := range []string{"ok", "failed"} {
 		m.sweeps.WithLabelValues(result)
@@ -259,3 +265,8 @@ func (s *Signals) Reconciled(ratio float64, known bool) {
 }
 
 func boolLabel(b bool) string { return strconv.FormatBool(b) }
+
+// Verifications counts API keys that were shown and had the result.
+func (s *Signals) Verifications(result string) prometheus.Counter {
+	return s.metrics.verifications.WithLabelValues(result)
+}

@@ -1,0 +1,106 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyturn/keyturn/internal/apikey"
+	"github.com/keyturn/keyturn/internal/authz"
+	"github.com/keyturn/keyturn/internal/compat/apikeys"
+	"github.com/keyturn/keyturn/internal/keeper"
+	"github.com/keyturn/keyturn/internal/keytable"
+)
+
+// APIKeysConfig says how API keys are verified.
+type APIKeysConfig struct {
+	// Stale is how long this node goes on letting in what it knows while it cannot
+	// read its database. Refusing a key waits so long for a server that has died.
+	// Default: 5m.
+	Stale time.Duration `yaml:"stale"`
+	// PerSecond is how many keys one token may verify per second, and at once.
+	// Default: 100,000.
+	PerSecond float64 `yaml:"perSecond"`
+}
+
+func (c *APIKeysConfig) fill() {
+	fill(&c.Stale, 5*time.Minute)
+	fill(&c.PerSecond, 100_000)
+}
+
+// minStale leaves a node time to be restarted.
+const minStale = 15 * time.Second
+
+func (c *APIKeysConfig) check() []problem {
+	var problems []problem
+	if c.Stale < minStale || c.Stale > maxForget {
+		problems = append(problems, problem{field: "apiKeys.stale", message: fmt.Sprintf("%v is not between %v and %v", c.Stale, minStale, maxForget)})
+	}
+	if c.PerSecond < 1 || c.PerSecond > maxVerified {
+		problems = append(problems, problem{field: "apiKeys.perSecond", message: fmt.Sprintf("%v is not between 1 and %d", c.PerSecond, int(maxVerified))})
+	}
+	return problems
+}
+
+const maxVerified = 1e7
+
+// newAPIKeys makes the service that verifies API keys.
+func (s *Server) newAPIKeys(now func() time.Time, keys keeper.Keeper) error {
+	counters := map[keytable.Reason]prometheus.Counter{}
+	for reason := keytable.Good; reason <= keytable.Limited; reason++ {
+		counters[reason] = s.telemetry.Verifications(reason.String())
+	}
+	node, err := nodeName(s.config.DataDir)
+	if err != nil {
+		return err
+	}
+	s.apiKeys = apikey.New(apikey.Config{
+		Store: s.store, Keeper: keys, Logger: s.log, Now: now, Node: node, Stale: s.config.APIKeys.Stale, Alone: s.config.Store.Postgres == nil,
+		Verified: func(reason keytable.Reason) {
+			if counter, ok := counters[reason]; ok {
+				counter.Inc()
+			}
+		},
+	})
+	return nil
+}
+
+// nodeName is the same after every start from one data folder, and another one at
+// every other.
+func nodeName(dataDir string) (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("the name of this machine: %w", err)
+	}
+	dir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return "", fmt.Errorf("data folder: %w", err)
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return host + "-" + hex.EncodeToString(sum[:4]), nil
+}
+
+// apiKeyRoutes adds what concerns API keys. Verifying has a rate of its own.
+func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
+	writer := connect.NewErrorWriter()
+	handlers := apikeys.New(apikeys.Config{
+		Keys: s.apiKeys,
+		Principal: func(ctx context.Context) (authz.Principal, error) {
+			return s.service.Principal(ctx, authz.Verify)
+		},
+		Refuse: func(w http.ResponseWriter, r *http.Request, err error) {
+			_ = writer.Write(w, r, err) // the caller is gone if this fails
+		},
+	})
+	often := *usual
+	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
+	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
+}
