@@ -26,6 +26,7 @@ func floors() []Place {
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
+		{Path: "internal/mutant", Floor: 1, Only: none, Foreign: none, ForTests: true},
 
 		// 2: interfaces to the world, and what implements them.
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
