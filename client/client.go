@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ type Client struct {
 	// boxes are those of the watches that run.
 	mu    sync.Mutex
 	boxes map[*inbox]struct{}
+	// order is that of the latest outcome.
+	order uint64
 }
 
 // New returns a client; it does not connect yet. The error wraps ErrConfig.
@@ -82,10 +85,12 @@ func (c *Client) Leave(ctx context.Context) error {
 // wraps ErrRequest when the server does not take one of the outcomes (the others
 // were sent), ErrAckQueueFull, or the error of ctx joined with the server's last one.
 func (c *Client) Ack(ctx context.Context, outcomes []Outcome) error {
-	for _, o := range outcomes {
-		if err := checkOutcome(o); err != nil {
+	outcomes = slices.Clone(outcomes)
+	for i := range outcomes {
+		if err := checkOutcome(outcomes[i]); err != nil {
 			return err
 		}
+		outcomes[i].order = c.number()
 	}
 	c.amend(outcomes)
 	rejected := make(chan error, len(outcomes))
@@ -110,6 +115,17 @@ func (c *Client) Ack(ctx context.Context, outcomes []Outcome) error {
 			return fmt.Errorf("acknowledge %d outcomes: %w", len(outcomes), errors.Join(ctx.Err(), err))
 		}
 	}
+}
+
+// number returns the order of a new outcome: the time in microseconds, or more. It is
+// larger than any that this process has used, and than those of an earlier process of
+// the party unless the clock went back since. Then an outcome may be taken for an
+// older one until that time has passed, or the version is assigned anew.
+func (c *Client) number() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.order = max(c.order+1, uint64(max(0, time.Now().UnixMicro())))
+	return c.order
 }
 
 // amend makes the running watches answer with the outcomes when an assignment is

@@ -106,6 +106,9 @@ type Outcome struct {
 	// Detail says why it failed, without secrets. Only its first 1,000
 	// characters are sent.
 	Detail string
+
+	// order tells a later outcome of an assignment from an earlier one; see Client.number.
+	order uint64
 }
 
 // Sample is how one version fared at this party since its last sample.

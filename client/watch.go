@@ -146,6 +146,7 @@ func (w *watcher) check(batch []Assignment, outcomes []Outcome) []Outcome {
 			o.Using = o.Version
 		}
 		o.Detail = scrub(o.Detail, w.secrets[o.Key])
+		o.order = w.client.number()
 		kept = append(kept, o)
 	}
 	return kept

@@ -75,7 +75,7 @@ func outcomesToWire(outcomes []Outcome) []*keyturnv1.Outcome {
 		}
 		out[i] = &keyturnv1.Outcome{
 			Key: o.Key.String(), Version: uint64(o.Version), Epoch: o.Epoch,
-			Code: code, Using: uint64(o.Using), Detail: truncate(o.Detail),
+			Code: code, Using: uint64(o.Using), Detail: truncate(o.Detail), Order: o.order,
 		}
 	}
 	return out

@@ -298,8 +298,11 @@ func (c *change) configure(name key.Name, topology provider.Topology) error {
 	if same {
 		return nil
 	}
-	_, err = c.step(name, key.RotationID{}, body)
-	return err
+	isNew := state.Next == 0
+	if state, err = c.step(name, key.RotationID{}, body); err != nil || !isNew {
+		return err
+	}
+	return c.bornAgain(name, &state)
 }
 
 func (e *Engine) providers() []string {

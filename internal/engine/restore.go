@@ -38,8 +38,9 @@ const (
 	restoreName = "last"
 	// markBatch is how many keys are told in one transaction.
 	markBatch = 64
-	// numbersAhead is how far the version numbers of a restored key jump ahead:
-	// more than the missing time can have minted.
+	// numbersAhead is how far the version numbers of a restored key jump ahead, with
+	// one more for each second since its last event: more than the missing time can
+	// have minted, also after an earlier restore of the same copy.
 	numbersAhead = 1000
 	// maxLooks bounds the tries of one reconciliation that run at once.
 	maxLooks = 4
@@ -189,8 +190,26 @@ func (e *Engine) markSome(ctx context.Context, record RestoreRecord, after strin
 
 // standStill tells a key that its past may be missing.
 func (c *change) standStill(name key.Name, state *rotation.State, floor uint64) error {
-	_, err := c.step(name, key.RotationID{}, rotation.Restored{Epoch: max(floor, state.Epoch+1), Next: state.Next + numbersAhead})
+	next := state.Next + numbersAhead
+	if age := c.now.Sub(state.Now); !state.Now.IsZero() && age > 0 {
+		next += key.Version(age / time.Second)
+	}
+	_, err := c.step(name, key.RotationID{}, rotation.Restored{Epoch: max(floor, state.Epoch+1), Next: next})
 	return err
+}
+
+// bornAgain tells a key that was configured just now that the store was put back
+// once: it may have existed in the time that is missing, and what its system
+// accepts, and its presenters hold, would have numbers that were given out again.
+func (c *change) bornAgain(name key.Name, state *rotation.State) error {
+	record, _, err := readRestore(c.ctx, c.tx)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return c.standStill(name, state, record.Floor)
 }
 
 // reconcile finds out what verifiers accept. It changes nothing outside.
@@ -203,22 +222,36 @@ func (e *Engine) reconcile(ctx context.Context, call provider.Call, effect rotat
 	body := rotation.Reconciled{Effect: effect.EffectRef, Listed: look.listed, Found: look.found}
 	return done{outcome: rotation.OK, body: body, write: func(c *change) error {
 		for _, v := range slices.Sorted(maps.Keys(look.foreign)) {
-			doc := store.Doc{Kind: kindVersion, Name: versionName(call.Key, v)}
-			if _, err := c.tx.Docs.Get(c.ctx, doc.Kind, doc.Name); err == nil || !errors.Is(err, store.ErrNotFound) {
-				if err != nil {
-					return err
-				}
-				continue
-			}
-			if doc.Body, err = encode(VersionRecord{Number: v, Created: c.now, Attributes: look.foreign[v], Foreign: true}); err != nil {
-				return err
-			}
-			if _, err := c.tx.Docs.Put(c.ctx, doc); err != nil {
+			if err := c.foreignVersion(call.Key, v, look.foreign[v]); err != nil {
 				return err
 			}
 		}
 		return nil
 	}}
+}
+
+// foreignVersion notes a version that is accepted, and whose material is not here: it
+// was never, or it is destroyed and an endpoint has come back that was not asked to
+// refuse it.
+func (c *change) foreignVersion(name key.Name, v key.Version, attributes map[string]string) error {
+	record := VersionRecord{Number: v, Created: c.now}
+	doc, err := c.tx.Docs.Get(c.ctx, kindVersion, versionName(name, v))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		doc = store.Doc{Kind: kindVersion, Name: versionName(name, v)}
+	case err != nil:
+		return err
+	default:
+		if err := decodeInto(doc.Body, &record); err != nil || record.Destroyed.IsZero() {
+			return err
+		}
+	}
+	record.Foreign, record.Attributes, record.Destroyed = true, attributes, time.Time{}
+	if doc.Body, err = encode(record); err != nil {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, doc)
+	return err
 }
 
 // looked is what the verifiers of a key accept.
@@ -386,7 +419,9 @@ func (e *Engine) Reconcile(ctx context.Context, actor audit.Actor, request Recon
 			changed = errors.Is(err, rotation.ErrStale)
 		}
 		if request.How == 0 || changed {
-			return c.standStill(request.Key, &state, state.Floor)
+			// The same restore once more: presenters that came back since are there still.
+			_, err = c.step(request.Key, key.RotationID{}, rotation.Restored{Epoch: state.Floor, Next: state.Next})
+			return err
 		}
 		if err != nil {
 			return err

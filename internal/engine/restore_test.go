@@ -302,3 +302,105 @@ func TestUnharmedStoreIsNoAlarm(t *testing.T) {
 		t.Errorf("the keys were made to stand still again: %d, %d", floor, again)
 	}
 }
+
+// TestLookAgain: an operator who looks again, or whose picture has changed, does not
+// make the key wait for presenters that are there.
+func TestLookAgain(t *testing.T) {
+	w, _, seen := restoredWorld(t)
+	if err := w.Recover(t.Context(), seen); err != nil {
+		t.Fatal(err)
+	}
+	w.Start(t.Context())
+	party := engine.PartyRecord{ID: "p", Kind: "agent"}
+	if _, err := w.Attach(t.Context(), alice, party, []engine.Holding{{Key: "a/b"}}); err != nil {
+		t.Fatal(err)
+	}
+	floor := w.standing(t).Floor
+	if _, err := w.Reconcile(t.Context(), alice, engine.ReconcileRequest{Key: "a/b"}); err != nil {
+		t.Fatal(err)
+	}
+	state := w.standing(t)
+	if p, ok := state.Presenter("p"); !ok || p.Silent || state.Floor != floor || !state.Standing() {
+		t.Errorf("after looking again: presenter %+v, floor %d then %d", p, floor, state.Floor)
+	}
+}
+
+// TestKeyAppliedAfterRestore: a key that is applied for the first time in a store that
+// was put back may have existed in the time that is missing. It stands still until
+// its system was asked, and its numbers are none that can have been given out.
+func TestKeyAppliedAfterRestore(t *testing.T) {
+	w, l, seen := restoredWorld(t)
+	if err := w.Recover(t.Context(), seen); err != nil {
+		t.Fatal(err)
+	}
+	l.set(func() { l.silent = true })
+	w.apply(t, keyDoc("c/d", "p"))
+	view, err := w.Key(t.Context(), "c/d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !view.State.Standing() || view.State.Next <= 1000 || view.State.Floor == 0 {
+		t.Errorf("standing %v, next %v, floor %d", view.State.Standing(), view.State.Next, view.State.Floor)
+	}
+}
+
+// TestNumbersAfterTwoRestores: what was minted between two restores of one copy has
+// other numbers than what is minted after the second.
+func TestNumbersAfterTwoRestores(t *testing.T) {
+	w, _, _ := restoredWorld(t)
+	first := w.config.Now
+	next := func(later time.Duration) key.Version {
+		if first == nil {
+			first = time.Now
+		}
+		w.config.Now = func() time.Time { return first().Add(later) }
+		w.Engine = w.another(t)
+		if err := engine.MarkRestored(t.Context(), w.store, engine.RestoreRecord{At: w.config.Now(), Reason: "a test"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Recover(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		return w.standing(t).Next
+	}
+	one := next(time.Hour)
+	if two := next(2 * time.Hour); one < 1000+3600 || two < one+1000+3600 {
+		t.Errorf("the numbers go on at %v after one hour, at %v after two", one, two)
+	}
+}
+
+// TestDestroyedVersionComesBack: an endpoint that accepts a version whose material is
+// destroyed, as it was away when that was revoked, is made to refuse it.
+func TestDestroyedVersionComesBack(t *testing.T) {
+	w := newWorld(t)
+	l := &listing{system: w.system, held: map[key.Version]bool{}}
+	w.config.Drivers = map[string]provider.Driver{"memory": l}
+	w.Engine = w.another(t)
+	w.Start(t.Context())
+	w.apply(t, policyDoc("p", "  quarantine: 0s\n  retain: {destroyAfter: 0s}\n"), keyDoc("a/b", "p"))
+	for range 2 {
+		w.wait(t, w.rotate(t, "a/b"), func(v engine.RotationView) bool { return v.Ended() })
+	}
+	if state := w.standing(t); len(state.Versions) != 1 {
+		t.Fatalf("v1 is not destroyed: %+v", state.Versions)
+	}
+	w.Stop()
+	l.set(func() { l.held[1] = true })
+	if err := engine.MarkRestored(t.Context(), w.store, engine.RestoreRecord{At: time.Now(), Reason: "a test"}); err != nil {
+		t.Fatal(err)
+	}
+	w.Engine = w.another(t)
+	if err := w.Recover(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	w.Start(t.Context())
+	eventually(t, "v1 is found", func() bool { state := w.standing(t); return len(state.Differences()) == 1 })
+	if _, err := w.Reconcile(t.Context(), alice, engine.ReconcileRequest{Key: "a/b", How: rotation.Replace}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "v1 is refused", func() bool {
+		refused := false
+		l.set(func() { refused = !l.held[1] })
+		return refused
+	})
+}

@@ -45,8 +45,10 @@ func (a *acks) init(h *Hub) { a.hub, a.open = h, map[key.Name]*ackBatch{} }
 
 // Outcome is a party's answer to a tell.
 type Outcome struct {
-	Key    key.Name
-	Epoch  uint64
+	Key   key.Name
+	Epoch uint64
+	// Order is that of rotation.Ack.
+	Order  uint64
 	OK     bool
 	Using  key.Version
 	Detail string
@@ -59,7 +61,7 @@ type Outcome struct {
 func (h *Hub) Acknowledge(ctx context.Context, party string, outcomes []Outcome) error {
 	batches := make([]*ackBatch, 0, len(outcomes))
 	for _, o := range outcomes {
-		ack := rotation.Ack{ID: party, Epoch: o.Epoch, OK: o.OK, Using: o.Using, Detail: o.Detail}
+		ack := rotation.Ack{ID: party, Epoch: o.Epoch, Order: o.Order, OK: o.OK, Using: o.Using, Detail: o.Detail}
 		batch, err := h.acks.add(ctx, o.Key, ack)
 		if err != nil {
 			return err

@@ -200,6 +200,9 @@ func (m *machine) refusing(v key.Version) bool {
 // admit lets presenters reach verifiers that accept all that is wanted and
 // refuse all that is not.
 func (m *machine) admit() {
+	if !slices.ContainsFunc(m.Verifiers, func(w Verifier) bool { return !w.Admitted }) || m.strange() {
+		return
+	}
 	wanted := m.wanted()
 	for i := range m.Verifiers {
 		w := &m.Verifiers[i]
@@ -209,6 +212,14 @@ func (m *machine) admit() {
 		w.Admitted = !slices.ContainsFunc(wanted, func(v key.Version) bool { return !accepts(w, v) }) &&
 			!slices.ContainsFunc(w.Slots, func(s Slot) bool { return s.Acceptance != Refused && !slices.Contains(wanted, s.Version) })
 	}
+}
+
+// strange reports whether a presenter may be using a version that is not known here,
+// since a restore: no verifier can be asked to accept it.
+func (m *machine) strange() bool {
+	return slices.ContainsFunc(m.Presenters, func(p Presenter) bool {
+		return slices.ContainsFunc(p.Maybe, func(v key.Version) bool { _, known := m.Version(v); return !known })
+	})
 }
 
 // accepts reports whether w is proven to accept v.
@@ -263,7 +274,7 @@ func (m *machine) tell() {
 			continue
 		}
 		m.Epoch++
-		p.Told, p.Epoch = v, m.Epoch
+		p.Told, p.Epoch, p.Heard = v, m.Epoch, 0
 		p.Acked, p.Failed, p.Detail = false, false, ""
 		if !slices.Contains(p.Maybe, v) {
 			p.Maybe = append(slices.Clone(p.Maybe), v)

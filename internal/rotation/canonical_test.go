@@ -258,5 +258,6 @@ func (e *encoder) party(i int) {
 		e.u8(uint8(slices.Index(ranks, epoch)))
 	}
 	e.u8(uint8(p.old.Using), uint8(p.late.Using))
-	e.flags(p.late.OK)
+	late := p.late.Epoch != 0
+	e.flags(p.late.OK, late && p.late.Order < known.Heard, late && p.late.Epoch == p.heardOf && p.late.Order < p.heard)
 }

@@ -105,7 +105,7 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 				m.relabel(r)
 				r.CutOverAt = m.Now
 				m.enter(r, Draining)
-			case r.From == 0 && r.Phase == Presenting:
+			case r.From == 0 && (r.Phase == Presenting || !m.unused(r.To)):
 				// There is nothing to return to: what was being brought in counts as
 				// current, and the emergency replaces it.
 				m.relabel(r)

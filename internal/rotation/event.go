@@ -130,6 +130,9 @@ type Acked struct {
 type Ack struct {
 	ID    string `json:"id"`
 	Epoch uint64 `json:"epoch"`
+	// Order grows with the answers of a presenter: one that arrives after a later one
+	// to the same telling is not taken. 0: it has none, and is taken when it arrives.
+	Order uint64 `json:"order,omitempty"`
 	// OK: the version told is in use and well. It may become false later in the
 	// same epoch.
 	OK bool `json:"ok"`
@@ -166,7 +169,9 @@ type Tick struct{}
 
 // Restored tells that the store was put back to an earlier state, so that what
 // happened outside since is not known. The key stands still, see Recovery, until
-// it is reconciled. Told again, it is reconciled anew.
+// it is reconciled. Told again with an Epoch that is not larger than the one before,
+// it is the same restore: the key is reconciled anew, and who came back since is
+// still known to have.
 type Restored struct {
 	// Epoch and Next are larger than any that the missing time can have used; they
 	// are never used again.

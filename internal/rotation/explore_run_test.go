@@ -133,6 +133,18 @@ func configs(long bool) []*config {
 			commands: 3, faults: 1, kinds: slices.Concat(begin, settled),
 		},
 		{
+			name: "restored, the first version", plan: quickPlan(), rotated: -1, verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveCancel, moveDeclare),
+		},
+		{
+			name: "restored, a system that keeps no note", plan: quickPlan(), verifiers: 1, places: 2, presenters: 1, stages: []int{0}, versions: 2, unlisted: true,
+			commands: 2, faults: 1, churn: 1, kinds: append(restores(), moveBegin, moveAdd),
+		},
+		{
+			name: "restored, looked at again", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveLook),
+		},
+		{
 			name: "three presenters and any commands", plan: quickPlan(), presenters: 3, stages: []int{0, 1, 1},
 			commands: more(1, 3), faults: more(1, 1), kinds: append(operatorCommands(), all...),
 		},

@@ -124,13 +124,13 @@ func (x *explorer) explore() *found {
 
 // visit checks a new state.
 func (x *explorer) visit(n *node, id uint32) *violation {
-	if x.c.liveness && good(n) {
+	if x.c.liveness && x.c.good(n) {
 		x.good = append(x.good, id)
 	}
 	if err := x.c.check(n); err != nil {
 		return err
 	}
-	if id%64 == 0 {
+	if id%256 == 0 {
 		return sampled(n)
 	}
 	return nil
@@ -152,8 +152,12 @@ func (x *explorer) trace(id uint32) []move {
 // good reports whether everything came to its end as it should: no rotation is
 // open, nothing is under way, every presenter uses the current version and every
 // verifier accepts that one and no other.
-func good(n *node) bool {
+func (c *config) good(n *node) bool {
 	s, w := &n.s, &n.w
+	gone := w.destroyed
+	if c.unlisted && w.restored {
+		gone = ^n.known(^versions(0)) // nobody can refuse what nobody knows
+	}
 	current := s.Labelled(key.Current)
 	if len(s.Rotations) > 0 || len(s.Versions) > 1 || len(w.lanes) > 0 {
 		return false
@@ -165,7 +169,7 @@ func good(n *node) bool {
 	}
 	for i := range w.places {
 		v, ok := s.Verifier(placeID(i))
-		if ok && (!v.Admitted || w.places[i].accepts&^w.destroyed != versions(0).with(current)&^1) {
+		if ok && (!v.Admitted || w.places[i].accepts&^gone != versions(0).with(current)&^1) {
 			return false
 		}
 	}

@@ -256,6 +256,53 @@ func stories() map[string]func(*testing.T) *teller {
 			d.rest()
 			return d
 		},
+		"restored-first-version": func(t *testing.T) *teller {
+			d := newTeller(t, &config{plan: quickPlan(), rotated: -1})
+			d.do(moveBegin, 0, 0)
+			d.until(Accepting)
+			d.do(moveSave, 0, 0)
+			d.until(Presenting)
+			d.do(moveApply, 0, 0)
+			d.restored()
+			d.rest()
+			return d
+		},
+		"restored-looked-at-again": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveSave, 0, 0)
+			d.do(moveBegin, 0, 0)
+			d.until(Quarantine)
+			d.restored()
+			d.do(moveRun, 0, 0)
+			d.do(moveReattach, 0, 0)
+			d.do(moveLook, 0, 0)
+			d.rest()
+			return d
+		},
+		"restored-while-minting": func(t *testing.T) *teller {
+			d := newTeller(t, &config{plan: quickPlan(), unlisted: true})
+			d.do(moveBegin, 0, 0)
+			d.until(Minting)
+			d.do(moveSave, 0, 0)
+			d.until(Presenting)
+			d.do(moveApply, 0, 0)
+			d.restored()
+			d.rest()
+			return d
+		},
+		"overtaken-answer": func(t *testing.T) *teller {
+			d := staged(t)
+			d.do(moveBegin, 0, 0)
+			d.until(Presenting)
+			d.do(moveApply, 0, 0)
+			d.do(moveSicken, 0, 0)
+			d.do(moveDelayAck, 0, 0)
+			d.do(moveRetry, 0, 0)
+			d.do(moveAck, 0, 0)
+			d.do(moveLateAck, 0, 0)
+			d.rest()
+			return d
+		},
 		"lying-verifier": func(t *testing.T) *teller {
 			d := staged(t)
 			d.do(moveBegin, 0, 0)

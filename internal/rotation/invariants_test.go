@@ -11,7 +11,7 @@ import (
 // check tests what must hold in every state, most of it against the truth.
 func (c *config) check(n *node) *violation {
 	for _, rule := range []func(*node) *violation{
-		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional, insisted,
+		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional, insisted, heard,
 	} {
 		if err := rule(n); err != nil {
 			return err

@@ -61,6 +61,8 @@ func (c *config) apply(n *node, m move) (next node, ok bool, err *violation) {
 		r.settleRestore(AsFound)
 	case k == moveAsRemembered:
 		r.settleRestore(AsRemembered)
+	case k == moveLook:
+		r.send(Event{Body: Restored{Epoch: n.s.Floor, Next: n.s.Next}})
 	case k == moveRenew:
 		// There is no version to return to: an empty stage must not keep it waiting.
 		plan := r.c.plan
@@ -185,7 +187,7 @@ func (r *run) effect(m move) {
 		return
 	case moveExecute:
 		w.execute(&l.running, r.c.gap)
-		l.running.found = r.n.found()
+		l.running.found = r.c.found(&r.n)
 		w.setLane(int(m.a), l)
 		return
 	case moveCrash:
@@ -212,7 +214,7 @@ func (r *run) effect(m move) {
 	done := l.queued
 	if m.kind != moveLie && m.kind != moveBroken {
 		w.execute(&done, r.c.gap)
-		done.found = r.n.found()
+		done.found = r.c.found(&r.n)
 	}
 	l.queued = job{}
 	w.setLane(int(m.a), l)
@@ -231,7 +233,7 @@ func cutOff(ref EffectRef) []string {
 // deliver sends the result of a job that ended in the given way.
 func (r *run) deliver(done job, how moveKind) {
 	if done.effect.Kind == Reconcile {
-		r.send(Event{Body: Reconciled{Effect: done.effect.EffectRef, Listed: true, Found: done.found}})
+		r.send(Event{Body: Reconciled{Effect: done.effect.EffectRef, Listed: !r.c.unlisted, Found: done.found}})
 		r.refused = false
 		return
 	}
@@ -295,22 +297,25 @@ func (r *run) party(m move) {
 	case moveSicken:
 		p.sick = true
 	case moveAck:
-		r.send(Event{Body: Acked{Acks: []Ack{p.answer(id)}}})
+		r.acked(p, p.answer(id))
+		if p.late.Epoch != 0 && known != nil && p.heardOf == known.Epoch {
+			r.refused = false // that it was heard matters, even if it is no news
+		}
 	case moveDelayAck:
 		p.late = p.answer(id)
 	case moveLateAck:
 		late := p.late
 		p.late = Ack{}
-		r.send(Event{Body: Acked{Acks: []Ack{late}}})
+		r.acked(p, late)
 		r.refused = false
 	case moveLeave:
-		*p = party{}
+		*p = party{answers: p.answers}
 		r.send(Event{Body: Left{ID: id}})
 	case moveJoin:
-		*p = party{here: true}
+		*p = party{here: true, answers: p.answers}
 		r.join(m, id)
 	case moveJoinWith:
-		*p = party{here: true, using: key.Version(m.b)}
+		*p = party{here: true, using: key.Version(m.b), answers: p.answers}
 		p.stranger = r.n.s.refusedAnywhere(p.using)
 		r.join(m, id)
 	case moveReconnect:
@@ -321,7 +326,7 @@ func (r *run) party(m move) {
 	case moveForget:
 		r.send(Event{Body: Left{ID: id}})
 	case moveWipe:
-		*p = party{here: true, old: p.old, late: p.late}
+		*p = party{here: true, old: p.old, late: p.late, answers: p.answers}
 		r.join(m, id)
 	}
 	if p.old.Epoch <= p.seen {
@@ -329,9 +334,22 @@ func (r *run) party(m move) {
 	}
 }
 
-// answer is what the party would say now.
+// acked delivers an answer. One that was overtaken by a later one is not taken.
+func (r *run) acked(p *party, ack Ack) {
+	overtaken := ack.Epoch == p.heardOf && ack.Order < p.heard
+	if !overtaken {
+		p.heard, p.heardOf = ack.Order, ack.Epoch
+	}
+	r.send(Event{Body: Acked{Acks: []Ack{ack}}})
+	if overtaken && !r.refused && r.err == nil {
+		r.err = violated("order", "an answer of presenter %s was taken after a later one", ack.ID)
+	}
+}
+
+// answer is what the party says now.
 func (p *party) answer(id string) Ack {
-	ack := Ack{ID: id, Epoch: p.seen, OK: p.using == p.told && !p.sick, Using: p.using}
+	p.answers++
+	ack := Ack{ID: id, Epoch: p.seen, Order: p.answers, OK: p.using == p.told && !p.sick, Using: p.using}
 	if !ack.OK {
 		ack.Detail = "not well"
 	}

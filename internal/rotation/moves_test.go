@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/keyturn/keyturn/key"
 )
@@ -70,6 +71,7 @@ const (
 	moveSave
 	moveAsFound
 	moveAsRemembered
+	moveLook // an operator has the verifiers of a key that stands still asked again
 	moveCancel
 )
 
@@ -102,6 +104,9 @@ type config struct {
 	gap         bool
 	// rotated is how many rotations have gone well before the exploration begins.
 	rotated int
+	// unlisted: the system keeps no note of what it holds: of versions that a restore
+	// lost only presenters know.
+	unlisted bool
 	// unregistered: somebody who is no presenter uses the version that is current
 	// at the beginning.
 	unregistered bool
@@ -187,6 +192,9 @@ func (c *config) moves(n *node, yield func(move)) {
 
 func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
 	l := &n.w.lanes[i]
+	if c.unlisted && l.queued.effect.Kind == Reconcile && slices.ContainsFunc(n.s.Presenters, func(p Presenter) bool { return p.Silent }) {
+		return // it does not come to an end before all have come back
+	}
 	if l.running.exists() {
 		if l.running.executed {
 			try(moveFinish, i, 0)
@@ -256,7 +264,9 @@ func (c *config) partyMoves(n *node, i int, try func(moveKind, int, int)) {
 		try(moveRetry, i, 0)
 	}
 	if p.seen > 0 && p.using != 0 || p.sick {
-		try(moveAck, i, 0)
+		if !p.answered(known) {
+			try(moveAck, i, 0)
+		}
 		if p.late.Epoch == 0 {
 			try(moveDelayAck, i, 0)
 		}
@@ -276,6 +286,21 @@ func (c *config) partyMoves(n *node, i int, try func(moveKind, int, int)) {
 	try(moveLeave, i, 0)
 	try(moveReconnect, i, 0)
 	try(moveWipe, i, 0)
+}
+
+// answered reports whether what the party has to say is known already, and not about
+// to be contradicted by an older answer that is still on its way.
+func (p *party) answered(known *Presenter) bool {
+	if known.Epoch != p.seen || known.Told == 0 {
+		return false
+	}
+	maybe := []key.Version{known.Told}
+	if p.using != known.Told && p.using != 0 {
+		maybe = append(maybe, p.using)
+	}
+	failed := p.using != known.Told || p.using != p.told || p.sick
+	return known.Acked && known.Failed == failed && len(known.Also) == 0 && slices.Equal(known.Maybe, maybe) &&
+		(p.late.Epoch != known.Epoch || p.late.Order < known.Heard)
 }
 
 // acceptedEverywhere reports whether a party that holds v could use it now.
@@ -392,6 +417,8 @@ func (c *config) describe(n *node, m move) string {
 		return "the server is lost and the backup restored"
 	case moveReplace, moveAsFound, moveAsRemembered:
 		return "the differences are settled: " + map[moveKind]Resolution{moveReplace: Replace, moveAsFound: AsFound, moveAsRemembered: AsRemembered}[m.kind].String()
+	case moveLook:
+		return "an operator looks again"
 	case moveBegin, moveRenew:
 		return "begin"
 	case moveDeclare:

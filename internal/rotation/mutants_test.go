@@ -1,19 +1,18 @@
 package rotation
 
 import (
-	"bytes"
-	"encoding/json"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/keyturn/keyturn/internal/mutant"
 )
 
-// mutant is one deliberate mistake in the machine.
-type mutant struct {
+// mistake is one deliberate mistake in the machine.
+type mistake struct {
 	name string
 	// file holds old exactly once; the mutant has new in its place.
 	file, old, new string
@@ -32,15 +31,15 @@ func mutantConfigs() []*config {
 		{name: "begin, grace", plan: graceful, commands: 1, kinds: []moveKind{moveBegin}},
 		{name: "begin, lie", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveLie}},
 		{name: "begin, no data", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveNoData}},
-		{name: "begin, broken", plan: stagedPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveBroken}},
+		{name: "begin, broken", limit: 2000, plan: stagedPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveBroken}},
 		{name: "begin, cannot", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveCannot}},
 		{name: "begin, approvals", plan: approved, commands: 1, kinds: []moveKind{moveBegin}},
 		{name: "begin, cancel", plan: quickPlan(), commands: 2, kinds: []moveKind{moveBegin, moveCancel}},
 		{name: "begin, cancel, late telling", plan: quickPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveCancel, moveDelayTell}},
 		{name: "begin, pause", plan: quickPlan(), commands: 2, kinds: []moveKind{moveBegin, movePause}},
-		{name: "begin, revert", plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveRevert}},
-		{name: "begin, cancel, declare", limit: 30000, plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveCancel, moveDeclare}},
-		{name: "declare, revert", plan: quickPlan(), commands: 2, kinds: []moveKind{moveRevert, moveDeclare}},
+		{name: "begin, revert", limit: 4000, plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveRevert}},
+		{name: "begin, cancel, declare", limit: 4000, plan: quickPlan(), commands: 3, kinds: []moveKind{moveBegin, moveCancel, moveDeclare}},
+		{name: "declare, revert", limit: 3000, plan: quickPlan(), commands: 2, kinds: []moveKind{moveRevert, moveDeclare}},
 		{name: "begin, declare, broken", limit: 20000, plan: quickPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveDeclare, moveBroken}},
 		{name: "declare, join", plan: quickPlan(), commands: 1, churn: 2, kinds: []moveKind{moveDeclare, moveLeave, moveJoinWith}},
 		{name: "two places", plan: quickPlan(), commands: 2, capacity: 2, kinds: []moveKind{moveBegin}},
@@ -55,18 +54,35 @@ func mutantConfigs() []*config {
 		},
 		{
 			name: "restored, cannot", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
-			commands: 2, faults: 2, kinds: append(restores(), moveBegin, moveCannot),
+			commands: 2, faults: 2, kinds: append(restores(), moveBegin, moveCannot), limit: 3000,
 		},
 		{
-			name: "restored, revert", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, limit: 60000,
+			name: "restored, revert", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, limit: 9000,
 			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveRevert),
 		},
-		{name: "begin, verifiers, twice", plan: quickPlan(), commands: 1, churn: 2, faults: 1, kinds: []moveKind{moveBegin, moveAdd, moveRemove, moveTwice}},
+		{
+			name: "restored, first version", plan: quickPlan(), rotated: -1, verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveCancel), limit: 3000,
+		},
+		{
+			name: "restored, first version, declare", plan: quickPlan(), rotated: -1, verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveDeclare), limit: 3000,
+		},
+		{
+			name: "restored, look", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveLook), limit: 3000,
+		},
+		{
+			name: "restored, no note", plan: quickPlan(), verifiers: 1, places: 2, presenters: 1, stages: []int{0}, versions: 2, unlisted: true,
+			commands: 2, faults: 1, churn: 1, kinds: append(restores(), moveBegin, moveAdd), limit: 6000,
+		},
+		{name: "begin, late answer", plan: stagedPlan(), commands: 1, faults: 2, kinds: []moveKind{moveBegin, moveSicken, moveDelayAck}},
+		{name: "begin, verifiers, twice", limit: 3000, plan: quickPlan(), commands: 1, churn: 2, faults: 1, kinds: []moveKind{moveBegin, moveAdd, moveRemove, moveTwice}},
 	}
 }
 
-func mutants() []mutant {
-	return []mutant{
+func mutants() []mistake {
+	return []mistake{
 		{
 			"the barrier before presenting is dropped: asked to accept counts as accepted",
 			"advance.go", "return ok && slot.Acceptance == Accepted", "return ok && slot.Acceptance.accepting()",
@@ -318,6 +334,41 @@ func mutants() []mutant {
 			"restored", "foreign",
 		},
 		{
+			"the first version is given up although it may be in use since a time that is missing",
+			"step.go", "case !m.unused(r.To):", "case r.To == 0:",
+			"restored, first version", "no lockout",
+		},
+		{
+			"an emergency gives up the first version although it may be in use since a time that is missing",
+			"emergency.go", "(r.Phase == Presenting || !m.unused(r.To)):", "r.Phase == Presenting:",
+			"restored, first version, declare", "no lockout",
+		},
+		{
+			"looking again forgets who came back",
+			"recovery.go", "if m.Standing() && body.Epoch <= m.Floor {", "if m.Standing() && body.Epoch < m.Floor {",
+			"restored, look", "heard",
+		},
+		{
+			"a verifier is admitted although a presenter uses a version that nobody can give it",
+			"advance.go", "func(w Verifier) bool { return !w.Admitted }) || m.strange() {", "func(w Verifier) bool { return !w.Admitted }) {",
+			"restored, no note", "no lockout",
+		},
+		{
+			"what was being minted when the backup was taken counts as destroyed",
+			"recovery.go", "return min(m.Next, r.To)", "return m.Next",
+			"restored, no note", "no lockout",
+		},
+		{
+			"an answer that was overtaken is taken",
+			"step.go", "if ack.Order != 0 && ack.Order < p.Heard {", "if ack.Order != 0 && ack.Order > p.Heard+100 {",
+			"begin, late answer", "order",
+		},
+		{
+			"an answer that changes nothing does not count as heard",
+			"step.go", " && ack.Order <= p.Heard {", " {",
+			"begin, late answer", "order",
+		},
+		{
 			"what ends in peace gives up a version that is on its way back",
 			"step.go", "\tif !unfinished {", "\tif !unfinished && r.To == 0 {",
 			"begin, revert", "revoked",
@@ -325,103 +376,79 @@ func mutants() []mutant {
 	}
 }
 
-// TestMutants builds every mutant of the machine, runs one small exploration on
-// it in a child process, and fails when that finds nothing, or something else.
-// The machine itself knows nothing of this: the mutant's file is laid over it.
+// TestMutants builds one binary with every mutant of the machine, runs for each of
+// them one small exploration in a child process, and fails when that finds nothing,
+// or something else.
 func TestMutants(t *testing.T) {
-	if os.Getenv("KEYTURN_EXPLORE_CONFIG") != "" {
+	if mutant.Running() {
 		return
 	}
 	all := mutants()
+	var mistakes []mutant.Mistake
+	for _, m := range all {
+		mistakes = append(mistakes, mutant.Mistake{File: m.file, Old: m.old, New: m.new})
+	}
+	binary, err := mutant.Build(t.Context(), t.TempDir(), mistakes)
+	if err != nil {
+		t.Fatal(err)
+	}
 	caught := 0
 	var mutex sync.Mutex
 	var group sync.WaitGroup
-	work := make(chan *mutant)
+	work := make(chan int)
 	for range 2 {
 		group.Go(func() {
-			for m := range work {
-				problem := m.run(t)
+			for i := range work {
+				m := all[i]
+				out, err := mutant.Command(t.Context(), binary, i+1, "TestMutantConfig", envConfig+"="+m.config).CombinedOutput()
 				mutex.Lock()
-				if problem == "" {
+				switch {
+				case err == nil:
+					t.Errorf("%s: it survives", m.name)
+				case !strings.Contains(string(out), "violated: "+m.invariant+": "):
+					t.Errorf("%s: it should violate %s, but: %s", m.name, m.invariant, out)
+				default:
 					caught++
-				} else {
-					t.Errorf("%s: %s", m.name, problem)
+					t.Logf("%s: %s", m.name, regexp.MustCompile(`after \d+ states`).Find(out))
 				}
 				mutex.Unlock()
 			}
 		})
 	}
 	for i := range all {
-		work <- &all[i]
+		work <- i
 	}
 	close(work)
 	group.Wait()
 	t.Logf("mutants caught: %d/%d", caught, len(all))
 }
 
-// run returns what is wrong with the tests, empty when they catch the mutant.
-func (m *mutant) run(t *testing.T) string {
-	source, err := os.ReadFile(m.file)
-	if err != nil {
-		return err.Error()
-	}
-	if n := bytes.Count(source, []byte(m.old)); n != 1 {
-		return m.file + " does not hold the text to change exactly once; adapt the mutant to the machine"
-	}
-	dir := t.TempDir()
-	path, err := filepath.Abs(m.file)
-	if err != nil {
-		return err.Error()
-	}
-	changed := filepath.Join(dir, "mutant.go")
-	overlay := filepath.Join(dir, "overlay.json")
-	binary := filepath.Join(dir, "mutant.test")
-	mapping, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
-	if err != nil {
-		return err.Error()
-	}
-	if err := os.WriteFile(changed, bytes.Replace(source, []byte(m.old), []byte(m.new), 1), 0o600); err != nil {
-		return err.Error()
-	}
-	if err := os.WriteFile(overlay, mapping, 0o600); err != nil {
-		return err.Error()
-	}
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-ldflags", "-s -w", "-o", binary, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "it does not compile: " + string(out)
-	}
-	child := exec.CommandContext(t.Context(), binary, "-test.run", "^TestMutantConfig$", "-test.v", "-test.timeout", "2m")
-	child.Env = append(os.Environ(), "KEYTURN_EXPLORE_CONFIG="+m.config)
-	out, err := child.CombinedOutput()
-	switch {
-	case err == nil:
-		return "it survives"
-	case !strings.Contains(string(out), "violated: "+m.invariant+": "):
-		return "it should violate " + m.invariant + ", but: " + string(out)
-	}
-	return ""
-}
+// envConfig names the one exploration of TestMutantConfig.
+const envConfig = "KEYTURN_EXPLORE_CONFIG"
 
 // TestMutantConfig explores the configurations that are made for mutants: all of
-// them on the machine as it is, one of them when it runs in a mutant.
+// them on the machine as it is, one of them when it runs in a mutant. They end a
+// little after the number of states at which the mutants are caught.
 func TestMutantConfig(t *testing.T) {
-	only := os.Getenv("KEYTURN_EXPLORE_CONFIG")
-	total := 0
+	only := os.Getenv(envConfig)
+	found := false
 	for _, c := range mutantConfigs() {
 		if only != "" && only != c.name {
 			continue
 		}
-		c.fill()
-		x := newExplorer(c)
-		start := time.Now()
-		if f := x.explore(); f != nil {
-			t.Fatal(f.tell(c))
-		}
-		total += len(x.parents)
-		t.Logf("%s: %d states in %v", c.name, len(x.parents), time.Since(start))
+		found = true
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.fill()
+			x := newExplorer(c)
+			start := time.Now()
+			if f := x.explore(); f != nil {
+				t.Fatalf("after %d states: %s", len(x.parents), f.tell(c))
+			}
+			t.Logf("%d states in %v", len(x.parents), time.Since(start))
+		})
 	}
-	if total == 0 {
+	if !found {
 		t.Fatalf("there is no configuration %q", only)
 	}
 }

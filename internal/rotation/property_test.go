@@ -52,7 +52,7 @@ func TestLargeFleets(t *testing.T) {
 		if problem := r.calm(); problem != nil {
 			rt.Fatal(problem)
 		}
-		if !good(&r.n) {
+		if !c.good(&r.n) {
 			rt.Fatalf("no good end: %s", describeNode(&r.n))
 		}
 	})

@@ -17,7 +17,7 @@ import (
 type Recovery struct {
 	// Since is when that was noticed.
 	Since time.Time `json:"since,omitzero"`
-	// Next is the smallest version number that was never used before the cut:
+	// Next is the smallest version number that was not minted before the cut: it and
 	// larger ones belong to the time that is missing.
 	Next key.Version `json:"next,omitempty"`
 	// Task is the reconciliation; once it is done, Found is its answer.
@@ -174,7 +174,11 @@ func (r *Recovery) accepted(v key.Version) (everywhere, anywhere bool) {
 }
 
 func (m *machine) restored(body Restored) error {
-	r := Recovery{Since: m.Now, Next: m.Next, Task: Task{Try: m.Recovery.Task.Try}}
+	if m.Standing() && body.Epoch <= m.Floor {
+		m.reconcile() // the same restore: who came back since is there still
+		return nil
+	}
+	r := Recovery{Since: m.Now, Next: m.unminted(), Task: Task{Try: m.Recovery.Task.Try}}
 	if m.Standing() {
 		r.Since, r.Next = m.Recovery.Since, m.Recovery.Next
 	}
@@ -188,6 +192,17 @@ func (m *machine) restored(body Restored) error {
 	}
 	m.reconcile()
 	return nil
+}
+
+// unminted is the smallest number of which no version was minted so far. One that
+// was asked for may have been minted since.
+func (m *machine) unminted() key.Version {
+	for i := range m.Rotations {
+		if r := &m.Rotations[i]; r.Phase == Minting && r.Task.Kind == Mint && r.Task.Waiting {
+			return min(m.Next, r.To)
+		}
+	}
+	return m.Next
 }
 
 // reconcile asks what verifiers accept.
@@ -459,15 +474,17 @@ func (m *machine) adopt(id key.RotationID, body Resolve) error {
 }
 
 // currentFound is the version to be the current one: the remembered one if it is
-// accepted everywhere, else the newest that is and that presenters can be given,
-// else the newest of those that are not known, since what is in use is never
-// older, else what is accepted somewhere; 0 for none.
+// accepted everywhere and presenters can be given it, else the newest that is, else
+// what is accepted everywhere and nobody can be given, else the newest of those that
+// are not known, since what is in use is never older, else what is accepted
+// somewhere; 0 for none.
 func (m *machine) currentFound(unknown []key.Version) key.Version {
 	remembered := m.Labelled(key.Current)
-	if everywhere, _ := m.Recovery.accepted(remembered); everywhere {
+	stands, _ := m.Recovery.accepted(remembered)
+	if stands && !m.foreign(remembered) {
 		return remembered
 	}
-	var newest, wide, some key.Version
+	var newest, wide, foreign, some key.Version
 	if len(unknown) > 0 {
 		newest = slices.Max(unknown)
 	}
@@ -477,17 +494,23 @@ func (m *machine) currentFound(unknown []key.Version) key.Version {
 			continue
 		}
 		everywhere, anywhere := m.Recovery.accepted(v.Number)
-		if everywhere {
+		switch {
+		case everywhere && v.Foreign:
+			foreign = v.Number
+		case everywhere:
 			wide = v.Number
 		}
 		if anywhere {
 			some = v.Number
 		}
 	}
+	if stands {
+		foreign = remembered
+	}
 	if _, anywhere := m.Recovery.accepted(remembered); anywhere {
 		some = remembered
 	}
-	return cmp.Or(wide, newest, some)
+	return cmp.Or(wide, foreign, newest, some)
 }
 
 // adoptSlots makes every slot say what was found.

@@ -44,8 +44,8 @@ func (r *run) restore() {
 	r.send(Event{At: lost.Now, Body: Restored{Epoch: lost.Epoch + 10, Next: lost.Next + 1}})
 }
 
-// found is what the places really accept.
-func (n *node) found() []Found {
+// found is what the places really accept, as far as the system can say.
+func (c *config) found(n *node) []Found {
 	var list []Found
 	for i := range n.w.places {
 		w, ok := n.s.Verifier(placeID(i))
@@ -54,7 +54,7 @@ func (n *node) found() []Found {
 		}
 		for v := key.Version(1); v < n.s.Next; v++ {
 			accepted := n.w.places[i].accepts.has(v)
-			if _, known := n.s.Version(v); known || accepted {
+			if _, known := n.s.Version(v); known || accepted && !c.unlisted {
 				list = append(list, Found{Verifier: w.ID, Version: v, Accepted: accepted})
 			}
 		}
@@ -96,6 +96,7 @@ func (c *config) restoreMoves(n *node, try func(moveKind, int, int)) {
 		try(moveReplace, 0, 0)
 		try(moveAsFound, 0, 0)
 		try(moveAsRemembered, 0, 0)
+		try(moveLook, 0, 0)
 	}
 	if current, ok := n.s.Version(n.s.Labelled(key.Current)); n.w.restored && !n.s.Standing() && (!ok || current.Foreign) {
 		busy := false
@@ -106,6 +107,19 @@ func (c *config) restoreMoves(n *node, try func(moveKind, int, int)) {
 			try(moveRenew, 0, 0)
 		}
 	}
+}
+
+// heard: who has come back since a restore is known to have.
+func heard(n *node) *violation {
+	for i := range n.w.parties {
+		if !n.w.parties[i].here || n.w.detached&(1<<i) != 0 {
+			continue
+		}
+		if p, known := n.s.Presenter(partyID(i)); known && p.Silent {
+			return violated("heard", "presenter %s came back after the restore, and counts as silent", p.ID)
+		}
+	}
+	return nil
 }
 
 // stands tests that a key that stands still does nothing.

@@ -352,6 +352,13 @@ func (m *machine) destroyed(task *Task, body Result) error {
 			w := &m.Verifiers[i]
 			w.Slots = slices.DeleteFunc(slices.Clone(w.Slots), func(s Slot) bool { return s.Version == v })
 		}
+		for i := range m.Presenters {
+			// Who may still have used it was locked out when it was contained.
+			if p := &m.Presenters[i]; p.MayUse(v) {
+				p.Maybe = slices.DeleteFunc(slices.Clone(p.Maybe), func(x key.Version) bool { return x == v })
+				p.Also = slices.DeleteFunc(slices.Clone(p.Also), func(x key.Version) bool { return x == v })
+			}
+		}
 		return nil
 	case Broken:
 		task.Waiting, task.Trouble = false, body.Detail

@@ -132,6 +132,8 @@ type Presenter struct {
 	// Told is the version it was last told to use, Epoch numbers the tellings.
 	Told  key.Version `json:"told,omitempty"`
 	Epoch uint64      `json:"epoch,omitempty"`
+	// Heard is the order of the latest answer to Epoch, 0 while none had one.
+	Heard uint64 `json:"heard,omitempty"`
 	// Acked: it answered to Epoch. Failed: that answer, or a later one, was bad.
 	Acked  bool   `json:"acked,omitempty"`
 	Failed bool   `json:"failed,omitempty"`

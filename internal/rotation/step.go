@@ -404,8 +404,8 @@ func (m *machine) cancel(id key.RotationID, body Cancel) error {
 			if err := m.checkBack(r); err != nil {
 				return err
 			}
-		} else if r.Phase == Presenting {
-			return fmt.Errorf("%w: there is no version before %v to return to", ErrPhase, r.To)
+		} else if err := m.checkUnused(r); err != nil {
+			return err
 		}
 		r.Reason = cmp.Or(body.Reason, r.Reason)
 		m.rollBack(r, RolledBack)
@@ -417,12 +417,27 @@ func (m *machine) cancel(id key.RotationID, body Cancel) error {
 	return fmt.Errorf("%w: rotation %v has ended", ErrPhase, id)
 }
 
+// checkUnused reports whether the first version of a key can be given up: nobody
+// uses it, also not since a time that is missing after a restore.
+func (m *machine) checkUnused(r *Rotation) error {
+	switch {
+	case r.Phase == Presenting:
+		return fmt.Errorf("%w: there is no version before %v to return to", ErrPhase, r.To)
+	case !m.unused(r.To):
+		return fmt.Errorf("%w: %v may be in use since a time that is missing after a restore, and there is no version before it to return to; let the rotation go on", ErrPhase, r.To)
+	}
+	return nil
+}
+
 func (m *machine) acked(body Acked) error {
 	news := false
 	for _, ack := range body.Acks {
 		p, ok := m.Presenter(ack.ID)
 		if !ok || ack.Epoch != p.Epoch || p.Told == 0 {
 			continue
+		}
+		if ack.Order != 0 && ack.Order < p.Heard {
+			continue // it was overtaken by a later one
 		}
 		failed, detail := !ack.OK, ack.Detail
 		if ack.OK && ack.Using != p.Told {
@@ -433,10 +448,11 @@ func (m *machine) acked(body Acked) error {
 		if ack.Using != p.Told && ack.Using != 0 {
 			maybe = append(maybe, ack.Using)
 		}
-		if p.Acked && p.Failed == failed && slices.Equal(p.Maybe, maybe) && len(p.Also) == 0 {
+		if p.Acked && p.Failed == failed && slices.Equal(p.Maybe, maybe) && len(p.Also) == 0 && ack.Order <= p.Heard {
 			continue
 		}
 		news = true
+		p.Heard = max(p.Heard, ack.Order)
 		p.Acked, p.Failed, p.Detail, p.Maybe, p.Also = true, failed, detail, maybe, nil
 	}
 	if !news {

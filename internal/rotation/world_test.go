@@ -80,6 +80,9 @@ type party struct {
 	old Ack
 	// late is an answer that has not arrived.
 	late Ack
+	// answers counts its answers, which is their order; heard is the largest order of
+	// those that arrived, among the answers to the telling heardOf.
+	answers, heard, heardOf uint64
 }
 
 // lane is what is under way in one lane of effects.

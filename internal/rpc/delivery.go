@@ -308,7 +308,7 @@ func (d Delivery) Ack(ctx context.Context, request *keyturnv1.AckRequest) (*keyt
 		if err != nil {
 			return nil, err
 		}
-		outcome := hub.Outcome{Key: name, Epoch: o.GetEpoch(), Using: key.Version(o.GetUsing()), Detail: clip(o.GetDetail())}
+		outcome := hub.Outcome{Key: name, Epoch: o.GetEpoch(), Order: o.GetOrder(), Using: key.Version(o.GetUsing()), Detail: clip(o.GetDetail())}
 		switch o.GetCode() {
 		case keyturnv1.OutcomeCode_OUTCOME_CODE_APPLIED:
 			outcome.OK = true

@@ -710,7 +710,10 @@ type Outcome struct {
 	// The version that is really in use after the outcome.
 	Using uint64 `protobuf:"varint,5,opt,name=using,proto3" json:"using,omitempty"`
 	// Why it failed, without secrets; at most 1,000 characters.
-	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Grows with every outcome of this party, also over its restarts: one that arrives
+	// after a later one of the same epoch is ignored. 0: it is taken when it arrives.
+	Order         uint64 `protobuf:"varint,7,opt,name=order,proto3" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -785,6 +788,13 @@ func (x *Outcome) GetDetail() string {
 		return x.Detail
 	}
 	return ""
+}
+
+func (x *Outcome) GetOrder() uint64 {
+	if x != nil {
+		return x.Order
+	}
+	return 0
 }
 
 type AckRequest struct {
@@ -1188,14 +1198,15 @@ const file_keyturn_v1_delivery_proto_rawDesc = "" +
 	"\x04keys\x18\x02 \x03(\v2\x11.keyturn.v1.KnownR\x04keys\x12-\n" +
 	"\x04wait\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"H\n" +
 	"\fPollResponse\x128\n" +
-	"\vassignments\x18\x01 \x03(\v2\x16.keyturn.v1.AssignmentR\vassignments\"\xa6\x01\n" +
+	"\vassignments\x18\x01 \x03(\v2\x16.keyturn.v1.AssignmentR\vassignments\"\xbc\x01\n" +
 	"\aOutcome\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12+\n" +
 	"\x04code\x18\x04 \x01(\x0e2\x17.keyturn.v1.OutcomeCodeR\x04code\x12\x14\n" +
 	"\x05using\x18\x05 \x01(\x04R\x05using\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail\"X\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x14\n" +
+	"\x05order\x18\a \x01(\x04R\x05order\"X\n" +
 	"\n" +
 	"AckRequest\x12\x19\n" +
 	"\bparty_id\x18\x01 \x01(\tR\apartyId\x12/\n" +
