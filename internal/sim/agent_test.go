@@ -41,6 +41,8 @@ type agent struct {
 	reported map[key.Name]key.Version
 	life     *agentLife
 	lives    int
+	// order numbers the answers.
+	order uint64
 }
 
 type holding struct {
@@ -315,6 +317,8 @@ func signal(c chan struct{}) {
 
 // outcome queues an answer; the caller holds the lock.
 func (l *agentLife) outcome(o hub.Outcome) {
+	l.order++
+	o.Order = l.order
 	l.last[o.Key], l.unsent[o.Key] = o, o
 	signal(l.send)
 }
@@ -423,13 +427,7 @@ func (l *agentLife) acknowledge(at *life, batch []hub.Outcome) bool {
 	for _, o := range batch {
 		what += fmt.Sprintf(" %s %v/%d %v", o.Key, o.Using, o.Epoch, o.OK)
 	}
-	// An answer that is bad and arrives after a later, good one of the same epoch
-	// would count as the last one: answers of one epoch have no order. See 0010.
-	faults := []fault{lostMessage}
-	if !slices.ContainsFunc(batch, func(o hub.Outcome) bool { return !o.OK }) {
-		faults = append(faults, twiceMessage, reordered)
-	}
-	met, err := l.message(at, false, what, faults...)
+	met, err := l.message(at, false, what, lostMessage, twiceMessage, reordered)
 	if err != nil {
 		return false
 	}

@@ -187,12 +187,28 @@ func (w *world) check() {
 	}
 	w.dirty = false
 	for _, k := range w.keys {
+		k.welcome()
 		k.noLockout()
 		k.noLoss()
 		k.revoked()
 		k.oneCutOver()
 	}
 	w.unsettledYet = true
+}
+
+// welcome ends the exception for endpoints that a restore brought back.
+func (k *keyTruth) welcome() {
+	for name := range k.returned {
+		e := k.endpoint(name)
+		_, there := k.state.Verifier(name)
+		late := slices.ContainsFunc(k.w.agents, func(a *agent) bool {
+			h := a.uses(k.name)
+			return h.version != 0 && !a.stranger[k.name] && !e.accepts(h.version, h.password)
+		})
+		if !there || !k.state.Standing() && !late {
+			delete(k.returned, name)
+		}
+	}
 }
 
 // noLockout: whatever a live presenter uses is accepted by every verifier that
@@ -217,7 +233,7 @@ func (k *keyTruth) noLockout() {
 			if k.lost[h.version] && !e.once[h.version] {
 				continue // no endpoint that joins after a restore can be made to accept it
 			}
-			if verifier.Admitted && !e.accepts(h.version, h.password) {
+			if verifier.Admitted && !k.returned[e.name] && !e.accepts(h.version, h.password) {
 				k.w.violate("no lockout", "%s uses %v of %s, which %s refuses", a.id, h.version, k.name, e.name)
 			}
 		}
@@ -313,6 +329,9 @@ func (w *world) unsettled() string {
 			}
 			return fmt.Sprintf("%s stands still: %s", k.name, k.state.WhyStanding())
 		}
+		if k.full() != 0 {
+			continue // an operator makes room
+		}
 		forHuman := slices.ContainsFunc(k.state.Rotations, waitsForHuman)
 		for i := range k.state.Rotations {
 			r := &k.state.Rotations[i]
@@ -345,6 +364,29 @@ func (w *world) unsettled() string {
 	return ""
 }
 
+// full returns the version that a human contains where all places of a system hold
+// versions whose material was lost with a restore: nobody can be given another
+// version until one is refused. It is the one that the fewest use.
+func (k *keyTruth) full() key.Version {
+	held := slices.ContainsFunc(k.state.Rotations, func(r rotation.Rotation) bool { return r.Hold.Reason == rotation.HoldNoRoom })
+	live := k.state.Live()
+	if !held || len(live) == 0 {
+		return 0
+	}
+	users := map[key.Version]int{}
+	for _, v := range live {
+		if version, ok := k.state.Version(v); !ok || !version.Foreign || version.Contained {
+			return 0
+		}
+		for _, a := range k.w.agents {
+			if a.uses(k.name).version == v {
+				users[v]++
+			}
+		}
+	}
+	return slices.MinFunc(live, func(a, b key.Version) int { return users[a] - users[b] })
+}
+
 func waitsForHuman(r rotation.Rotation) bool {
 	return r.Hold.Human || r.Phase == rotation.Planned && len(r.Approvals) < r.Plan.Approvals
 }
@@ -356,6 +398,11 @@ func (w *world) resumeHeld() bool {
 	for _, k := range w.keys {
 		if k.state.Standing() {
 			w.ops.reconcile("dave", w.anyNode(), k, rotation.Replace)
+			held = true
+			continue
+		}
+		if v := k.full(); v != 0 {
+			w.ops.contain("dave", w.anyNode(), k, v)
 			held = true
 			continue
 		}

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"math/rand/v2"
-	"os"
 	"time"
 )
 
@@ -37,6 +36,7 @@ const (
 	twoOperators
 	pauseAll
 	restore
+	clockSkewed
 	faultKinds
 )
 
@@ -45,7 +45,7 @@ func (f fault) String() string {
 		"", "message lost", "message late", "message twice", "messages reordered", "partition", "server crash", "server stop",
 		"agent crash", "target crash", "disk full", "sync error", "commit unknown", "clock forward", "clock back", "keeper outage",
 		"call lost", "answer lost", "call late", "call slow", "false success", "probe slow", "probe lies", "agent cannot follow",
-		"party vanished", "two operators", "pause", "backup restored",
+		"party vanished", "two operators", "pause", "backup restored", "clock skewed",
 	}[f]
 }
 
@@ -82,7 +82,7 @@ func drawProfile(rng *rand.Rand) profile {
 		slowProbe: 0.04, lyingProbe: 0.06, cannotFollow: 0.04,
 		// Of steps.
 		partition: 0.004, serverStop: 0.003, clockForward: 0.003, clockBack: 0.003, keeperOutage: 0.003, vanished: 0.001,
-		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002,
+		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002, clockSkewed: 0.003,
 	}
 	for f := fault(1); f < faultKinds; f++ {
 		switch rng.IntN(5) {
@@ -92,9 +92,6 @@ func drawProfile(rng *rand.Rand) profile {
 		case 4:
 			p.rate[f] = 3 * base[f]
 		}
-	}
-	if os.Getenv(envRestores) == "" {
-		p.rate[restore] = 0
 	}
 	return p
 }

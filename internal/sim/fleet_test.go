@@ -22,8 +22,6 @@ const (
 	envFor   = "KEYTURN_SIM_FOR"
 	envFirst = "KEYTURN_SIM_FIRST"
 	envTale  = "KEYTURN_SIM_TALE"
-	// envRestores draws restores of old backups as well.
-	envRestores = "KEYTURN_SIM_RESTORES"
 )
 
 // ciSeeds is how many seeds are run when nothing else is asked for.

@@ -1,20 +1,20 @@
 package sim
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/keyturn/keyturn/internal/mutant"
 )
 
-// mutant is one safeguard that is switched off.
-type mutant struct {
+// mistake is one safeguard that is switched off.
+type mistake struct {
 	name string
 	// file holds old exactly once; the mutant has new in its place.
 	file, old, new string
@@ -26,8 +26,8 @@ type mutant struct {
 	always bool
 }
 
-func mutants() []mutant {
-	return []mutant{
+func mistakes() []mistake {
+	return []mistake{
 		{
 			"fencing: every call carries the same fence", "engine/effects.go", "Fence: job.Fence}", "Fence: 1}",
 			[]string{"revoked", "no lockout", "no loss"},
@@ -133,44 +133,47 @@ func mutants() []mutant {
 	}
 }
 
-// TestMutants builds every mutant, runs seeds on it in a child process until one
-// violates an invariant, and fails when none does. The code itself knows nothing
-// of this: the mutant's file is laid over it. KEYTURN_SIM_MUTANTS=all runs all.
+// TestMutants builds one binary with all mutants, runs seeds on each in a child
+// process until one violates an invariant, and fails when none does.
+// KEYTURN_SIM_MUTANTS=all runs all of them, another value those whose name holds it.
 func TestMutants(t *testing.T) {
-	if os.Getenv("KEYTURN_SIM_FIRST") != "" {
+	if mutant.Running() {
 		return
 	}
-	all := mutants()
-	if only := os.Getenv("KEYTURN_SIM_MUTANTS"); only != "all" {
-		var chosen []mutant
-		for _, m := range all {
-			if only == "" && m.always || only != "" && strings.Contains(m.name, only) {
-				chosen = append(chosen, m)
-			}
+	only := os.Getenv("KEYTURN_SIM_MUTANTS")
+	var all []mistake
+	var planted []mutant.Mistake
+	for _, m := range mistakes() {
+		if only == "all" || only == "" && m.always || only != "" && strings.Contains(m.name, only) {
+			all = append(all, m)
+			planted = append(planted, mutant.Mistake{File: filepath.Join("..", filepath.FromSlash(m.file)), Old: m.old, New: m.new})
 		}
-		all = chosen
+	}
+	binary, err := mutant.Build(t.Context(), t.TempDir(), planted)
+	if err != nil {
+		t.Fatal(err)
 	}
 	caught := 0
 	var mutex sync.Mutex
 	var group sync.WaitGroup
-	work := make(chan *mutant)
+	work := make(chan int)
 	for range 2 {
 		group.Go(func() {
-			for m := range work {
-				told, problem := m.run(t)
+			for i := range work {
+				told, problem := all[i].run(t, binary, i+1)
 				mutex.Lock()
 				if problem == "" {
 					caught++
-					t.Logf("%s: %s", m.name, told)
+					t.Logf("%s: %s", all[i].name, told)
 				} else {
-					t.Errorf("%s: %s", m.name, problem)
+					t.Errorf("%s: %s", all[i].name, problem)
 				}
 				mutex.Unlock()
 			}
 		})
 	}
 	for i := range all {
-		work <- &all[i]
+		work <- i
 	}
 	close(work)
 	group.Wait()
@@ -178,40 +181,10 @@ func TestMutants(t *testing.T) {
 }
 
 // run returns how the mutant was caught, or what is wrong.
-func (m *mutant) run(t *testing.T) (told, problem string) {
-	path, err := filepath.Abs(filepath.Join("..", filepath.FromSlash(m.file)))
-	if err != nil {
-		return "", err.Error()
-	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		return "", err.Error()
-	}
-	if n := bytes.Count(source, []byte(m.old)); n != 1 {
-		return "", fmt.Sprintf("%s holds the text to change %d times, not once; adapt the mutant", m.file, n)
-	}
-	dir := t.TempDir()
-	changed, overlay, binary := filepath.Join(dir, "mutant.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "mutant.test")
-	mapping, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
-	if err != nil {
-		return "", err.Error()
-	}
-	if err := os.WriteFile(changed, bytes.Replace(source, []byte(m.old), []byte(m.new), 1), 0o600); err != nil {
-		return "", err.Error()
-	}
-	if err := os.WriteFile(overlay, mapping, 0o600); err != nil {
-		return "", err.Error()
-	}
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-overlay", overlay, "-ldflags", "-s -w", "-o", binary, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", "it does not compile: " + string(out)
-	}
-	child := exec.CommandContext(t.Context(), binary, "-test.run", "^TestFleet$", "-test.v", "-test.timeout", "5m")
-	child.Env = append(os.Environ(), "KEYTURN_SIM_FOR=", "KEYTURN_SIM_FIRST=1", "KEYTURN_SIM_SEED=1", fmt.Sprint("KEYTURN_SIM_SEEDS=", m.within))
-	if strings.HasPrefix(m.name, "reconcile") {
-		child.Env = append(child.Env, envRestores+"=1")
-	}
+func (m *mistake) run(t *testing.T, binary string, number int) (told, problem string) {
+	child := mutant.Command(
+		t.Context(), binary, number, "TestFleet", envFor+"=", envTale+"=", envFirst+"=1", envSeed+"=1", fmt.Sprint(envSeeds, "=", m.within),
+	)
 	out, err := child.CombinedOutput()
 	found := regexp.MustCompile(`seed (\d+): violated: ([a-z -]+): .*`).FindStringSubmatch(string(out))
 	switch {
@@ -219,11 +192,8 @@ func (m *mutant) run(t *testing.T) (told, problem string) {
 		return "", fmt.Sprintf("it survives %d seeds", m.within)
 	case found == nil:
 		return "", "it fails in another way: " + string(out[:min(len(out), 3000)])
-	}
-	for _, rule := range m.rules {
-		if found[2] == rule {
-			return found[0], ""
-		}
+	case slices.Contains(m.rules, found[2]):
+		return found[0], ""
 	}
 	return "", fmt.Sprintf("it should violate one of %q, but: %s", m.rules, found[0])
 }

@@ -19,8 +19,9 @@ type node struct {
 	w      *world
 	name   string
 	region string
-	// ahead is how far its clock is ahead.
-	ahead atomic.Int64
+	// ahead is how far its clock is ahead; skew how far that of its machine is, until
+	// the server sets its own by the database's again.
+	ahead, skew atomic.Int64
 	// keeperDown: its keeper does not answer.
 	keeperDown atomic.Bool
 	drawn      atomic.Int64
@@ -42,7 +43,7 @@ type life struct {
 
 func newNode(w *world, name, region string) *node { return &node{w: w, name: name, region: region} }
 
-func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.ahead.Load())) }
+func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.ahead.Load() + n.skew.Load())) }
 
 // Read implements io.Reader: what a server draws follows from what it drew before.
 func (n *node) Read(p []byte) (int, error) {

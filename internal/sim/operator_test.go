@@ -193,6 +193,18 @@ func (o *operators) reconcile(who string, at *node, k *keyTruth, how rotation.Re
 	})
 }
 
+// contain has an operator refuse a version, whoever uses it.
+func (o *operators) contain(who string, at *node, k *keyTruth, v key.Version) {
+	request := engine.RotateRequest{
+		Key: k.name, Emergency: true, Strategy: rotation.ContainFirst, Compromised: []key.Version{v}, RequestID: fmt.Sprint("request ", o.commands),
+	}
+	request.Reason = who + "'s " + request.RequestID
+	o.command(who, at, fmt.Sprintf("contain %v of %s", v, k.name), func(ctx context.Context, l *life) error {
+		_, err := l.engine.Rotate(ctx, actor(who), request)
+		return err
+	})
+}
+
 // remove has an operator forget a party that is gone for good.
 func (o *operators) remove(who string, at *node, a *agent) {
 	o.command(who, at, "remove "+a.id, func(ctx context.Context, l *life) error {
@@ -234,7 +246,7 @@ func (w *world) disturb() bool {
 		w.ops.act("alice")
 		return true
 	}
-	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators, restore} {
+	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators, restore, clockSkewed} {
 		if w.happens(f) && w.befall(f) {
 			w.met(f)
 			return true
@@ -280,6 +292,16 @@ func (w *world) befall(f fault) bool {
 		}
 		n.ahead.Add(int64(jump))
 		w.note(f, fmt.Sprintf("%s by %v", n.name, jump))
+	case clockSkewed:
+		// The machine's clock is minutes off; package server asks that of the database
+		// every ten seconds, and goes by it.
+		skew := w.some(5 * time.Minute)
+		if w.coin() {
+			skew = -skew
+		}
+		n.skew.Store(int64(skew))
+		w.later(w.some(10*time.Second), n.name+" sets its clock by the database's", func() { n.skew.Store(0) })
+		w.note(f, fmt.Sprintf("%s by %v", n.name, skew))
 	case keeperOutage:
 		if n.keeperDown.Load() {
 			return false
@@ -330,6 +352,7 @@ func (w *world) settleDown() {
 	w.note(0, "faults stop")
 	for _, n := range w.nodes {
 		n.keeperDown.Store(false)
+		n.skew.Store(0)
 		if n.ahead.Load() < 0 {
 			n.ahead.Store(0)
 		}

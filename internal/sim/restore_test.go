@@ -40,6 +40,11 @@ func (w *world) putBack() {
 				k.lost[v] = true
 			}
 		}
+		for i := range state.Verifiers {
+			if _, there := k.state.Verifier(state.Verifiers[i].ID); !there {
+				k.returned[state.Verifiers[i].ID] = true
+			}
+		}
 		k.state = state
 		clear(k.requests)
 		clear(k.measured)

@@ -38,6 +38,9 @@ type keyTruth struct {
 	left map[string]map[key.Version]bool
 	// lost are versions whose material a restore took away.
 	lost map[key.Version]bool
+	// returned are endpoints that a restore of old documents brought back, until they
+	// accept what is in use: nobody was to reach them any more.
+	returned map[string]bool
 }
 
 // measurement is the answer to the latest call that measured use.
@@ -90,6 +93,7 @@ func (w *world) buildKeys() {
 		k := &keyTruth{
 			w: w, name: key.Name(fmt.Sprint("k", i+1)), kind: systemKind(1 + w.rng.IntN(3)), contained: map[key.Version]bool{},
 			requests: map[string]key.RotationID{}, left: map[string]map[key.Version]bool{}, measured: map[key.Version]measurement{}, lost: map[key.Version]bool{},
+			returned: map[string]bool{},
 		}
 		if k.kind == oneUser && w.rng.IntN(2) == 0 {
 			k.kind = twoUsers
