@@ -89,40 +89,22 @@ func (m *mortal) ends(t *testing.T, id string, n uint64) {
 // rotation ends by itself when the primary is back: with the new version, or, when
 // a canary found that it could not log in, with the old one. No credential is lost,
 // and no log-in refused.
-func TestTargetKilledAtEveryEffect(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, quickPolicy)
-	w.first(t)
+func TestTargetKilledAtEveryEffect(t *testing.T) { stores(t, targetKilledAtEveryEffect) }
+
+func targetKilledAtEveryEffect(t *testing.T, postgres bool) {
+	w := newInProcess(t, postgres).world
 	l := w.fleet(t, 2)
 	current, n := key.Version(1), uint64(1)
-	for i, at := range w.stops(0) {
-		if !soaking && i%6 != 1 {
+	for i := range w.stops(0) {
+		if !soaking && (i%6 != 1 || postgres && i%12 != 7) {
 			continue
 		}
 		n++
-		at = w.stops(n)[i]
+		at := w.stops(n)[i]
 		if at.Version == n-1 {
 			at.Version = uint64(current)
 		}
-		reached, gone := make(chan struct{}, 1), make(chan struct{})
-		var first atomic.Bool
-		first.Store(true)
-		w.tap.stand(func(_ context.Context, here point) error {
-			if at.is(here) && first.CompareAndSwap(true, false) {
-				reached <- struct{}{}
-				<-gone
-			}
-			return nil
-		})
-		id := w.rotate(t, &keyturnv1.RotateRequest{Reason: fmt.Sprintf("the primary is killed at %+v", at)})
-		await(t, fmt.Sprintf("%+v", at), reached)
-		if err := w.primary.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		close(gone)
-		if err := w.primary.Restart(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		id := w.killedAt(t, at, w.primary)
 		r := w.wait(t, id, nil)
 		w.tap.stand(nil)
 		valid, void := key.Version(n), current
@@ -146,4 +128,72 @@ func TestTargetKilledAtEveryEffect(t *testing.T) {
 	if l.refused.Load() > 0 || l.queries.Load() == 0 {
 		t.Errorf("%d log-ins were refused: %v", l.refused.Load(), l.report())
 	}
+}
+
+// TestStoreKilledAtEveryEffect kills the PostgreSQL that is the store at every
+// effect of a rotation, before it and when it was carried out and cannot be recorded.
+// The rotation ends as it would have, no change of the target is made twice but the
+// one that could not be recorded, and no application notices.
+func TestStoreKilledAtEveryEffect(t *testing.T) {
+	t.Parallel()
+	m := newInProcess(t, true)
+	l := m.fleet(t, 2)
+	n := uint64(1)
+	for i := range m.stops(0) {
+		if !soaking && i%10 != 5 {
+			continue
+		}
+		n++
+		at := m.stops(n)[i]
+		before := m.changes(t)
+		id := m.killedAt(t, at, m.database)
+		m.ends(t, id, n)
+		m.tap.stand(nil)
+		at.After = true // what it stood before was carried out meanwhile, and not recorded
+		m.changes(t).once(t, before, at)
+		if t.Failed() {
+			t.Fatalf("the store was killed at %+v\n%s", at, m.timeline(t, id))
+		}
+	}
+	l.check(t)
+}
+
+// newInProcess starts a server in this process, with the first version of a key.
+func newInProcess(t *testing.T, postgres bool) *mortal {
+	t.Helper()
+	m := &mortal{world: newSystems(t)}
+	if postgres {
+		m.database = m.onPostgres(t, pgserver.Config{Durable: true})
+	}
+	m.start(t)
+	t.Cleanup(func() { m.stop(t) })
+	m.apply(t, quickPolicy+"---\n"+m.keyDocument(m.primary.Addr()))
+	m.first(t)
+	return m
+}
+
+// killedAt begins a rotation and kills a PostgreSQL while it stands at a point. The
+// rotation goes on before the database is back.
+func (w *world) killedAt(t *testing.T, at stop, database *pgserver.Server) (id string) {
+	t.Helper()
+	reached, gone := make(chan struct{}, 1), make(chan struct{})
+	var first atomic.Bool
+	first.Store(true)
+	w.tap.stand(func(_ context.Context, here point) error {
+		if at.is(here) && first.CompareAndSwap(true, false) {
+			reached <- struct{}{}
+			<-gone
+		}
+		return nil
+	})
+	id = w.rotate(t, &keyturnv1.RotateRequest{Reason: fmt.Sprintf("a database is killed at %+v", at)})
+	await(t, fmt.Sprintf("%+v", at), reached)
+	if err := database.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	close(gone)
+	if err := database.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
