@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -56,6 +57,13 @@ func stateOf(err error) string {
 func readOnly(err error) bool {
 	return stateOf(err) == readOnlyState || strings.Contains(err.Error(), "read only connection") ||
 		strings.Contains(err.Error(), "server is in recovery") || strings.Contains(err.Error(), "server is not in hot standby mode")
+}
+
+// untrusted reports whether the server showed a certificate that is not verified, or
+// has none.
+func untrusted(err error) bool {
+	var verification *tls.CertificateVerificationError
+	return errors.As(err, &verification) || stateOf(err) == "" && strings.Contains(err.Error(), "server refused TLS connection")
 }
 
 // isCut reports whether the connection is gone, and with it the transaction

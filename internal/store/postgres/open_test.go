@@ -37,7 +37,7 @@ func TestOpenRefuses(t *testing.T) {
 		"nobody there":     {postgres.Config{URL: "postgres://u:" + secret + "@127.0.0.1:1/d"}, postgres.ErrConnect, "is the server up"},
 		"wrong password":   {postgres.Config{URL: shared.URL(pgserver.Superuser, secret, "theirs")}, postgres.ErrConnect, "password"},
 		"open password":    {postgres.Config{URL: newer, PasswordFile: open}, postgres.ErrConfig, "chmod 0600"},
-		"no password file": {postgres.Config{URL: newer, PasswordFile: open + "x"}, postgres.ErrConfig, "read the password"},
+		"no password file": {postgres.Config{URL: newer, PasswordFile: open + "x"}, postgres.ErrConfig, "no such file"},
 		"no database":      {postgres.Config{URL: shared.SuperuserURL("nowhere")}, postgres.ErrConnect, "does not exist"},
 		"another program":  {postgres.Config{URL: shared.SuperuserURL("theirs")}, postgres.ErrForeign, "another program"},
 		"encoding":         {postgres.Config{URL: shared.SuperuserURL("latin")}, postgres.ErrForeign, "ENCODING 'UTF8'"},

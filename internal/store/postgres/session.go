@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -61,6 +61,9 @@ func newSettings(config Config, node string) (*settings, error) {
 	base, err := pgx.ParseConfig(config.URL)
 	if err != nil {
 		// The parser's error repeats the URL, and with it what it could not tell from a password.
+		if file := new(fs.PathError); errors.As(err, &file) {
+			return nil, fmt.Errorf("postgres: %w: a file that the URL names: %w", ErrConfig, file)
+		}
 		return nil, fmt.Errorf("postgres: %w: the URL cannot be read; write for example postgres://keyturn@db.example.com/keyturn?sslmode=verify-full", ErrConfig)
 	}
 	if base.ConnectTimeout == 0 || base.ConnectTimeout > connectTimeout {
@@ -121,23 +124,11 @@ func millis(setting string, d time.Duration) string {
 }
 
 // password reads the password file, so that a changed password needs no restart.
-func (s *settings) password(config *pgx.ConnConfig) error {
-	if s.passwordFile == "" {
-		return nil
+func (s *settings) password(config *pgx.ConnConfig) (err error) {
+	if s.passwordFile != "" {
+		config.Password, err = readPassword(s.passwordFile)
 	}
-	info, err := os.Stat(s.passwordFile)
-	if err != nil {
-		return fmt.Errorf("postgres: %w: read the password: %w", ErrConfig, err)
-	}
-	if info.Mode().Perm()&0o007 != 0 {
-		return fmt.Errorf("postgres: %w: %s can be read by everybody (mode %04o; run: chmod 0600 %s)", ErrConfig, s.passwordFile, info.Mode().Perm(), s.passwordFile)
-	}
-	content, err := os.ReadFile(s.passwordFile)
-	if err != nil {
-		return fmt.Errorf("postgres: %w: read the password: %w", ErrConfig, err)
-	}
-	config.Password = strings.TrimRight(string(content), "\r\n")
-	return nil
+	return err
 }
 
 // connect makes a connection that is not pooled.
@@ -188,6 +179,9 @@ func (s *settings) connectFault(doing string, err error) error {
 	}
 	if readOnly(err) {
 		return fmt.Errorf("postgres: %s: %w: %s: %w (name the primary, or all hosts, in the URL; after a failover the connection finds the new primary by itself)", doing, ErrReadOnlyServer, where, err)
+	}
+	if untrusted(err) {
+		return fmt.Errorf("postgres: %s: %w: %s: %w (no password was sent; sslrootcert must name the CA of the server's certificate, and that the host of the URL)", doing, ErrConnect, where, err)
 	}
 	return fmt.Errorf("postgres: %s: %w: %s: %w (nothing was written; is the server up, and do the host, user, password and certificate of the configuration fit?)", doing, ErrConnect, where, err)
 }
