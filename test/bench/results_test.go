@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,6 +29,8 @@ type result struct {
 	Peer       *float64 `json:"peer"`
 	RatioFloor float64  `json:"ratio_floor"`
 	RatioPeer  *float64 `json:"ratio_peer"`
+	// Failed is how much of what was done meanwhile failed, where that was counted.
+	Failed *int64 `json:"failed,omitempty"`
 
 	// limit is what ours is to stay below; 0 means that none is stated. With more
 	// set, ours is to stay above it.
@@ -92,6 +95,9 @@ func (t *board) print(w io.Writer) error {
 			if r.missed(1) {
 				limit += " MISSED"
 			}
+		}
+		if r.Failed != nil {
+			limit = strings.TrimPrefix(limit+", ", "-, ") + fmt.Sprint(*r.Failed, " failed")
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n",
 			r.Name, r.Unit, figure(r.Ours), figure(r.Floor), figure(r.RatioFloor), peer, ratioPeer, limit)
