@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 )
 
 var (
@@ -78,6 +79,36 @@ func Hint(err error, hint string) error {
 		return nil
 	}
 	return &Error{Hint: hint, Err: err}
+}
+
+// Later says that a call is not at its end, with nothing wrong: for example that
+// the change is made and caches elsewhere have yet to expire. Keyturn repeats the
+// call about after from now (between a tenth of a second and a minute, and the more
+// seldom the longer it takes), shows err
+// to people, and neither counts the try nor puts the rotation on hold; after a day
+// it takes it for a failure. It returns nil when err is nil.
+func Later(after time.Duration, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &laterError{after: after, err: err}
+}
+
+type laterError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *laterError) Error() string { return e.err.Error() }
+func (e *laterError) Unwrap() error { return e.err }
+
+// IsLater reports whether err or one it wraps was made by Later, and after what
+// time the call is to be repeated.
+func IsLater(err error) (after time.Duration, later bool) {
+	if e := new(laterError); errors.As(err, &e) {
+		return e.after, true
+	}
+	return 0, false
 }
 
 // IsPermanent reports whether err or one it wraps was marked by Permanent.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/provider"
 )
@@ -35,5 +36,21 @@ func TestEndpoints(t *testing.T) {
 	}
 	if n := len(provider.Endpoints(err)); n != provider.MaxEndpoints {
 		t.Errorf("%d endpoints, the bound is %d", n, provider.MaxEndpoints)
+	}
+}
+
+// TestLater: what takes its time is found through wrapping, hides nothing, and is
+// no silence.
+func TestLater(t *testing.T) {
+	cause := fmt.Errorf("the cache: %w", provider.ErrSilent)
+	err := fmt.Errorf("accept: %w", provider.Later(time.Second, cause))
+	if after, later := provider.IsLater(err); !later || after != time.Second {
+		t.Errorf("%v %v", after, later)
+	}
+	if provider.IsSilent(err) || !errors.Is(err, cause) || err.Error() != "accept: the cache: no answer" {
+		t.Errorf("%v, silent: %v", err, provider.IsSilent(err))
+	}
+	if _, later := provider.IsLater(cause); later || provider.Later(time.Second, nil) != nil {
+		t.Error("what is done, or fails, takes its time")
 	}
 }

@@ -16,6 +16,8 @@
 //     with another call for the same endpoint and version.
 //   - It returns by the context's deadline. After an error the outcome is taken
 //     as unknown, and the call is repeated unless the error is marked Permanent.
+//     What takes longer than a call, such as caches that expire, is answered by
+//     Later: nothing failed, and the call is repeated until it is done.
 //   - No plaintext of a secret may reach an error, a log, a command line or a
 //     statement that the system could log.
 //

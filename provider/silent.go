@@ -15,6 +15,9 @@ func IsSilent(err error) bool {
 	if errors.Is(err, context.Canceled) {
 		return false // the call was given up, which says nothing of the system
 	}
+	if _, later := IsLater(err); later {
+		return false // it answered
+	}
 	for _, silence := range []error{
 		ErrSilent, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE,
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ETIMEDOUT,

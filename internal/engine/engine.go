@@ -150,13 +150,16 @@ type Moved struct {
 
 // Attempted is one try of an effect.
 type Attempted struct {
-	Key      key.Name
-	Effect   rotation.EffectRef
-	Attempt  int
-	Started  time.Time
-	Took     time.Duration
-	Err      error
-	Outcome  rotation.Outcome
+	Key     key.Name
+	Effect  rotation.EffectRef
+	Attempt int
+	Started time.Time
+	Took    time.Duration
+	Err     error
+	Outcome rotation.Outcome
+	// Waits: it takes its time, for the reason in Err, and is tried again; nothing
+	// failed.
+	Waits    bool
 	Rotation key.RotationID
 }
 

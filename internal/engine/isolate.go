@@ -43,6 +43,16 @@ const (
 	deniedMax      = 10 * time.Minute
 )
 
+// How an effect is repeated that takes its time, see provider.Later: the more
+// seldom the longer it takes, by 1/laterShare of that, at most laterMax apart, and
+// for laterFor; then it counts as one that fails.
+const (
+	laterLeast = 100 * time.Millisecond
+	laterMax   = time.Minute
+	laterShare = 50
+	laterFor   = 24 * time.Hour
+)
+
 // SilentTarget is a host, or whatever else a bulkhead is for, that does not
 // answer this server node.
 type SilentTarget struct {
@@ -169,6 +179,12 @@ func (e *Engine) judgeTries(ctx context.Context, job *store.Job, effect rotation
 	tries := tried{kind: effect.Kind, attempt: job.Attempt, owned: !effect.Rotation.IsZero(), err: ended.err}
 	if !queued.IsZero() {
 		tries.since = e.config.Now().Sub(queued)
+	}
+	if after, later := provider.IsLater(ended.err); later {
+		ended.pause = e.spread(min(laterMax, max(laterLeast, after, tries.since/laterShare)))
+		if ended.waits = tries.since < laterFor; ended.waits {
+			return
+		}
 	}
 	if errors.Is(ended.err, provider.ErrDenied) {
 		ended.pause = e.spread(min(deniedMax, deniedFirst<<min(job.Attempt-1, 20)))

@@ -25,11 +25,11 @@ type LateRegion struct {
 }
 
 // LateRegions returns the regions that an open rotation waits for, those it waits
-// for longest first, at most 20.
+// for longest first, at most 20. Those that take their time are not among them.
 func LateRegions(state *rotation.State, r *rotation.Rotation) []LateRegion {
 	var list []LateRegion
 	for _, p := range state.Regions(r) {
-		if p.Late() {
+		if p.Late() && !p.Since.IsZero() {
 			list = append(list, LateRegion{
 				Region: p.Region, Verifiers: len(p.LateVerifiers), Presenters: len(p.LatePresenters), Trouble: p.Trouble, Since: p.Since,
 			})

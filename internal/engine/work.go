@@ -136,16 +136,21 @@ func (e *Engine) runJob(ctx context.Context, w *worker, lease leased) []leased {
 		}
 		return nil
 	}
-	e.config.Observer.Attempted(Attempted{
-		Key: job.Key, Effect: effect.EffectRef, Attempt: job.Attempt, Started: started, Took: e.config.Now().Sub(started),
-		Err: ended.err, Outcome: ended.outcome, Rotation: effect.Rotation,
-	})
-	if ended.err != nil {
-		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", ended.err)
-	}
+	took := e.config.Now().Sub(started)
 	e.hear(&job, &ended, started)
+	tried := ended
 	if ended.outcome == 0 {
 		e.judgeTries(ctx, &job, effect, queued, &ended)
+	}
+	e.config.Observer.Attempted(Attempted{
+		Key: job.Key, Effect: effect.EffectRef, Attempt: job.Attempt, Started: started, Took: took,
+		Err: tried.err, Outcome: tried.outcome, Waits: ended.waits, Rotation: effect.Rotation,
+	})
+	switch {
+	case ended.waits:
+		log.DebugContext(ctx, "effect takes its time", "verifier", effect.Verifier, "waits", ended.err)
+	case tried.err != nil:
+		log.WarnContext(ctx, "effect failed", "verifier", effect.Verifier, "error", tried.err)
 	}
 	ended.insist = refuses(effect.Kind) && (ended.outcome == rotation.Broken || ended.outcome == rotation.Contradicted)
 	next, err := e.settle(ctx, w, job, effect, ended)
@@ -226,6 +231,8 @@ type done struct {
 	insist bool
 	// pause takes the place of the usual pause before the next try.
 	pause time.Duration
+	// waits: the effect takes its time, for the reason in err; nothing failed.
+	waits bool
 	// body, if not nil, is the event that tells of the good end.
 	body rotation.Body
 	// write stores what came with the result, in the transaction that records it.
@@ -302,10 +309,10 @@ func (c *change) result(job store.Job, effect rotation.Effect, done done, detail
 		body = done.body
 	}
 	if done.outcome == 0 {
-		if !worthTelling(job.Attempt) {
-			return nil
+		if tell, err := c.worthTelling(job, effect, done.waits); err != nil || !tell {
+			return err
 		}
-		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail, Verifiers: at}
+		body = rotation.Trouble{Effect: effect.EffectRef, Attempt: job.Attempt, Detail: detail, Waits: done.waits, Verifiers: at}
 	}
 	if _, err := c.step(job.Key, effect.Rotation, body); err != nil {
 		return err
@@ -316,9 +323,23 @@ func (c *change) result(job store.Job, effect rotation.Effect, done done, detail
 	return nil
 }
 
-// worthTelling keeps the history short: the first failures and then every
-// doubling of their number.
-func worthTelling(attempt int) bool { return attempt <= 3 || attempt&(attempt-1) == 0 }
+// worthTelling keeps the history short: the first tries and then every doubling of
+// their number, and whenever what took its time begins to fail, or the reverse.
+func (c *change) worthTelling(job store.Job, effect rotation.Effect, waits bool) (bool, error) {
+	if n := job.Attempt; n <= 3 || n&(n-1) == 0 {
+		return true, nil
+	}
+	state, _, err := c.state(job.Key)
+	if err != nil {
+		return false, err
+	}
+	w, ok := state.Verifier(effect.Verifier)
+	if !ok {
+		return false, nil
+	}
+	slot, _ := w.Slot(effect.Version)
+	return waits && slot.Waits == "" || !waits && slot.Trouble == "", nil
+}
 
 // backoff is how long to wait after the given attempt, counted from 1: doubling,
 // bounded, and spread so that what failed together is not repeated together.

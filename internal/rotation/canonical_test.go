@@ -214,7 +214,7 @@ func (e *encoder) place(i int) {
 		slot, ok := w.Slot(v)
 		if ok {
 			e.u8(uint8(v), uint8(slot.Acceptance), uint8(slot.Contradictions))
-			e.flags(slot.Failed, slot.Trouble != "", slot.Insisted != "")
+			e.flags(slot.Failed, slot.Trouble != "", slot.Waits != "", slot.Insisted != "")
 			e.due(slot.RetryAt)
 		}
 		e.lane(EffectRef{Kind: Accept, Version: v, Verifier: placeID(i)})

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"strconv"
 
 	"github.com/keyturn/keyturn/key"
@@ -170,13 +171,13 @@ func diffVerifiers(before, after *State, add func(Transition)) {
 		w := &after.Verifiers[i]
 		old, known := before.Verifier(w.ID)
 		for _, slot := range w.Slots {
-			t := Transition{Kind: VerifierChange, Version: slot.Version, Subject: w.ID, To: slot.Acceptance.String(), Message: slot.Trouble}
+			t := Transition{Kind: VerifierChange, Version: slot.Version, Subject: w.ID, To: slot.Acceptance.String(), Message: cmp.Or(slot.Trouble, slot.Waits)}
 			if r, ok := (&machine{State: *after}).owner(slot.Version); ok {
 				t.Rotation = r.ID
 			}
 			if known {
 				was, ok := old.Slot(slot.Version)
-				if ok && was.Acceptance == slot.Acceptance && was.Trouble == slot.Trouble {
+				if ok && was.Acceptance == slot.Acceptance && was.Trouble == slot.Trouble && was.Waits == slot.Waits {
 					continue
 				}
 				if ok {

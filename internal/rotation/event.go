@@ -155,11 +155,14 @@ type Result struct {
 	Insist bool `json:"insist,omitempty"`
 }
 
-// Trouble tells that an effect failed and will be tried again.
+// Trouble tells that an effect failed, or is not at its end yet, and will be tried
+// again.
 type Trouble struct {
 	Effect  EffectRef `json:"effect"`
 	Attempt int       `json:"attempt"`
 	Detail  string    `json:"detail"`
+	// Waits: nothing failed; the effect takes its time, for what Detail says.
+	Waits bool `json:"waits,omitempty"`
 	// Verifiers are those at which an effect that concerns all failed, if known.
 	Verifiers []string `json:"verifiers,omitempty"`
 }

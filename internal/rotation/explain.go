@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -133,8 +134,8 @@ func (s *State) explainVerifiers(v key.Version, accept bool, add func(Waiting)) 
 			order = append(order, w.Region)
 		}
 		waiting.Names = append(waiting.Names, w.ID)
-		if slot.Trouble != "" {
-			waiting.Message += "; " + w.ID + ": " + slot.Trouble
+		if why := cmp.Or(slot.Trouble, slot.Waits); why != "" {
+			waiting.Message += "; " + w.ID + ": " + why
 		}
 	}
 	for _, region := range order {

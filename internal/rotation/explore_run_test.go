@@ -86,6 +86,7 @@ func configs(long bool) []*config {
 			name: "somebody unregistered uses the old version", plan: stagedPlan(), unregistered: true, commands: 1, faults: more(2, 3),
 			kinds: append(begin, moveNoData, moveStart, moveTrouble, moveLose),
 		},
+		{name: "verifiers that take their time", plan: stagedPlan(), commands: 1, faults: more(2, 3), kinds: append(begin, moveLater, moveTrouble, moveStart)},
 		{name: "a system with two places", plan: quickPlan(), capacity: 2, commands: more(2, 3), kinds: operatorCommands()},
 		{name: "a system with a gap", plan: quickPlan(), gap: true, commands: more(1, 2), faults: 1, kinds: append(operatorCommands(), effectFaults()...)},
 		{

@@ -11,7 +11,7 @@ import (
 // check tests what must hold in every state, most of it against the truth.
 func (c *config) check(n *node) *violation {
 	for _, rule := range []func(*node) *violation{
-		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional, insisted, heard,
+		c.noLockout, noLoss, revoked, shape, c.room, explained, c.reversible, c.regional, insisted, heard, patient,
 	} {
 		if err := rule(n); err != nil {
 			return err
@@ -95,6 +95,26 @@ func retired(s *State, v key.Version) bool {
 	return slices.ContainsFunc(s.Rotations, func(r Rotation) bool {
 		return r.From == v && (r.Phase == Quarantine || r.Phase == Destroying)
 	})
+}
+
+// patient: where nothing failed, no rotation is on hold for trouble.
+func patient(n *node) *violation {
+	for i := range n.s.Verifiers {
+		for _, slot := range n.s.Verifiers[i].Slots {
+			switch {
+			case slot.Trouble != "" && slot.Waits != "":
+				return violated("patience", "%s both fails and takes its time about %v", n.s.Verifiers[i].ID, slot.Version)
+			case slot.Trouble != "":
+				return nil
+			}
+		}
+	}
+	for i := range n.s.Rotations {
+		if r := &n.s.Rotations[i]; r.Phase == Accepting && r.Hold.Reason == HoldTrouble {
+			return violated("patience", "%v is on hold, and nothing failed: %s", r.ID, r.Hold.Message)
+		}
+	}
+	return nil
 }
 
 // insisted: that a compromised version is refused never waits for a human, and

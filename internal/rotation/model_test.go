@@ -204,6 +204,9 @@ func (r *run) effect(m move) {
 	case moveTrouble:
 		r.send(Event{Body: Trouble{Effect: l.queued.effect.EffectRef, Attempt: 1, Detail: "it failed", Verifiers: cutOff(l.queued.effect.EffectRef)}})
 		return
+	case moveLater:
+		r.send(Event{Body: Trouble{Effect: l.queued.effect.EffectRef, Attempt: 1, Detail: "it takes its time", Waits: true}})
+		return
 	case moveFinish:
 		done := l.running
 		l.running = job{}

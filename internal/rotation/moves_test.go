@@ -43,6 +43,7 @@ const (
 	moveLose      // a queued effect is carried out, and its result lost
 	moveTwice     // as moveRun, but the result will come a second time
 	moveTrouble   // it fails and will be tried again
+	moveLater     // it takes its time, with nothing wrong
 	moveBroken    // it fails for good, without effect
 	moveHalf      // it fails for good, although it had its effect
 	moveLie       // a verifier says that it did, and did nothing
@@ -215,6 +216,7 @@ func (c *config) laneMoves(n *node, i int, try func(moveKind, int, int)) {
 	try(moveBroken, i, 0)
 	if n.s.Awaits(l.queued.effect.EffectRef) {
 		try(moveTrouble, i, 0)
+		try(moveLater, i, 0)
 	}
 	switch l.queued.effect.Kind {
 	case Accept, Refuse:
@@ -388,6 +390,8 @@ func (c *config) describe(n *node, m move) string {
 		return laneID() + " is carried out; its result will come twice"
 	case moveTrouble:
 		return laneID() + " fails and will be tried again"
+	case moveLater:
+		return laneID() + " takes its time"
 	case moveBroken:
 		return laneID() + " fails for good"
 	case moveHalf:

@@ -33,6 +33,7 @@ func mutantConfigs() []*config {
 		{name: "begin, no data", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveNoData}},
 		{name: "begin, broken", limit: 2000, plan: stagedPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveBroken}},
 		{name: "begin, cannot", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveCannot}},
+		{name: "begin, later", plan: stagedPlan(), commands: 1, faults: 1, kinds: []moveKind{moveBegin, moveLater}},
 		{name: "begin, approvals", plan: approved, commands: 1, kinds: []moveKind{moveBegin}},
 		{name: "begin, cancel", plan: quickPlan(), commands: 2, kinds: []moveKind{moveBegin, moveCancel}},
 		{name: "begin, cancel, late telling", plan: quickPlan(), commands: 2, faults: 1, kinds: []moveKind{moveBegin, moveCancel, moveDelayTell}},
@@ -87,6 +88,11 @@ func mutants() []mistake {
 			"the barrier before presenting is dropped: asked to accept counts as accepted",
 			"advance.go", "return ok && slot.Acceptance == Accepted", "return ok && slot.Acceptance.accepting()",
 			"begin", "no lockout",
+		},
+		{
+			"a verifier that takes its time counts as one that fails",
+			"step.go", "slot.Trouble, slot.Waits = \"\", body.Detail", "slot.Waits = body.Detail",
+			"begin, later", "patience",
 		},
 		{
 			"the barrier before presenting forgets a region",

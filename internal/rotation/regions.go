@@ -25,7 +25,8 @@ type RegionProgress struct {
 	// Trouble is the last error of one of them.
 	Trouble string
 	// Since is when the rotation began to wait for them: when it entered its phase or
-	// its stage. Zero when it waits for nobody here.
+	// its stage. Zero when it waits for nobody here, or only for verifiers that take
+	// their time.
 	Since time.Time
 }
 
@@ -61,7 +62,9 @@ func (s *State) Regions(r *Rotation) []RegionProgress {
 		if trouble, since, late := s.late(r, w); late {
 			p.LateVerifiers = append(p.LateVerifiers, w.ID)
 			p.Trouble = cmp.Or(p.Trouble, trouble)
-			p.wait(since)
+			if !w.takesTime() {
+				p.wait(since)
+			}
 		}
 	}
 	for i := range s.Presenters {
@@ -84,6 +87,12 @@ func (p *RegionProgress) wait(since time.Time) {
 	if p.Since.IsZero() || since.Before(p.Since) {
 		p.Since = since
 	}
+}
+
+// takesTime reports whether the verifier has said that it needs some time for what
+// it is asked.
+func (w *Verifier) takesTime() bool {
+	return slices.ContainsFunc(w.Slots, func(slot Slot) bool { return slot.Waits != "" })
 }
 
 // late reports whether r waits for the verifier, since when, and its last error.

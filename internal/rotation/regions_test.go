@@ -18,7 +18,8 @@ func (c *config) regional(n *node) *violation {
 		for _, p := range s.Regions(r) {
 			verifiers, presenters = verifiers+p.Verifiers, presenters+p.Presenters
 			lateVerifiers, latePresenters = lateVerifiers+len(p.LateVerifiers), latePresenters+len(p.LatePresenters)
-			if p.Late() == p.Since.IsZero() {
+			failing := slices.ContainsFunc(p.LateVerifiers, func(id string) bool { w, _ := s.Verifier(id); return !w.takesTime() })
+			if late := failing || len(p.LatePresenters) > 0; late == p.Since.IsZero() {
 				return violated("regions", "rotation %d: region %s is late since %v", r.ID[15], p.Region, p.Since)
 			}
 		}

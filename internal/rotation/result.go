@@ -105,7 +105,7 @@ func (m *machine) ask(w *Verifier, v key.Version, a Acceptance) {
 	m.updateSlot(w, v, func(slot *Slot) {
 		m.Tries++
 		slot.Acceptance, slot.Try = a, m.Tries
-		slot.Failed, slot.RetryAt, slot.Trouble = false, time.Time{}, ""
+		slot.Failed, slot.RetryAt, slot.Trouble, slot.Waits = false, time.Time{}, "", ""
 		if a.accepting() {
 			slot.Insisted = ""
 		}
@@ -167,7 +167,7 @@ func (m *machine) slotResult(body Result) error {
 	v := slot.Version
 	switch body.Outcome {
 	case OK:
-		m.updateSlot(w, v, func(slot *Slot) { slot.Trouble = "" })
+		m.updateSlot(w, v, func(slot *Slot) { slot.Trouble, slot.Waits = "", "" })
 		m.answered(w, slot)
 		return nil
 	case Contradicted:
@@ -241,13 +241,13 @@ func (m *machine) fail(w *Verifier, v key.Version, reason HoldReason, insist boo
 	if slot, _ := w.Slot(v); insist && m.compromised(v) && !slot.Acceptance.accepting() {
 		m.updateSlot(w, v, func(slot *Slot) {
 			slot.Acceptance, slot.Contradictions = RefusePending, 0
-			slot.Failed, slot.Trouble, slot.Insisted = true, message, message
+			slot.Failed, slot.Trouble, slot.Waits, slot.Insisted = true, message, "", message
 			slot.RetryAt = m.Now.Add(retryFailed)
 		})
 		return
 	}
 	m.updateSlot(w, v, func(slot *Slot) {
-		slot.Failed, slot.Trouble = true, message
+		slot.Failed, slot.Trouble, slot.Waits = true, message, ""
 		if _, owned := m.owner(v); !owned {
 			slot.RetryAt = m.Now.Add(retryFailed)
 		}

@@ -120,6 +120,9 @@ type Slot struct {
 	RetryAt time.Time `json:"retryAt,omitzero"`
 	// Trouble is the last error, empty when all is well.
 	Trouble string `json:"trouble,omitempty"`
+	// Waits says what the verifier waits for, when it takes its time and nothing is
+	// wrong; then Trouble is empty.
+	Waits string `json:"waits,omitempty"`
 	// Insisted says why refusing a compromised version has failed; it is tried on.
 	Insisted string `json:"insisted,omitempty"`
 }

@@ -467,7 +467,12 @@ func (m *machine) trouble(body Trouble) error {
 		if !ok {
 			return fmt.Errorf("%w: %s", ErrStale, body.Effect.ID())
 		}
-		m.updateSlot(w, slot.Version, func(slot *Slot) { slot.Trouble = body.Detail })
+		m.updateSlot(w, slot.Version, func(slot *Slot) {
+			slot.Trouble, slot.Waits = body.Detail, ""
+			if body.Waits {
+				slot.Trouble, slot.Waits = "", body.Detail
+			}
+		})
 		return nil
 	}
 	task, ok := m.waitingTask(body.Effect)

@@ -65,7 +65,7 @@ func newMetrics(maxKeys int) *metrics {
 			"Time from the failure of a rotation until all presenters were back on the version before (M10), by kind.", long(), "kind"),
 		propagation: histogram("propagation_duration_seconds",
 			"Time from telling a presenter to use a version until it acknowledged that it does (M2), by presenter's region.", short(), "region"),
-		attempts: counter("effect_attempts_total", "Tries of effects outside (M6), by effect, whether it was the first try or a retry, and outcome; error means that it is tried again.", "effect", "attempt", "outcome"),
+		attempts: counter("effect_attempts_total", "Tries of effects outside (M6), by effect, whether it was the first try or a retry, and outcome; error means that it is tried again, waits that nothing failed and the system takes its time.", "effect", "attempt", "outcome"),
 		effects:  histogram("effect_duration_seconds", "Time that one try of an effect took.", short(), "effect"),
 		uses: counter("presenter_auth_attempts_total",
 			"Authentications that presenters reported, by cohort and whether a rotation of the key was under way or ended within the hour before.", "cohort", "when"),
@@ -216,12 +216,18 @@ func (m *metrics) sampled(s *Sample, rotating bool) {
 	m.failures.WithLabelValues(name, cohort, when(rotating)).Add(float64(s.AuthFailures))
 }
 
+// waits is the outcome of an effect that takes its time.
+const waits = "waits"
+
 func (m *metrics) attempted(a *engine.Attempted) {
 	attempt, outcome := "first", "error"
 	if a.Attempt > 1 {
 		attempt = "retry"
 	}
-	if a.Outcome != 0 {
+	switch {
+	case a.Waits:
+		outcome = waits
+	case a.Outcome != 0:
 		outcome = a.Outcome.String()
 	}
 	m.attempts.WithLabelValues(a.Effect.Kind.String(), attempt, outcome).Inc()

@@ -140,7 +140,10 @@ func (t *tracer) phase(ctx context.Context, phase phaseAt, m *engine.Moved) {
 // attempt writes the span of one try of an effect, below the phase it began in.
 func (t *tracer) attempt(ctx context.Context, a *engine.Attempted, phase phaseAt) {
 	outcome := "error"
-	if a.Outcome != 0 {
+	switch {
+	case a.Waits:
+		outcome = waits
+	case a.Outcome != 0:
 		outcome = a.Outcome.String()
 	}
 	s := span{
@@ -151,7 +154,7 @@ func (t *tracer) attempt(ctx context.Context, a *engine.Attempted, phase phaseAt
 			attribute.Int64("keyturn.version", int64(a.Effect.Version)), attribute.Int("keyturn.attempt", a.Attempt),
 			attribute.String("keyturn.outcome", outcome)),
 	}
-	if a.Err != nil {
+	if a.Err != nil && !a.Waits {
 		s.failure = a.Err.Error()
 	}
 	t.write(ctx, s)
