@@ -86,8 +86,11 @@ func TestRefusalsCostTheSame(t *testing.T) {
 			if err := call(text); !errors.Is(err, identity.ErrUnauthenticated) {
 				t.Errorf("%s: %v", name, err)
 			}
-			views = db.views - before
-			return views, testing.AllocsPerRun(20, func() { _ = call(text) })
+			views, allocations = db.views-before, math.Inf(1)
+			for range 3 { // what else the process allocates meanwhile counts, too
+				allocations = min(allocations, testing.AllocsPerRun(20, func() { _ = call(text) }))
+			}
+			return views, allocations
 		}
 		views, allocations := cost(identity.Forge("0123456789abcdef"))
 		for what, text := range map[string]secret.Value{"a token in use": usedWrong, "one that is not used": idleWrong, "a join token": joinWrong} {
