@@ -167,6 +167,7 @@ type Attempted struct {
 type Engine struct {
 	config  Config
 	store   store.Store
+	watched *watchedStore // the same
 	log     *slog.Logger
 	states  stateCache
 	systems systemCache
@@ -219,8 +220,9 @@ func New(config Config) (*Engine, error) {
 	silence := breaker.New(breaker.Config{
 		Failures: silentAfter, First: probeFirst, Last: retryMax, Abandoned: maxAbandoned, Spread: config.Jitter,
 	})
+	watched := &watchedStore{Store: config.Store, now: config.Now}
 	return &Engine{
-		config: config, store: config.Store, log: config.Logger, silence: silence, workers: newWorkers(config.Workers),
+		config: config, store: watched, watched: watched, log: config.Logger, silence: silence, workers: newWorkers(config.Workers),
 		ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1), reviews: make(chan struct{}, 1),
 	}, nil
 }

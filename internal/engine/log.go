@@ -41,11 +41,7 @@ func (e *Engine) Checkpoint(ctx context.Context) ([]byte, error) {
 		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
-		checkpoint, err := audit.CheckpointAt(e.config.Signer.Name(), size, audit.HashReader(ctx, logSource{tx: tx}))
-		if err != nil {
-			return err
-		}
-		if signed, err = audit.SignCheckpoint(checkpoint, e.config.Signer); err != nil {
+		if signed, err = e.sign(ctx, tx, size); err != nil {
 			return err
 		}
 		_, err = tx.Docs.Put(ctx, store.Doc{
@@ -54,6 +50,15 @@ func (e *Engine) Checkpoint(ctx context.Context) ([]byte, error) {
 		return err
 	})
 	return signed, err
+}
+
+// sign returns a signed checkpoint of the log after so many entries.
+func (e *Engine) sign(ctx context.Context, tx store.Tx, size uint64) ([]byte, error) {
+	checkpoint, err := audit.CheckpointAt(e.config.Signer.Name(), size, audit.HashReader(ctx, logSource{tx: tx}))
+	if err != nil {
+		return nil, err
+	}
+	return audit.SignCheckpoint(checkpoint, e.config.Signer)
 }
 
 // logView reads the log in a view of its own for every call, so that a long
@@ -84,22 +89,66 @@ func (v logView) Checkpoints(ctx context.Context, from uint64, limit int) (signe
 	return signed, err
 }
 
+// signedLog signs the audit log and returns it with all that is in it. Reading what
+// is there must not need room: on a store that is full the signature is kept
+// nowhere, and covers what was committed.
+func (e *Engine) signedLog(ctx context.Context) (audit.Source, error) {
+	view := logView{store: e.store}
+	_, err := e.Checkpoint(ctx)
+	if !errors.Is(err, store.ErrFull) {
+		return view, err
+	}
+	last := signedView{logView: view}
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		var err error
+		if _, last.size, err = tx.Log.Records(ctx, 0, 1); err == nil {
+			last.signed, err = e.sign(ctx, tx, last.size)
+		}
+		return err
+	})
+	return last, err
+}
+
+// signedView is the log with a checkpoint that is not stored.
+type signedView struct {
+	logView
+	size   uint64
+	signed []byte
+}
+
+// Checkpoints implements audit.Source.
+func (v signedView) Checkpoints(ctx context.Context, from uint64, limit int) (signed [][]byte, err error) {
+	err = v.store.View(ctx, func(tx store.Tx) error {
+		if signed, err = (logSource{tx: tx}).Checkpoints(ctx, from, limit); err != nil || len(signed) == limit || from > v.size {
+			return err
+		}
+		later, err := (logSource{tx: tx}).Checkpoints(ctx, v.size, 1)
+		if err == nil && len(later) == 0 {
+			signed = append(signed, v.signed)
+		}
+		return err
+	})
+	return signed, err
+}
+
 // ExportLog signs the audit log and writes it as a bundle that can be verified
-// offline. verifierKeys are the keys that signed it.
+// offline, also from a store that is full. verifierKeys are the keys that signed it.
 func (e *Engine) ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error {
-	if _, err := e.Checkpoint(ctx); err != nil {
+	log, err := e.signedLog(ctx)
+	if err != nil {
 		return err
 	}
-	_, err := audit.WriteBundle(ctx, w, logView{store: e.store}, verifierKeys...)
+	_, err = audit.WriteBundle(ctx, w, log, verifierKeys...)
 	return err
 }
 
 // VerifyLog checks the whole audit log against its signatures.
 func (e *Engine) VerifyLog(ctx context.Context, verifiers ...note.Verifier) (audit.Report, error) {
-	if _, err := e.Checkpoint(ctx); err != nil {
+	log, err := e.signedLog(ctx)
+	if err != nil {
 		return audit.Report{}, err
 	}
-	return audit.VerifyLog(ctx, logView{store: e.store}, audit.Options{Verifiers: verifiers})
+	return audit.VerifyLog(ctx, log, audit.Options{Verifiers: verifiers})
 }
 
 // VerifyLogOf checks the audit log in a store that no engine works on, as far as

@@ -263,7 +263,9 @@ func TestEveryHoldHasARunbook(t *testing.T) {
 		}
 	}
 	read(t, "docs/runbooks/"+string(signals.RegionBehind)+".md")
-	read(t, "docs/runbooks/"+string(signals.TargetSilent)+".md")
+	for _, reason := range []rotation.HoldReason{signals.TargetSilent, signals.StoreFull, signals.KeysStanding} {
+		read(t, "docs/runbooks/"+string(reason)+".md")
+	}
 	if got := signals.HoldReasons(); len(want) == 0 || !slices.Equal(got, want) {
 		t.Errorf("HoldReasons() = %v, the machine has %v", got, want)
 	}

@@ -35,6 +35,7 @@ var (
 	descRegionLate = gaugeDesc("region_late", "Verifiers and presenters that rotations wait for, by region, for the first 50 by name.", "region", "role")
 	descSilent     = gaugeDesc("targets_silent", "Hosts that do not answer this server node; what concerns them waits.")
 	descSilence    = gaugeDesc("target_silence_seconds", "For how long a host has not answered, for the first 100 by name.", "target")
+	descFull       = gaugeDesc("store_full_seconds", "For how long the store has taken no writes from this server node, because its disk or quota is full; 0 while it takes them.")
 	descStanding   = gaugeDesc("keys_standing", "Keys that stand still after a restore of the server's database, until what verifiers accept is reconciled.")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
@@ -47,7 +48,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused, descStanding,
-		descSilent, descSilence,
+		descSilent, descSilence, descFull,
 	} {
 		ch <- desc
 	}

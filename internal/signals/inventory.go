@@ -34,6 +34,8 @@ type inventory struct {
 	first []mintedAt
 
 	unkeyed, unrefused, standing int
+	// standingSince is when keys were first seen to stand still; zero when none does.
+	standingSince time.Time
 	// hours is how many current versions were minted in each hour since 1970.
 	hours      map[int64]int
 	presenters map[presenterGroup]int
@@ -222,6 +224,13 @@ func (i *inventory) view(began time.Time) *view {
 	v := newView(began)
 	v.minted, v.hours = slices.Clone(i.first), maps.Clone(i.hours)
 	v.unkeyed, v.unrefused, v.standing = i.unkeyed, i.unrefused, i.standing
+	switch {
+	case i.standing == 0:
+		i.standingSince = time.Time{}
+	case i.standingSince.IsZero():
+		i.standingSince = began
+	}
+	v.standingSince = i.standingSince
 	v.presenters = maps.Clone(i.presenters)
 	for name := range i.regions {
 		v.regions.of(name)

@@ -323,9 +323,16 @@ type alert struct {
 // deduplicates and groups, and the rest into the annotations.
 func alertOf(page *Page) alert {
 	if page.Target != "" {
+		name, summary := "KeyturnTargetSilent", page.Target+" does not answer Keyturn"
+		if page.Reason == StoreFull {
+			name, summary = "KeyturnStoreFull", "Keyturn's store is full"
+		}
+		if page.Reason == KeysStanding {
+			name, summary = "KeyturnKeysStanding", "Keys stand still after a restore"
+		}
 		return alert{
-			Labels:      map[string]string{"alertname": "KeyturnTargetSilent", "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
-			Annotations: map[string]string{"summary": page.Target + " does not answer Keyturn", "description": page.Message, "runbook_url": page.Runbook},
+			Labels:      map[string]string{"alertname": name, "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
+			Annotations: map[string]string{"summary": summary, "description": page.Message, "runbook_url": page.Runbook},
 			StartsAt:    page.StartedAt, EndsAt: page.ResolvedAt,
 		}
 	}

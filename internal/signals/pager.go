@@ -20,7 +20,7 @@ const repeat = time.Minute
 // Page tells humans that a rotation is on hold, or that it goes on.
 type Page struct {
 	// ID is the same for every message about the same hold: "ROTATION/REASON", or
-	// about the same silent target: "target TARGET/REASON".
+	// about the same silent target, or the server's store: "target TARGET/REASON".
 	// Receivers deduplicate by it.
 	ID string `json:"id"`
 	// Status is "firing" or "resolved".
@@ -33,8 +33,9 @@ type Page struct {
 	Kind    string              `json:"kind,omitempty"`
 	Reason  rotation.HoldReason `json:"reason"`
 	Message string              `json:"message"`
-	// Target is the host that does not answer, on pages about one; these have no key
-	// and no rotation.
+	// Target is the host that does not answer, "store" on pages about a full store,
+	// and "restore" on those about keys that stand still; these have no key and no
+	// rotation.
 	Target string `json:"target,omitempty"`
 	// Human says that only a human can end the hold.
 	Human bool `json:"human"`
@@ -68,7 +69,7 @@ func (h *hold) severity() string {
 	switch {
 	case h.reason == rotation.HoldOperator:
 		return "ticket"
-	case h.human, late(h.reason), h.reason == RegionBehind, h.reason == TargetSilent, h.kind == rotation.Emergency.String():
+	case h.human, late(h.reason), h.reason == RegionBehind, h.reason == TargetSilent, h.reason == StoreFull, h.reason == KeysStanding, h.kind == rotation.Emergency.String():
 		return "page"
 	}
 	return "ticket"

@@ -45,7 +45,10 @@ type view struct {
 	retiring   map[string]int // presenters by grace
 	unrefused  int            // compromised versions that some verifier may accept
 	standing   int            // keys that stand still after a restore
-	silent     []engine.SilentTarget
+	// standingSince is when that was first seen.
+	standingSince time.Time
+	silent        []engine.SilentTarget
+	refusal       engine.StoreRefusal
 }
 
 type mintedAt struct {
@@ -163,6 +166,7 @@ func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*
 		}
 	}
 	v.takeTargets(source)
+	v.takeStore(source)
 	return v, nil
 }
 

@@ -13,6 +13,17 @@ import (
 const TargetSilent rotation.HoldReason = "target-silent"
 
 const (
+	// StoreFull is the reason of pages about a store that takes no more writes; they
+	// end when it does.
+	StoreFull rotation.HoldReason = "store-full"
+	// KeysStanding is the reason of pages about keys that stand still after a restore
+	// for longer than looking at their systems takes; they end with the last of them.
+	KeysStanding rotation.HoldReason = "keys-standing"
+)
+
+const (
+	// standingPage is how long keys stand still before that is paged for.
+	standingPage = 5 * time.Minute
 	// silentPage is how long a target is silent before it is paged for.
 	silentPage = time.Minute
 	// maxTargets bounds the silent targets that have a page and a gauge of their own.
@@ -50,8 +61,45 @@ func (v *view) takeTargets(source Source) {
 	}
 }
 
+// refuser is a Source that knows whether its store takes writes.
+type refuser interface {
+	Refusal() engine.StoreRefusal
+}
+
+// takeStore notes a store that is full, and keys that stand still.
+func (v *view) takeStore(source Source) {
+	if s, ok := source.(refuser); ok {
+		v.refusal = s.Refusal()
+	}
+	if since := v.refusal.Since; !since.IsZero() {
+		v.holds = append(v.holds, hold{
+			reason: StoreFull, target: "store", since: since,
+			message: "the store takes no writes, nothing is rotated, and nothing that must be stored is accepted: " + v.refusal.Cause,
+		})
+	}
+	if v.standing == 0 {
+		return
+	}
+	due := v.standingSince.Add(standingPage)
+	if due.After(v.began) {
+		if v.next.IsZero() || due.Before(v.next) {
+			v.next = due
+		}
+		return
+	}
+	v.holds = append(v.holds, hold{
+		reason: KeysStanding, target: "restore", since: v.standingSince,
+		message: fmt.Sprintf("%d keys stand still after a restore of the server's database: their verifiers do not answer, or a human must settle what differs (keyturn doctor)", v.standing),
+	})
+}
+
 // targets shows the targets that do not answer.
 func (g *gauges) targets(v *view, now time.Time, put put) {
+	full := 0.0
+	if !v.refusal.Since.IsZero() {
+		full = max(0, now.Sub(v.refusal.Since).Seconds())
+	}
+	put(descFull, full)
 	put(descSilent, float64(len(v.silent)))
 	for i, t := range v.silent {
 		if i >= maxTargets {

@@ -216,6 +216,13 @@ type source struct {
 	pending  []engine.KeyState
 	reported map[key.Name]bool
 	silent   []engine.SilentTarget
+	refusal  engine.StoreRefusal
+}
+
+func (s *source) Refusal() engine.StoreRefusal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refusal
 }
 
 func (s *source) Silent() []engine.SilentTarget {

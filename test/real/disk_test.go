@@ -51,7 +51,8 @@ func fill(t *testing.T, dir string) string {
 }
 
 // TestFullDisk: with no space left the server refuses what it cannot store and
-// says so, goes on to serve what it has, and recovers when there is space again.
+// says so, pages, goes on to serve what it has, and recovers when there is space
+// again.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	w, clock := newSystems(t), &clock{}
@@ -81,6 +82,11 @@ func TestFullDisk(t *testing.T) {
 	} else {
 		says(t, "the refusal", err.Error(), "full")
 	}
+	w.paged(t, `"reason":"store-full"`, `"status":"firing"`, "store-full.md")
+	// Reading needs no room: the audit log is exported, signed to its end.
+	if during := w.verified(t); len(during) < len(before) {
+		t.Errorf("of %d entries %d are exported from the full disk", len(before), len(during))
+	}
 	l.more(t, 50)
 	w.mustAccept(t, 1)
 	// It is ready all the same: reads and streams go on, and a server that gets no
@@ -97,6 +103,7 @@ func TestFullDisk(t *testing.T) {
 	l.check(t)
 	w.isReady(t)
 	w.healthy(t)
+	w.paged(t, `"reason":"store-full"`, `"status":"resolved"`)
 	// What had been committed is there, and the rotation's own entries follow.
 	if after := w.verified(t); len(after) <= len(before) || !slices.Equal(after[:len(before)], before) {
 		t.Errorf("of the %d entries before the disk was full, not all are among the %d after", len(before), len(after))
