@@ -187,7 +187,7 @@ func (w *world) caller() string {
 		name = name[strings.LastIndex(name, ")")+1:]
 		name = strings.TrimPrefix(name, ".")
 		name, _, _ = strings.Cut(name, ".func")
-		if ours && name != "update" && (len(names) == 0 || names[len(names)-1] != name) {
+		if ours && !strings.EqualFold(name, "update") && (len(names) == 0 || names[len(names)-1] != name) {
 			names = append(names, name)
 		}
 	}
