@@ -41,8 +41,15 @@ type agent struct {
 	reported map[key.Name]key.Version
 	life     *agentLife
 	lives    int
-	// order numbers the answers.
+	// order numbers the answers; said is the latest answer to each telling.
 	order uint64
+	said  map[telling]hub.Outcome
+}
+
+// telling is one telling of a party.
+type telling struct {
+	key   key.Name
+	epoch uint64
 }
 
 type holding struct {
@@ -73,6 +80,7 @@ func newAgent(w *world, id, region string) *agent {
 	a := &agent{
 		w: w, id: id, region: region, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
 		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
+		said: map[telling]hub.Outcome{},
 	}
 	for _, k := range w.keys {
 		if len(a.keys) == 0 || w.rng.IntN(2) == 0 {
@@ -319,6 +327,7 @@ func signal(c chan struct{}) {
 func (l *agentLife) outcome(o hub.Outcome) {
 	l.order++
 	o.Order = l.order
+	l.said[telling{o.Key, o.Epoch}] = o
 	l.last[o.Key], l.unsent[o.Key] = o, o
 	signal(l.send)
 }

@@ -63,6 +63,9 @@ func (w *world) fold(event store.Event) int {
 			k.begun(m.Rotation)
 		}
 	}
+	if _, answers := body.(rotation.Acked); answers {
+		k.checkAnswers()
+	}
 	for i := range before.Rotations {
 		k.checkPassage(&before.Rotations[i], &after)
 	}
@@ -76,6 +79,27 @@ func (w *world) fold(event store.Event) int {
 		}
 	}
 	return len(moves)
+}
+
+// checkAnswers: what counts as a presenter's answer is the latest that it gave to its
+// telling, of those that have arrived.
+func (k *keyTruth) checkAnswers() {
+	for i := range k.state.Presenters {
+		p := &k.state.Presenters[i]
+		a := k.w.agent(p.ID)
+		if a == nil || !p.Acked {
+			continue
+		}
+		a.mu.Lock()
+		said, answered := a.said[telling{k.name, p.Epoch}]
+		a.mu.Unlock()
+		switch {
+		case !answered:
+			k.w.violate("answers", "%s counts as having answered to epoch %d of %s, and has not", p.ID, p.Epoch, k.name)
+		case p.Heard >= said.Order && p.Failed == said.OK:
+			k.w.violate("answers", "%s answered %v to epoch %d of %s, and counts as if it had not", p.ID, said.OK, p.Epoch, k.name)
+		}
+	}
 }
 
 // begun checks that one request leads to one rotation.
@@ -178,6 +202,9 @@ func (w *world) effect(k *keyTruth, e *endpoint, call provider.Call, what string
 	if !w.fences[call.Fence] {
 		w.violate("intent", "%s %v of %s reached %s under fence %d, which no committed lease has", what, v, k.name, e.name, call.Fence)
 	}
+	if k.state.Standing() && call.Fence > w.fenceThen {
+		w.violate("standing", "%s %v of %s reached %s although the key stands still after a restore", what, v, k.name, e.name)
+	}
 }
 
 // check compares the truth with the invariants of the protocol.
@@ -198,14 +225,14 @@ func (w *world) check() {
 
 // welcome ends the exception for endpoints that a restore brought back.
 func (k *keyTruth) welcome() {
-	for name := range k.returned {
+	for name, floor := range k.returned {
 		e := k.endpoint(name)
 		_, there := k.state.Verifier(name)
 		late := slices.ContainsFunc(k.w.agents, func(a *agent) bool {
 			h := a.uses(k.name)
 			return h.version != 0 && !a.stranger[k.name] && !e.accepts(h.version, h.password)
 		})
-		if !there || !k.state.Standing() && !late {
+		if !there || k.state.Floor > floor && !k.state.Standing() && !late {
 			delete(k.returned, name)
 		}
 	}
@@ -233,7 +260,7 @@ func (k *keyTruth) noLockout() {
 			if k.lost[h.version] && !e.once[h.version] {
 				continue // no endpoint that joins after a restore can be made to accept it
 			}
-			if verifier.Admitted && !k.returned[e.name] && !e.accepts(h.version, h.password) {
+			if _, back := k.returned[e.name]; verifier.Admitted && !back && !e.accepts(h.version, h.password) {
 				k.w.violate("no lockout", "%s uses %v of %s, which %s refuses", a.id, h.version, k.name, e.name)
 			}
 		}

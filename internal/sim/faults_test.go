@@ -66,6 +66,9 @@ type profile struct {
 	staged   bool
 	regional bool
 	lag      time.Duration
+	// unfenced: systems compare no fences. What is sent to them happens in time or
+	// never, and the clocks by which leases are measured are right.
+	unfenced bool
 }
 
 func drawProfile(rng *rand.Rand) profile {
@@ -91,6 +94,12 @@ func drawProfile(rng *rand.Rand) profile {
 			p.rate[f] = base[f]
 		case 4:
 			p.rate[f] = 3 * base[f]
+		}
+	}
+	if rng.IntN(5) == 0 {
+		p.unfenced = true
+		for _, f := range []fault{lateCall, clockForward, clockBack, clockSkewed} {
+			p.rate[f] = 0
 		}
 	}
 	return p

@@ -32,6 +32,9 @@ func (w *world) putBack() {
 		}
 	}
 	w.mem.Restore(w.backup.store)
+	for fence := range w.fences {
+		w.fenceThen = max(w.fenceThen, fence)
+	}
 	for _, k := range w.keys {
 		state := w.backup.states[k.name]
 		for i := range k.state.Versions {
@@ -42,7 +45,7 @@ func (w *world) putBack() {
 		}
 		for i := range state.Verifiers {
 			if _, there := k.state.Verifier(state.Verifiers[i].ID); !there {
-				k.returned[state.Verifiers[i].ID] = true
+				k.returned[state.Verifiers[i].ID] = state.Floor
 			}
 		}
 		k.state = state

@@ -60,7 +60,9 @@ type world struct {
 	backup *backup
 	// lively counts the steps that were not dull.
 	lively int
-	fences map[uint64]bool
+	// fences were given out; fenceThen is the largest before the last restore.
+	fences    map[uint64]bool
+	fenceThen uint64
 	// unsettledYet: something changed since it was last asked whether all is settled.
 	unsettledYet bool
 }
