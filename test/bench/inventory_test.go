@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,16 +21,21 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/keeper/file"
+	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/store/postgres"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/secret"
+	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 const (
-	inventoryKeys = 1_000_000
+	inventoryKeys         = 1_000_000
+	inventoryKeysPostgres = 100_000
 	// applyPart is how many keys one call applies, at most 1,000 in a document.
 	applyPart    = 10_000
 	tickLimit    = 50   // ms
@@ -55,31 +61,55 @@ spec:
 // are written directly: the events and states that the machine says, and when the
 // key is due next, without audit entries, materials and records of the rotations.
 func BenchmarkInventory(b *testing.B) {
-	count := inventoryKeys
-	if text := os.Getenv("KEYTURN_BENCH_KEYS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			b.Fatalf("KEYTURN_BENCH_KEYS: %q is no number of keys", text)
-		}
-		count = n
-	}
+	count := keysFrom(b, "KEYTURN_BENCH_KEYS", inventoryKeys)
 	path := builtProgram(b, "KEYTURN_BENCH_BIN", "github.com/keyturn/keyturn/cmd/keyturn")
-	ours, floor := inventory(b, path, count), inventory(b, path, 1)
+	ours, floor := inventory(b, path, count, false), inventory(b, path, 1, false)
 	of := func(name string) string { return fmt.Sprintf("inventory_%s_%d", name, count) }
 	scoreboard.add(b, result{Name: of("apply_10000"), Unit: "ms", Ours: milliseconds(median(ours.applied)), Floor: milliseconds(insertFloor(b))})
-	scoreboard.add(b, result{Name: of("tick"), Unit: "ms", Ours: milliseconds(ours.tick), Floor: milliseconds(floor.tick), limit: tickLimit})
-	scoreboard.add(b, result{Name: of("restart"), Unit: "ms", Ours: milliseconds(ours.restart), Floor: milliseconds(floor.restart), limit: restartLimit})
-	scoreboard.add(b, result{Name: of("resident"), Unit: "MiB", Ours: ours.resident, Floor: floor.resident, limit: residentLimit})
-	scoreboard.add(b, result{Name: of("resident_most"), Unit: "MiB", Ours: ours.residentMost, Floor: floor.residentMost, limit: residentLimit})
-	scoreboard.add(b, result{Name: of("gauges_after"), Unit: "ms", Ours: milliseconds(ours.gauges), Floor: milliseconds(floor.gauges)})
-	scoreboard.add(b, result{Name: of("idle_cpu"), Unit: "ms/min", Ours: ours.idle, Floor: floor.idle})
+	ours.add(b, of, &floor)
 	b.Logf("%d keys: %.0f bytes each on disk; loaded in %v, with their versions in %v", count, ours.perKey, ours.load, ours.loadAll)
+}
+
+// BenchmarkInventoryPostgres is the same of a server whose store was moved to
+// PostgreSQL, with fewer keys, since they are filled in and moved first.
+// KEYTURN_BENCH_POSTGRES_KEYS is another number.
+func BenchmarkInventoryPostgres(b *testing.B) {
+	count := keysFrom(b, "KEYTURN_BENCH_POSTGRES_KEYS", inventoryKeysPostgres)
+	path := builtProgram(b, "KEYTURN_BENCH_BIN", "github.com/keyturn/keyturn/cmd/keyturn")
+	ours, floor := inventory(b, path, count, true), inventory(b, path, 1, true)
+	ours.add(b, func(name string) string { return fmt.Sprintf("inventory_%s_%d_postgres", name, count) }, &floor)
+	b.Logf("%d keys: moved to PostgreSQL in %v", count, ours.moved)
+}
+
+func keysFrom(b *testing.B, variable string, otherwise int) int {
+	b.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		b.Fatalf("%s: %q is no number of keys", variable, text)
+	}
+	return n
+}
+
+// add puts what was measured beside the same with one key.
+func (s *stocked) add(b *testing.B, of func(string) string, floor *stocked) {
+	b.Helper()
+	scoreboard.add(b, result{Name: of("tick"), Unit: "ms", Ours: milliseconds(s.tick), Floor: milliseconds(floor.tick), limit: tickLimit})
+	scoreboard.add(b, result{Name: of("restart"), Unit: "ms", Ours: milliseconds(s.restart), Floor: milliseconds(floor.restart), limit: restartLimit})
+	scoreboard.add(b, result{Name: of("resident"), Unit: "MiB", Ours: s.resident, Floor: floor.resident, limit: residentLimit})
+	scoreboard.add(b, result{Name: of("resident_most"), Unit: "MiB", Ours: s.residentMost, Floor: floor.residentMost, limit: residentLimit})
+	scoreboard.add(b, result{Name: of("gauges_after"), Unit: "ms", Ours: milliseconds(s.gauges), Floor: milliseconds(floor.gauges)})
+	scoreboard.add(b, result{Name: of("idle_cpu"), Unit: "ms/min", Ours: s.idle, Floor: floor.idle})
 }
 
 // stocked is what an inventory was measured to cost.
 type stocked struct {
 	applied       []time.Duration
 	load, loadAll time.Duration
+	moved         time.Duration
 	perKey        float64
 	tick          time.Duration
 	restart       time.Duration
@@ -90,13 +120,14 @@ type stocked struct {
 	idle float64
 }
 
-func inventory(b *testing.B, path string, count int) (s stocked) {
+func inventory(b *testing.B, path string, count int, inPostgres bool) (s stocked) {
 	b.Helper()
 	dir := b.TempDir()
 	metrics := freeAddress(b)
+	place := ""
 	p := program{command: func(dir, listen string) []string {
 		config := filepath.Join(dir, "server.yaml")
-		text := fmt.Appendf(nil, "listen: %s\ndataDir: %s\ntelemetry: {metricsListen: %q}\n", listen, filepath.Join(dir, "data"), metrics)
+		text := fmt.Appendf(nil, "listen: %s\ndataDir: %s\ntelemetry: {metricsListen: %q}\n%s", listen, filepath.Join(dir, "data"), metrics, place)
 		if err := os.WriteFile(config, text, 0o600); err != nil {
 			b.Fatal(err)
 		}
@@ -104,6 +135,49 @@ func inventory(b *testing.B, path string, count int) (s stocked) {
 	}}
 	p.start(b, dir).stop(b) // makes the folder
 	s.fill(b, filepath.Join(dir, "data"), count)
+	if inPostgres {
+		var url string
+		place, url = emptyDatabase(b)
+		s.move(b, p.command(dir, freeAddress(b)), filepath.Join(dir, "data"), url)
+	}
+	s.run(b, &p, dir, metrics, count)
+	return s
+}
+
+// emptyDatabase starts the PostgreSQL to move to. It returns what the server's
+// configuration says of it, and its URL.
+func emptyDatabase(b *testing.B) (config, url string) {
+	b.Helper()
+	server := pgtest.Start(b, pgserver.Config{Durable: true})
+	pgtest.Exec(b, server, "postgres", "CREATE DATABASE keyturn")
+	password := filepath.Join(b.TempDir(), "store.password")
+	if err := os.WriteFile(password, []byte(server.Password()+"\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return fmt.Sprintf("store: {postgres: {url: %q, passwordFile: %q}}\n", server.URL(pgserver.Superuser, "", "keyturn"), password), server.SuperuserURL("keyturn")
+}
+
+// move moves the store as keyturn migrate-store does it, and asks for ticks there.
+func (s *stocked) move(b *testing.B, command []string, dir, url string) {
+	b.Helper()
+	began := time.Now()
+	// The command that starts the server names its configuration.
+	move := append([]string{"migrate-store"}, command[2:]...)
+	if output, err := exec.CommandContext(b.Context(), command[0], move...).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %v\n%s", move, err, output)
+	}
+	s.moved = time.Since(began)
+	db, err := postgres.Open(b.Context(), postgres.Config{URL: url})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer stopStore(b, db)
+	s.tick = tickOf(b, newEngine(b, dir, db))
+}
+
+// run measures the built server.
+func (s *stocked) run(b *testing.B, p *program, dir, metrics string, count int) {
+	b.Helper()
 	running := p.start(b, dir)
 	defer running.stop(b)
 	s.restart = running.took
@@ -119,7 +193,6 @@ func inventory(b *testing.B, path string, count int) (s stocked) {
 	if err := errors.Join(err, errMost); err != nil {
 		b.Fatal(err)
 	}
-	return s
 }
 
 // fill puts keys into the data folder of a server that is not running.
@@ -131,27 +204,7 @@ func (s *stocked) fill(b *testing.B, dir string, count int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	kek, err := file.Open(file.Config{Path: filepath.Join(dir, "kek.json"), MustExist: true})
-	if err != nil {
-		b.Fatal(err)
-	}
-	signing, _, err := audit.GenerateKey(rand.Reader, "keyturn.bench")
-	if err != nil {
-		b.Fatal(err)
-	}
-	signer, err := audit.ParseSigner(signing)
-	if err != nil {
-		b.Fatal(err)
-	}
-	// It is never started: it only applies, and is asked for ticks. The keys name a
-	// provider that the server has.
-	e, err := engine.New(engine.Config{
-		Store: db, Keeper: kek, Signer: signer, Fleet: nobody{}, Observer: nobody{}, Logger: slog.New(slog.DiscardHandler),
-		Drivers: map[string]provider.Driver{"postgres": &instant{}}, Now: time.Now, Random: rand.Reader,
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
+	e := newEngine(b, dir, db)
 	applyAll(ctx, b, e, engine.ApplyRequest{Documents: []engine.Document{{Name: "policy.yaml", Content: []byte(inventoryPolicy)}}})
 	if err := e.Tick(ctx); err != nil { // looks at the keys that follow it: none yet
 		b.Fatal(err)
@@ -167,15 +220,10 @@ func (s *stocked) fill(b *testing.B, dir string, count int) {
 	s.load = time.Since(began)
 	giveVersions(ctx, b, db)
 	s.loadAll = time.Since(began)
-	var took []time.Duration
-	for range ticks {
-		called := time.Now()
-		if err := e.Tick(ctx); err != nil {
-			b.Fatal(err)
-		}
-		took = append(took, time.Since(called))
+	s.tick = tickOf(b, e)
+	if _, err := e.Checkpoint(ctx); err != nil { // only what is signed can be moved
+		b.Fatal(err)
 	}
-	s.tick = quantile(took, 0.99)
 	if err := db.Stop(); err != nil {
 		b.Fatal(err)
 	}
@@ -184,6 +232,47 @@ func (s *stocked) fill(b *testing.B, dir string, count int) {
 		b.Fatal(err)
 	}
 	s.perKey = float64(info.Size()) / float64(count)
+}
+
+// newEngine returns an engine that is never started: it only applies, and is asked
+// for ticks.
+func newEngine(b *testing.B, dir string, db store.Store) *engine.Engine {
+	b.Helper()
+	kek, err := file.Open(file.Config{Path: filepath.Join(dir, "kek.json"), MustExist: true})
+	if err != nil {
+		b.Fatal(err)
+	}
+	signing, err := os.ReadFile(filepath.Join(dir, "audit.key"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	signer, err := audit.ParseSigner(secret.New(signing))
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The keys name a provider that the server has.
+	e, err := engine.New(engine.Config{
+		Store: db, Keeper: kek, Signer: signer, Fleet: nobody{}, Observer: nobody{}, Logger: slog.New(slog.DiscardHandler),
+		Drivers: map[string]provider.Driver{"postgres": &instant{}}, Now: time.Now, Random: rand.Reader,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return e
+}
+
+// tickOf is the 99th percentile of what the time-keepers do when nothing is due.
+func tickOf(b *testing.B, e *engine.Engine) time.Duration {
+	b.Helper()
+	var took []time.Duration
+	for range ticks {
+		called := time.Now()
+		if err := e.Tick(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		took = append(took, time.Since(called))
+	}
+	return quantile(took, 0.99)
 }
 
 func inventoryName(i int) string {
