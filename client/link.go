@@ -24,7 +24,7 @@ const (
 	connectLate = handshakeLate + 35*time.Second
 	// comeBackMost bounds the time that a server which stops may state, and restartLate
 	// is how much later it may be there again without anybody being troubled.
-	comeBackMost, restartLate = time.Minute, 15 * time.Second
+	comeBackMost, restartLate = time.Minute, 30 * time.Second
 	// answerLate is how long a connection may stand without an answer to anything.
 	answerLate = time.Minute
 	// firstAnswerLate is when a stream without any answer counts as blocked,

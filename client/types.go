@@ -159,7 +159,7 @@ type Status struct {
 	// Err is why nothing gets through, or the last trouble on the way to this
 	// mode; nil when all is well. Mode zero without an error means that the server
 	// stopped in good order and said when to come back: what fails while it restarts
-	// is told only when it takes 15 s longer than that.
+	// is told only when it takes 30 s longer than that.
 	Err error
 	// Permanent tells that Err will not pass by itself: the token was revoked,
 	// the party may not watch a key, the request is wrong. It is still retried,

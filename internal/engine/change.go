@@ -183,7 +183,7 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	if err := c.tx.Events.Append(c.ctx, event); err != nil {
 		return before, err
 	}
-	if doc.Body, err = encode(after); err != nil {
+	if doc.Body, err = rotation.MarshalState(&after); err != nil {
 		return before, err
 	}
 	doc.Due = after.Wake()
