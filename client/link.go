@@ -66,8 +66,10 @@ type link struct {
 	streamAt    time.Time
 	refreshedAt time.Time
 	told        Status
-	// quiet is until when what fails is part of a restart that was announced.
-	quiet time.Time
+	// quiet is until when what fails is part of a restart that was announced, to be
+	// over within the time that was stated.
+	quiet  time.Time
+	within time.Duration
 }
 
 func newLink(c *Client, box *inbox, refresh <-chan struct{}) *link {
@@ -115,6 +117,8 @@ func (l *link) run(ctx context.Context) {
 		}
 		wait := l.retryIn(err, l.failures)
 		if restarting {
+			// The server needs the longer, the more parties it has.
+			wait = max(wait, around(l.within/2, l.random()))
 			l.cfg.Logger.DebugContext(ctx, "the server is not there again yet", "retry_in", wait, "error", err)
 		} else {
 			l.tell(Status{Err: err, Permanent: permanent(err), RetryIn: wait})
@@ -134,7 +138,7 @@ func (e *stopsError) Error() string {
 // told the same, so that each takes a random part of it.
 func (l *link) stayAway(ctx context.Context, within time.Duration) {
 	l.failures, l.strikes, l.resume = 0, 0, 0
-	l.quiet = time.Now().Add(within + restartLate)
+	l.quiet, l.within = time.Now().Add(within+restartLate), within
 	wait := within/4 + time.Duration(l.random()*float64(within)*3/4)
 	l.tell(Status{RetryIn: wait})
 	_ = sleep(ctx, wait)

@@ -52,6 +52,10 @@ const (
 	recordHandshake = 22
 )
 
+// answerHello is how long a client that had its turn may take for the rest of its
+// handshake. It may have a whole fleet's work of its own to do, and holds no place.
+const answerHello = 30 * time.Second
+
 // queuedConn is a connection that waits for its turn once its client's hello has
 // arrived.
 type queuedConn struct {
@@ -116,7 +120,7 @@ func (c *queuedConn) wait() error {
 		c.leave()
 		return io.ErrUnexpectedEOF // it gave up while it waited
 	}
-	return c.Conn.SetDeadline(time.Now().Add(headerTimeout))
+	return c.Conn.SetDeadline(time.Now().Add(answerHello))
 }
 
 func (c *queuedConn) leave() {
