@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"runtime/pprof"
 	"sync"
 	"testing"
@@ -129,7 +130,12 @@ type reporter struct {
 	held   map[uint64]*news
 	status connections
 	told   connections
+	// kinds are the tries that failed, by why.
+	kinds map[string]int
 }
+
+// address is what differs between failures of one kind.
+var address = regexp.MustCompile(`127\.0\.0\.1:\d+|[0-9.]+m?s\b`)
 
 func (r *reporter) hold(version uint64, published time.Time) {
 	took := time.Since(published)
@@ -144,6 +150,20 @@ func (r *reporter) hold(version uint64, published time.Time) {
 	if len(n.Took) == r.count {
 		_ = r.out.Encode(n) // the parent is gone if this fails
 		delete(r.held, version)
+	}
+}
+
+// fail counts what went wrong, by kind, and prints each kind when it has doubled.
+func (r *reporter) fail(what string) {
+	kind := address.ReplaceAllString(what, "…")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.kinds == nil {
+		r.kinds = map[string]int{}
+	}
+	r.kinds[kind]++
+	if n := r.kinds[kind]; n >= 64 && n&(n-1) == 0 {
+		fmt.Fprintln(os.Stderr, n, "times:", kind)
 	}
 }
 
@@ -182,6 +202,7 @@ func (h tries) Handle(_ context.Context, r slog.Record) error {
 	r.Attrs(func(a slog.Attr) bool {
 		if a.Key == "error" {
 			h.tell.change(func(all *connections) { all.Failures++ })
+			h.tell.fail(a.Value.String())
 		}
 		return a.Key != "error"
 	})

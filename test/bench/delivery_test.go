@@ -24,8 +24,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/pgserver"
+	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
+	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 const (
@@ -136,14 +139,35 @@ func BenchmarkDelivery(b *testing.B) {
 }
 
 func delivery(b *testing.B, count int) {
-	var floor, ours delivered
-	// Each cleans up before the other begins: there are not files enough for both.
-	b.Run("floor", func(b *testing.B) { floor = deliverBare(b, count) })
-	b.Run("ours", func(b *testing.B) { ours = deliverKeyturn(b, count) })
-	if b.Failed() || len(ours.p99) == 0 || len(floor.p99) == 0 {
-		return // one of the two only was asked for
+	var floor delivered
+	stores := []struct {
+		name, suffix string
+		open         func(b *testing.B) server.StoreConfig
+		ours         delivered
+	}{
+		{name: "ours", open: func(*testing.B) server.StoreConfig { return server.StoreConfig{} }},
+		{name: "postgres", suffix: "_postgres", open: func(b *testing.B) server.StoreConfig {
+			b.Helper()
+			database := pgtest.Start(b, pgserver.Config{Durable: true})
+			pgtest.Exec(b, database, "postgres", "CREATE DATABASE ours")
+			return server.StoreConfig{Postgres: &server.PostgresConfig{URL: database.SuperuserURL("ours")}}
+		}},
 	}
-	of := func(name string) string { return fmt.Sprintf("%s_%d", name, count) }
+	// Each cleans up before the next one begins: there are not files enough for two.
+	b.Run("floor", func(b *testing.B) { floor = deliverBare(b, count) })
+	for i := range stores {
+		s := &stores[i]
+		b.Run(s.name, func(b *testing.B) { s.ours = deliverKeyturn(b, s.open(b), count) })
+		if !b.Failed() && len(s.ours.p99) > 0 && len(floor.p99) > 0 { // both were asked for
+			showDelivery(b, s.suffix, count, s.ours, floor)
+		}
+	}
+}
+
+// showDelivery adds the rows of one store.
+func showDelivery(b *testing.B, suffix string, count int, ours, floor delivered) {
+	b.Helper()
+	of := func(name string) string { return fmt.Sprintf("%s_%d%s", name, count, suffix) }
 	scoreboard.add(b, result{Name: of("delivery_p99"), Unit: "ms", Ours: milliseconds(median(ours.p99)), Floor: milliseconds(median(floor.p99)), limit: deliveryLimit})
 	scoreboard.add(b, result{Name: of("delivery_acks_durable"), Unit: "ms", Ours: milliseconds(median(ours.durable)), Floor: milliseconds(median(floor.durable)), limit: deliveryLimit})
 	scoreboard.add(b, result{Name: of("delivery_cpu"), Unit: "ms", Ours: milliseconds(ours.used) / publications, Floor: milliseconds(floor.used) / publications})
@@ -153,9 +177,9 @@ func delivery(b *testing.B, count int) {
 	scoreboard.add(b, result{Name: of("reconnect_storm_cpu"), Unit: "ms", Ours: milliseconds(ours.stormed), Floor: milliseconds(floor.joinedUsed)})
 }
 
-func deliverKeyturn(b *testing.B, count int) (d delivered) {
+func deliverKeyturn(b *testing.B, data server.StoreConfig, count int) (d delivered) {
 	b.Helper()
-	w := newWorld(b, map[string]provider.Driver{"instant": &instant{accepted: map[string]bool{}}}, deliveryPolicy)
+	w := newWorldOn(b, data, map[string]provider.Driver{"instant": &instant{accepted: map[string]bool{}}}, deliveryPolicy)
 	fleet, joined := startAgents(b, roleKeyturn, orders{Address: w.address, CAFile: w.caFile, Token: w.token, Count: count}, agentProcesses)
 	d.joined = joined
 	for n := range publications + 1 {

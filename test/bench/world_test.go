@@ -34,7 +34,14 @@ type world struct {
 
 func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string) *world {
 	b.Helper()
+	return newWorldOn(b, server.StoreConfig{}, drivers, documents)
+}
+
+// newWorldOn is newWorld with its data elsewhere.
+func newWorldOn(b *testing.B, data server.StoreConfig, drivers map[string]provider.Driver, documents string) *world {
+	b.Helper()
 	config := server.Config{
+		Store:  data,
 		Listen: "127.0.0.1:0", DataDir: filepath.Join(b.TempDir(), "data"), Log: server.LogConfig{Level: "warn"},
 		// All agents of a benchmark share one token.
 		Limits: server.LimitsConfig{PerSecond: 100_000, Burst: 100_000},
