@@ -27,21 +27,29 @@ func (h *Hub) pause() time.Duration {
 	return h.config.AckPause + min(time.Duration(h.Connected())*crowdPause, maxAckPause)
 }
 
-// acks gathers acknowledgements of a key that arrive together.
+// acks gathers acknowledgements of a key that arrive together, or while those that
+// came before are recorded: of each key one batch is under way at a time. When the
+// store is slow batches grow, rather than wait for each other by the hundred until
+// parties repeat what they said.
 type acks struct {
 	hub     *Hub
 	mu      sync.Mutex
 	open    map[key.Name]*ackBatch
+	last    map[key.Name]*ackBatch // the one that was opened last, until it is done
 	stopped bool
 }
 
 type ackBatch struct {
 	acks []rotation.Ack
-	done chan struct{}
-	err  error
+	// before is closed when the batch before it is done; nil if there is none.
+	before <-chan struct{}
+	done   chan struct{}
+	err    error
 }
 
-func (a *acks) init(h *Hub) { a.hub, a.open = h, map[key.Name]*ackBatch{} }
+func (a *acks) init(h *Hub) {
+	a.hub, a.open, a.last = h, map[key.Name]*ackBatch{}, map[key.Name]*ackBatch{}
+}
 
 // Outcome is a party's answer to a tell.
 type Outcome struct {
@@ -106,7 +114,10 @@ func (a *acks) add(ctx context.Context, name key.Name, ack rotation.Ack) (*ackBa
 	batch := a.open[name]
 	if batch == nil {
 		batch = &ackBatch{done: make(chan struct{})}
-		a.open[name] = batch
+		if before := a.last[name]; before != nil {
+			batch.before = before.done
+		}
+		a.open[name], a.last[name] = batch, batch
 		// The batch outlives the request that opened it: others rely on it.
 		a.hub.running.Go(func() { a.send(context.WithoutCancel(ctx), name, batch) })
 	}
@@ -131,6 +142,9 @@ func (a *acks) send(ctx context.Context, name key.Name, batch *ackBatch) {
 	timer := time.NewTimer(a.hub.pause())
 	defer timer.Stop()
 	<-timer.C
+	if batch.before != nil {
+		<-batch.before
+	}
 	a.mu.Lock()
 	if a.open[name] == batch {
 		delete(a.open, name)
@@ -140,5 +154,10 @@ func (a *acks) send(ctx context.Context, name key.Name, batch *ackBatch) {
 	ctx, cancel := context.WithTimeout(ctx, ackTime)
 	defer cancel()
 	batch.err = a.hub.core.Acknowledge(ctx, engine.Server(), name, list)
+	a.mu.Lock()
+	if a.last[name] == batch {
+		delete(a.last, name)
+	}
+	a.mu.Unlock()
 	close(batch.done)
 }

@@ -40,6 +40,44 @@ func TestAnswersShareTransactions(t *testing.T) {
 	})
 }
 
+// TestSlowStoreMakesBatchesGrow: while answers of a key are recorded, those that come
+// wait together. Each alone they would wait for each other, longer than anybody waits.
+func TestSlowStoreMakesBatchesGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCore()
+		var mu sync.Mutex
+		running, most := 0, 0
+		enter := func(n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			running += n
+			most = max(most, running)
+		}
+		c.acknowledge = func(key.Name, []rotation.Ack) error {
+			enter(1)
+			defer enter(-1)
+			time.Sleep(time.Second)
+			return nil
+		}
+		h := start(t, c, hub.Config{})
+		const parties = 100
+		began := time.Now()
+		var waiting sync.WaitGroup
+		for i := range parties {
+			waiting.Go(func() {
+				if err := h.Acknowledge(t.Context(), fmt.Sprint("web", i), []hub.Outcome{{Key: "a", Epoch: 1, OK: true, Using: 1}}); err != nil {
+					t.Error(err)
+				}
+			})
+			time.Sleep(20 * time.Millisecond)
+		}
+		waiting.Wait()
+		if took := time.Since(began); took > 5*time.Second || most > 1 || len(c.acks()) > 5 {
+			t.Errorf("%d answers took %v in %d transactions, %d of them at once", parties, took, len(c.acks()), most)
+		}
+	})
+}
+
 func TestOneBadAnswerHarmsNobodyElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCore()
