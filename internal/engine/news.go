@@ -26,6 +26,8 @@ type news struct {
 	// Bake is the version that is judged, Since when its bake began.
 	Bake  key.Version `json:"bake,omitempty"`
 	Since time.Time   `json:"since,omitzero"`
+	// Told is when that telling was decided.
+	Told time.Time `json:"told,omitzero"`
 }
 
 func newsOf(state *rotation.State) news {
@@ -48,6 +50,15 @@ func (c *change) publish(name key.Name, before, after *rotation.State) error {
 	}
 	if err != nil {
 		return err
+	}
+	if is.Epoch != was.Epoch {
+		is.Told = c.now
+	} else if len(doc.Body) > 0 {
+		var stored news
+		if err := decodeInto(doc.Body, &stored); err != nil {
+			return err
+		}
+		is.Told = stored.Told
 	}
 	if doc.Body, err = encode(is); err != nil {
 		return err
@@ -276,7 +287,7 @@ func (e *Engine) passOn(ctx context.Context, doc *store.Doc) error {
 	for i := range state.Presenters {
 		if p := &state.Presenters[i]; p.Told != 0 && p.Epoch > from {
 			tell := tellOf(&state, p)
-			tell.Unanswered = false // it is no reconnection
+			tell.Unanswered, tell.At = false, n.Told // it is no reconnection
 			tells = append(tells, tell)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
 )
 
 var errCut = errors.New("the store cannot be reached")
@@ -168,6 +169,57 @@ func TestResultIsRecordedAfterAnOutage(t *testing.T) {
 		w.through(t, w.rotate(t, "a"))
 		if n := accepts.Load(); n != 1 {
 			t.Errorf("it was carried out %d times", n)
+		}
+	})
+}
+
+// listener is a fleet whose presenters are all connected to one node.
+type listener struct {
+	nobody
+	mu    sync.Mutex
+	tells []engine.Tell
+}
+
+func (*listener) Present(key.Name) bool { return true }
+
+func (l *listener) Tell(_ key.Name, tells []engine.Tell) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tells = append(l.tells, tells...)
+}
+
+// TestTellingsOfOtherNodesSayWhen: a presenter at another node than the one that
+// decided hears the same, the time of the decision included.
+func TestTellingsOfOtherNodesSayWhen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
+		w.attach(t, "web1", engine.Holding{Key: "a"})
+		var heard [2]*listener
+		for i := range heard {
+			heard[i] = &listener{}
+			w.config.Fleet = heard[i]
+			w.config.Lease, w.config.EffectTime, w.config.Poll = 0, 0, 0
+			w.config.Store = w.store
+			node := w.another(t)
+			node.Start(t.Context())
+			t.Cleanup(node.Stop)
+		}
+		began := time.Now()
+		w.rotate(t, "a")
+		time.Sleep(400 * time.Millisecond)
+		var at [2]time.Time
+		for i, l := range heard {
+			l.mu.Lock()
+			for _, tell := range l.tells {
+				if tell.Presenter == "web1" && tell.Version == 1 && at[i].IsZero() {
+					at[i] = tell.At
+				}
+			}
+			l.mu.Unlock()
+		}
+		if at[0].IsZero() || !at[0].Equal(at[1]) || at[0].Sub(began).Abs() > time.Minute {
+			t.Errorf("the nodes say that it was told at %v and %v", at[0], at[1])
 		}
 	})
 }
