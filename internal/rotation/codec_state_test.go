@@ -51,8 +51,7 @@ func FuzzMarshalState(f *testing.F) {
 // TestMarshalStateKnowsAllFields: each field of a state and of a presenter, set
 // alone, is encoded as encoding/json would; so is one that is added later.
 func TestMarshalStateKnowsAllFields(t *testing.T) {
-	var set func(v reflect.Value) bool
-	set = func(v reflect.Value) bool {
+	set := func(v reflect.Value) bool {
 		switch v.Kind() {
 		case reflect.Bool:
 			v.SetBool(true)
