@@ -6,7 +6,7 @@
 // of one key. A System is an Issuer, which mints versions, and a Verifier,
 // which accepts and refuses them at its endpoints and can be probed. What a
 // system can do beyond that it says by implementing the optional interfaces
-// Meter, Preflighter, Lister, Destroyer and io.Closer.
+// Meter, Preflighter, Lister, Destroyer, Forgetter and io.Closer.
 //
 // Contract for every method that reaches outside:
 //
@@ -153,6 +153,15 @@ type Destroyer interface {
 	// Destroy removes what the system still holds of version, which every endpoint
 	// refuses by now. live are the versions that must not be harmed.
 	Destroy(ctx context.Context, call Call, version Version, live []Version) error
+}
+
+// Forgetter is implemented by systems whose versions are shown to their user once:
+// when that has proven to have one, Keyturn's own copy is shredded although the
+// version is in use. Accept, Refuse, Probe, Usage and Destroy then get the
+// attributes and no secrets, and must do by these.
+type Forgetter interface {
+	// Forgets reports whether the key's config wants that.
+	Forgets() bool
 }
 
 // Call says on whose behalf a method runs.

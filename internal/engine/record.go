@@ -50,6 +50,9 @@ type VersionRecord struct {
 	// Escrowed is when the version ended with its sealed material kept: it can be
 	// revealed by its number, and is accepted nowhere.
 	Escrowed time.Time `json:"escrowed,omitzero"`
+	// Forgotten is when the sealed material was shredded although the version lives:
+	// its user has it, and nobody else.
+	Forgotten time.Time `json:"forgotten,omitzero"`
 	// Foreign: it was found at the system after a restore; its material was never
 	// here.
 	Foreign    bool              `json:"foreign,omitempty"`

@@ -339,9 +339,9 @@ func allHeard(state *rotation.State) error {
 }
 
 // tryVersion reports whether an endpoint accepts a version: by using it, or, if its
-// material is not here, by what the endpoint says it holds.
+// material is not here and the system needs it, by what the endpoint says it holds.
 func tryVersion(ctx context.Context, system provider.System, call provider.Call, endpoint string, version provider.Version) (provider.Verdict, error) {
-	if len(version.Material.Secrets) > 0 {
+	if len(version.Material.Secrets) > 0 || forgets(system) {
 		return system.Probe(ctx, call, endpoint, version)
 	}
 	lister, ok := system.(provider.Lister)

@@ -121,8 +121,8 @@ func (e *Engine) material(ctx context.Context, name key.Name, v key.Version) (pr
 		if err := decodeInto(doc.Body, &record); err != nil {
 			return err
 		}
-		if record.Foreign {
-			return &lostMaterial{version: v, attributes: record.Attributes}
+		if record.Foreign || !record.Forgotten.IsZero() {
+			return &lostMaterial{version: v, attributes: record.Attributes, shown: !record.Foreign}
 		}
 		sealed, err = tx.Materials.Get(ctx, name, v)
 		if errors.Is(err, store.ErrNotFound) {
@@ -165,14 +165,19 @@ func (e *Engine) open(ctx context.Context, name key.Name, v key.Version) (provid
 	return system, provider.Version{Number: v, Material: material}, err
 }
 
-// lostMaterial says that a version was brought in during a time that is missing
-// after a restore.
+// lostMaterial says that the material of a version is with others only: it was
+// brought in during a time that is missing after a restore, or shown once.
 type lostMaterial struct {
 	version    key.Version
 	attributes map[string]string
+	// shown: it was shown once, and is with its user.
+	shown bool
 }
 
 func (l *lostMaterial) Error() string {
+	if l.shown {
+		return fmt.Sprintf("the secret of %v was shown once, and is with its user alone; rotate the key for another one", l.version)
+	}
 	return fmt.Sprintf("the material of %v was lost with a restore; only those who use it have it", l.version)
 }
 
