@@ -65,6 +65,10 @@ type Config struct {
 	// FlushEvery is how often uses are written, and nodes tell how far they are.
 	// Default: 2 s.
 	FlushEvery time.Duration
+	// Proven, if not nil, hears of versions that somebody has used: who has it has
+	// proven so. It is told again after a while when it fails, as long as the version
+	// is used.
+	Proven func(ctx context.Context, name key.Name, v key.Version) error
 	// Verified, if not nil, hears of every verification; it must not block.
 	Verified func(reason keytable.Reason)
 }
@@ -105,6 +109,9 @@ func New(config Config) *Service {
 	}
 	if config.FlushEvery == 0 {
 		config.FlushEvery = 2 * time.Second
+	}
+	if config.Proven == nil {
+		config.Proven = func(context.Context, key.Name, key.Version) error { return nil }
 	}
 	if config.Verified == nil {
 		config.Verified = func(keytable.Reason) {}
@@ -164,6 +171,16 @@ type Verdict struct {
 	Left int
 	// Retry is when the next use is allowed, with ErrLimited.
 	Retry time.Duration
+}
+
+// Identify tells who shows the key, like Verify, without counting a use of what
+// the key is for.
+func (s *Service) Identify(text string) (Verdict, error) {
+	now := s.config.Now()
+	found := s.look(text, now)
+	s.config.Verified(found.Reason)
+	err := s.judge(found, now)
+	return verdictOf(found, err), err
 }
 
 // Verify tells who shows the key, and counts the use. It fails with ErrRefused,
@@ -410,3 +427,33 @@ func (s *Service) served(ctx context.Context, e keytable.Entry) error {
 	}
 	return s.everywhere(ctx, doc.Rev, r.Changed, r.Accepted)
 }
+
+// Held returns the versions of a key as they are stored.
+func (s *Service) Held(ctx context.Context, name key.Name) (list []keytable.Entry, err error) {
+	err = s.config.Store.View(ctx, func(tx store.Tx) error {
+		list = nil
+		docs, err := tx.Index.List(ctx, kindEntry, string(name)+"@", "", maxHeld)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			r, err := decode(doc)
+			if err != nil {
+				return err
+			}
+			if r.Gone {
+				continue
+			}
+			e, err := r.entry()
+			if err != nil {
+				return fmt.Errorf("stored API key %s is damaged: %w", doc.Name, err)
+			}
+			list = append(list, e)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// maxHeld bounds the versions of a key that are told of.
+const maxHeld = 1000

@@ -124,7 +124,12 @@ type usesOf struct {
 	Last    time.Time   `json:"last"`
 	All     uint64      `json:"all"`
 	Holders []holder    `json:"holders"`
+	// Proven is when Config.Proven was last told of the version.
+	Proven time.Time `json:"proven,omitzero"`
 }
+
+// provenAgain is after how long Config.Proven is told again.
+const provenAgain = time.Hour
 
 // writeUses writes what was used since the last time.
 func (s *Service) writeUses(ctx context.Context, now time.Time) error {
@@ -137,10 +142,16 @@ func (s *Service) writeUses(ctx context.Context, now time.Time) error {
 		for i := range uses {
 			named[i] = s.holders.take(uses[i].ID)
 		}
+		var proven []keytable.Use
 		err := s.config.Store.Update(ctx, func(tx store.Tx) error {
+			proven = proven[:0]
 			for i := range uses {
-				if err := s.addUses(ctx, tx, &uses[i], named[i], now); err != nil {
+				news, err := s.addUses(ctx, tx, &uses[i], named[i], now)
+				if err != nil {
 					return err
+				}
+				if news {
+					proven = append(proven, uses[i])
 				}
 			}
 			return nil
@@ -155,25 +166,31 @@ func (s *Service) writeUses(ctx context.Context, now time.Time) error {
 			}
 			return err
 		}
+		for i := range proven {
+			if err := s.config.Proven(ctx, proven[i].Key, proven[i].Version); err != nil {
+				s.config.Logger.DebugContext(ctx, "the use of an API key was not noted", "key", proven[i].Key, "version", proven[i].Version, "error", err)
+			}
+		}
 		if !more {
 			return nil
 		}
 	}
 }
 
-func (s *Service) addUses(ctx context.Context, tx store.Tx, use *keytable.Use, named []holder, now time.Time) error {
+// addUses adds to the uses of one version, and reports whether Proven is to be told.
+func (s *Service) addUses(ctx context.Context, tx store.Tx, use *keytable.Use, named []holder, now time.Time) (proven bool, err error) {
 	name := docName(use.Key, use.Version) + "/" + s.config.Node
 	doc, err := tx.Docs.Get(ctx, kindUse, name)
 	if errors.Is(err, store.ErrNotFound) {
 		doc, err = store.Doc{Kind: kindUse, Name: name}, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	var stored usesOf
 	if doc.Rev != 0 {
 		if err := json.Unmarshal(doc.Body, &stored); err != nil {
-			return fmt.Errorf("stored uses %s are damaged: %w", name, err)
+			return false, fmt.Errorf("stored uses %s are damaged: %w", name, err)
 		}
 	}
 	stored.Key, stored.Version, stored.Node = use.Key, use.Version, s.config.Node
@@ -191,12 +208,15 @@ func (s *Service) addUses(ctx context.Context, tx store.Tx, use *keytable.Use, n
 		rest.count(unnamed, use.Last)
 		stored.merge(&rest)
 	}
+	if proven = now.Sub(stored.Proven) >= provenAgain; proven {
+		stored.Proven = now
+	}
 	if doc.Body, err = json.Marshal(stored); err != nil {
-		return fmt.Errorf("encode uses: %w", err)
+		return false, fmt.Errorf("encode uses: %w", err)
 	}
 	doc.Due = now.Add(useKept)
 	_, err = tx.Docs.Put(ctx, doc)
-	return err
+	return proven, err
 }
 
 // merge adds what one holder did; the one that was there longest ago makes room.

@@ -18,6 +18,7 @@ import (
 	"github.com/keyturn/keyturn/internal/compat/apikeys"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
+	"github.com/keyturn/keyturn/key"
 )
 
 // APIKeysConfig says how API keys are verified.
@@ -64,6 +65,9 @@ func (s *Server) newAPIKeys(now func() time.Time, keys keeper.Keeper) error {
 	}
 	s.apiKeys = apikey.New(apikey.Config{
 		Store: s.store, Keeper: keys, Logger: s.log, Now: now, Node: node, Stale: s.config.APIKeys.Stale, Alone: s.config.Store.Postgres == nil,
+		Proven: func(ctx context.Context, name key.Name, v key.Version) error {
+			return s.engine.Forget(ctx, apikeys.ActorOf(name), name, v, apikeys.PartyOf(name))
+		},
 		Verified: func(reason keytable.Reason) {
 			if counter, ok := counters[reason]; ok {
 				counter.Inc()
@@ -102,5 +106,11 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	})
 	often := *usual
 	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
+	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Blocked: usual.Blocked, Refused: usual.Refused})
+	page := self.Page()
+	api.Handle("GET /apikeys", page)
+	api.Handle("POST /apikeys", page)
+	api.HandleFunc("GET /v1/apikeys/self", self.Status)
+	api.HandleFunc("POST /v1/apikeys/self/successor", self.Successor)
 	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
 }

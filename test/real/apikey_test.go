@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,7 +38,8 @@ spec:
 `
 
 // newAPIKeyWorld starts a server that rotates API keys, which needs no other system.
-func newAPIKeyWorld(t *testing.T) *world {
+// more continues the config of the key in examples.
+func newAPIKeyWorld(t *testing.T, policy, more string) *world {
 	t.Helper()
 	document, err := os.ReadFile("../../examples/apikey/partner.yaml")
 	if err != nil {
@@ -56,7 +59,7 @@ func newAPIKeyWorld(t *testing.T) *world {
 	})
 	w.start(t)
 	t.Cleanup(func() { w.stop(t) })
-	w.apply(t, apiKeyPolicy+"---\n"+string(document))
+	w.apply(t, policy+"---\n"+string(document)+more)
 	return w
 }
 
@@ -158,7 +161,7 @@ func (w *world) caller(t *testing.T, l *load, id string) {
 // rotated; none of them is ever refused, the old key is proven refused, and the
 // use that was measured names who used it.
 func TestAPIKeyRotatesUnderLoad(t *testing.T) {
-	w := newAPIKeyWorld(t)
+	w := newAPIKeyWorld(t, apiKeyPolicy, "    keep: sealed\n")
 	w.finish(t, w.rotateKey(t, apiKey, "first"), "done")
 	first := w.reveal(t, apiKey, 0)
 	if !strings.HasPrefix(first, "acme_live_") {
@@ -187,4 +190,143 @@ func TestAPIKeyRotatesUnderLoad(t *testing.T) {
 	if n := strings.Count(w.logs.String(), first); n != 0 {
 		t.Errorf("the key is in the server's log %d times", n)
 	}
+}
+
+// self asks as the client of a key: what is answered to whoever shows it.
+func (w *world) self(t *testing.T, method, path, text string) (status int, answer map[string]any) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, w.address()+path, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+text)
+	bare, _ := w.client.Transport.(bearer)
+	response, err := bare.next.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }() // it was read
+	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
+		t.Fatalf("status %d: %v", response.StatusCode, err)
+	}
+	return response.StatusCode, answer
+}
+
+const (
+	ownStatus    = "/v1/apikeys/self"
+	ownSuccessor = "/v1/apikeys/self/successor"
+)
+
+// TestAPIKeyClientProvesPossession: a partner fetches its next key with the one it
+// has. Until it has shown the next one, the old one does not begin to drain; as
+// long as one of its applications uses the old one, that is let in and named; then
+// the old one is refused, by its hash, since nobody but the partner has the key.
+func TestAPIKeyClientProvesPossession(t *testing.T) {
+	w := newAPIKeyWorld(t, strings.NewReplacer("ackTimeout: 10s", "ackTimeout: 1h", "max: 1m", "max: 2s").Replace(apiKeyPolicy), "")
+	w.finish(t, w.rotateKey(t, apiKey, "first"), "done")
+	first := w.reveal(t, apiKey, 0)
+	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["state"] != "current" || own["proven"] == nil || own["client"] != "ACME Ltd." {
+		t.Fatalf("the first status: %d %v", code, own)
+	}
+	if _, err := w.control.GetSecret(t.Context(), &keyturnv1.GetSecretRequest{Name: apiKey}); err == nil || !strings.Contains(err.Error(), "shown once") {
+		t.Errorf("a key that its client has is still to be had: %v", err)
+	}
+	if code, own := w.self(t, http.MethodPost, ownSuccessor, first); code != http.StatusConflict {
+		t.Errorf("a successor before the rotation: %d %v", code, own)
+	}
+	var using atomic.Bool
+	using.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer func() {
+		cancel()
+		running.Wait()
+	}()
+	var refused atomic.Int64
+	running.Go(func() {
+		for ctx.Err() == nil {
+			if using.Load() {
+				if v, err := w.verify(ctx, first, "billing"); (err != nil || !v.Valid) && ctx.Err() == nil {
+					refused.Add(1)
+				}
+			}
+			select {
+			case <-time.After(pauseBetween):
+			case <-ctx.Done():
+			}
+		}
+	})
+	id := w.rotateKey(t, apiKey, "yearly")
+	w.wait(t, id, func(r *keyturnv1.Rotation) bool { return r.GetPhase() == "presenting" })
+	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["successor"] != 2.0 || own["proven"] != nil {
+		t.Errorf("the status with a successor: %d %v", code, own)
+	}
+	var second string
+	for range 2 { // an answer may be lost
+		code, next := w.self(t, http.MethodPost, ownSuccessor, first)
+		if code != http.StatusOK || next["version"] != 2.0 {
+			t.Fatalf("the successor: %d %v", code, next)
+		}
+		second, _ = next["key"].(string)
+	}
+	response, err := w.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
+	if err != nil || response.GetRotation().GetPhase() != "presenting" {
+		t.Fatalf("fetched and not proven, the rotation is %v, %v", response.GetRotation().GetPhase(), err)
+	}
+	if code, own := w.self(t, http.MethodGet, ownStatus, second); code != http.StatusOK || own["proven"] == nil {
+		t.Errorf("the proof: %d %v", code, own)
+	}
+	if code, own := w.self(t, http.MethodPost, ownSuccessor, first); code != http.StatusConflict {
+		t.Errorf("the successor after the proof: %d %v", code, own)
+	}
+	held := w.wait(t, id, func(r *keyturnv1.Rotation) bool { return r.GetHold().GetReason() == "drain-max" })
+	if held.GetEnded() || len(held.GetHolders()) != 1 || held.GetHolders()[0].GetApplication() != "billing" || held.GetHolders()[0].GetAddress() != "192.0.2.7" {
+		t.Errorf("at the end of the grace with the old key in use: %v, holders %v", held.GetPhase(), held.GetHolders())
+	}
+	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["state"] != "retiring" || own["humanDecides"] == nil {
+		t.Errorf("the status of the old key: %d %v", code, own)
+	}
+	if n := refused.Load(); n != 0 {
+		t.Errorf("the old key was refused %d times while it was in use", n)
+	}
+	using.Store(false)
+	w.finish(t, id, "done")
+	if v, err := w.verify(t.Context(), first, "test"); err != nil || v.Valid {
+		t.Errorf("the old key after the rotation: %+v, %v", v, err)
+	}
+	if code, _ := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusUnauthorized {
+		t.Errorf("the old key's status after the rotation: %d", code)
+	}
+	for text, want := range map[string]string{second: "in use", first: "not valid", "<b>": "not valid"} {
+		page := w.page(t, text)
+		if !strings.Contains(page, want) || strings.Contains(page, text) {
+			t.Errorf("the page does not say %q, or shows the key", want)
+		}
+	}
+	for what, text := range map[string]string{"first": first, "second": second} {
+		if strings.Contains(w.logs.String(), text) {
+			t.Errorf("the %s key is in the server's log", what)
+		}
+	}
+}
+
+// page is what a browser shows after the form was sent with a key.
+func (w *world) page(t *testing.T, text string) string {
+	t.Helper()
+	form := url.Values{"key": {text}, "do": {"status"}}.Encode()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.address()+"/apikeys", strings.NewReader(form))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	response, err := w.client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }() // it was read
+	page, err := io.ReadAll(response.Body)
+	if err != nil || response.Header.Get("Cache-Control") != "no-store" || !strings.Contains(response.Header.Get("Content-Security-Policy"), "default-src 'none'") {
+		t.Errorf("the page: %v, %v", response.Header, err)
+	}
+	return string(page)
 }

@@ -44,6 +44,12 @@ type Readier interface {
 	Ready(ctx context.Context) error
 }
 
+// Holder is a Service that can say what it holds.
+type Holder interface {
+	// Held returns the versions of a key, accepted or refused.
+	Held(ctx context.Context, name key.Name) ([]keytable.Entry, error)
+}
+
 // Config is what a driver needs. Service may be nil where documents are checked
 // only.
 type Config struct {
@@ -97,6 +103,8 @@ var (
 	_ provider.Meter       = (*system)(nil)
 	_ provider.Preflighter = (*system)(nil)
 	_ provider.Destroyer   = (*system)(nil)
+	_ provider.Lister      = (*system)(nil)
+	_ provider.Forgetter   = (*system)(nil)
 )
 
 // The attributes and the secret of a version.
@@ -216,3 +224,26 @@ func (s *system) Preflight(ctx context.Context, _ provider.Call, _ []provider.Ve
 	}
 	return nil, nil
 }
+
+// Held implements provider.Lister.
+func (s *system) Held(ctx context.Context, call provider.Call) ([]provider.Held, error) {
+	holder, ok := s.Service.(Holder)
+	if !ok {
+		return nil, provider.At(endpoint, errors.New("the service does not say what it holds"))
+	}
+	entries, err := holder.Held(ctx, call.Key)
+	if err != nil {
+		return nil, provider.At(endpoint, err)
+	}
+	var list []provider.Held
+	for i := range entries {
+		e := &entries[i]
+		list = append(list, provider.Held{Endpoint: endpoint, Version: e.Version, Accepted: e.Accepted, Attributes: map[string]string{
+			attributeClient: e.Rules.Client, attributeHash: e.Hash.String(), attributeSnapshot: e.Other.String(),
+		}})
+	}
+	return list, nil
+}
+
+// Forgets implements provider.Forgetter.
+func (s *system) Forgets() bool { return !s.settings.sealed }
