@@ -83,6 +83,9 @@ func appendPresenter(out []byte, p *Presenter) (_ []byte, err error) {
 	if p.Epoch != 0 {
 		out = strconv.AppendUint(append(out, `,"epoch":`...), p.Epoch, 10)
 	}
+	if p.Heard != 0 {
+		out = strconv.AppendUint(append(out, `,"heard":`...), p.Heard, 10)
+	}
 	if p.Acked {
 		out = append(out, `,"acked":true`...)
 	}

@@ -31,7 +31,7 @@ func FuzzMarshalState(f *testing.F) {
 	f.Fuzz(func(t *testing.T, id, region, detail string, stage int64, told, epoch uint64, bits uint8) {
 		s := State{Seq: epoch, Next: key.Version(told), Floor: uint64(bits & 1)}
 		p := Presenter{
-			ID: id, Region: region, Stage: int(stage), Told: key.Version(told), Epoch: epoch, Detail: detail,
+			ID: id, Region: region, Stage: int(stage), Told: key.Version(told), Epoch: epoch, Heard: epoch / 2, Detail: detail,
 			Acked: bits&2 != 0, Failed: bits&4 != 0, Silent: bits&8 != 0,
 		}
 		for i := range bits >> 6 {
