@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,7 +151,17 @@ func delivery(b *testing.B, count int) {
 			b.Helper()
 			database := pgtest.Start(b, pgserver.Config{Durable: true})
 			pgtest.Exec(b, database, "postgres", "CREATE DATABASE ours")
-			return server.StoreConfig{Postgres: &server.PostgresConfig{URL: database.SuperuserURL("ours")}}
+			address, err := url.Parse(database.SuperuserURL("ours"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			password, _ := address.User.Password()
+			file := filepath.Join(b.TempDir(), "password")
+			if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
+				b.Fatal(err)
+			}
+			address.User = url.User(address.User.Username())
+			return server.StoreConfig{Postgres: &server.PostgresConfig{URL: address.String(), PasswordFile: file}}
 		}},
 	}
 	// Each cleans up before the next one begins: there are not files enough for two.
