@@ -391,19 +391,20 @@ func (w *world) unsettled() string {
 	return ""
 }
 
-// full returns the version that a human contains where all places of a system hold
-// versions whose material was lost with a restore: nobody can be given another
-// version until one is refused. It is the one that the fewest use.
+// full returns the version that a human contains where all places of a system are
+// taken and the material of the current version was lost with a restore: nobody can
+// be given another one until one is refused. It is the one that the fewest use.
 func (k *keyTruth) full() key.Version {
 	held := slices.ContainsFunc(k.state.Rotations, func(r rotation.Rotation) bool { return r.Hold.Reason == rotation.HoldNoRoom })
 	live := k.state.Live()
-	if !held || len(live) == 0 {
+	current, ok := k.state.Version(k.state.Labelled(key.Current))
+	if !held || !ok || !current.Foreign || current.Contained {
 		return 0
 	}
 	users := map[key.Version]int{}
 	for _, v := range live {
-		if version, ok := k.state.Version(v); !ok || !version.Foreign || version.Contained {
-			return 0
+		if version, ok := k.state.Version(v); ok && version.Contained {
+			return 0 // it is being refused
 		}
 		for _, a := range k.w.agents {
 			if a.uses(k.name).version == v {

@@ -363,14 +363,14 @@ func (s *systemOf) Probe(ctx context.Context, call provider.Call, name string, v
 	verdict := provider.Refused
 	// A probe that says "refused" of what is accepted can only delay. One that says
 	// "accepted" of what is refused would be the end of every promise: nobody else
-	// could know.
+	// could know; nor could anybody of what is found out after a restore.
 	lies := false
 	w := s.l.w
 	err := s.do(ctx, call, "probe "+v.Number.String(), e, []fault{slowProbe, lostCall, lostAnswer, lyingProbe, serverCrash}, func() error {
 		if e.accepts(v.Number, v.Material.Secrets["password"]) {
 			verdict = provider.Accepted
 		}
-		lies = w.lastFault() == lyingProbe
+		lies = w.lastFault() == lyingProbe && !s.k.state.Standing()
 		return nil
 	})
 	if err == nil && lies {
