@@ -1,0 +1,209 @@
+package token
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// Page is a document that is served. It never changes.
+type Page struct {
+	// Body is JSON, ETag names it, quotes included.
+	Body []byte
+	ETag string
+	// Type is its media type.
+	Type string
+	// Life is how long caches may hold it, in whole seconds.
+	Life time.Duration
+	// Public: shared caches may hold it as well.
+	Public bool
+
+	key      key.Name
+	endpoint string
+	seq      uint64
+	from     []netip.Prefix
+}
+
+// Find returns what is served under a path, from memory. It fails with ErrUnknown
+// when there is nothing, and with ErrNotReady while this node cannot know whether
+// that is still true.
+func (b *Board) Find(path string) (*Page, error) {
+	b.mu.RLock()
+	page, ok := b.pages[path]
+	err := b.fresh()
+	b.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, ErrUnknown
+	}
+	return page, nil
+}
+
+// fresh reports whether the node may serve what it has; the caller holds the lock.
+func (b *Board) fresh() error {
+	if !b.loaded {
+		return fmt.Errorf("%w: the published sets are being read", ErrNotReady)
+	}
+	if age := b.config.Now().Sub(b.said); age >= b.config.Outage {
+		return fmt.Errorf("%w: the store has not answered for %v", ErrNotReady, age.Truncate(time.Second))
+	}
+	return nil
+}
+
+// show serves a set as it was committed, unless a newer one is served already.
+func (b *Board) show(doc *store.Doc) error {
+	s, err := decode[set](doc)
+	if err != nil {
+		return err
+	}
+	p := &published{set: s, rev: doc.Rev}
+	if p.keys, err = keysAt(&s, Published); err != nil {
+		return fmt.Errorf("published set of %s: %w", doc.Name, err)
+	}
+	pages, err := pagesOf(key.Name(doc.Name), &s)
+	if err != nil {
+		return fmt.Errorf("published set of %s: %w", doc.Name, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	name := key.Name(doc.Name)
+	old := b.sets[name]
+	if old != nil && old.rev >= doc.Rev {
+		return nil
+	}
+	maps.DeleteFunc(b.pages, func(_ string, page *Page) bool { return page.key == name })
+	maps.Copy(b.pages, pages)
+	b.sets[name] = p
+	close(b.changed)
+	b.changed = make(chan struct{})
+	return nil
+}
+
+// discovery is the metadata of an issuer (OpenID Connect Discovery 1.0, section 3).
+type discovery struct {
+	Issuer        string   `json:"issuer"`
+	Keys          string   `json:"jwks_uri"`
+	ResponseTypes []string `json:"response_types_supported"`
+	SubjectTypes  []string `json:"subject_types_supported"`
+	Algorithms    []string `json:"id_token_signing_alg_values_supported"`
+}
+
+// pagesOf returns what is served of a key, by path.
+func pagesOf(name key.Name, s *set) (map[string]*Page, error) {
+	pages := map[string]*Page{}
+	if s.Issuer == "" {
+		return pages, nil
+	}
+	base := issuerPath(s.Issuer) + "/.well-known/"
+	for endpoint, e := range s.Endpoints {
+		if !e.Served {
+			continue // a reader that finds nothing keeps nothing
+		}
+		body := struct {
+			Keys []json.RawMessage `json:"keys"`
+		}{Keys: []json.RawMessage{}}
+		for i := range s.Versions {
+			if s.Versions[i].At[endpoint].Listed {
+				body.Keys = append(body.Keys, s.Versions[i].JWK)
+			}
+		}
+		page := &Page{Type: "application/jwk-set+json", Life: s.CacheLife, Public: endpoint == Published, key: name, endpoint: endpoint, seq: s.Seq, from: e.From}
+		if err := page.fill(body); err != nil {
+			return nil, err
+		}
+		if endpoint == Published {
+			pages[base+"jwks.json"] = page
+		} else {
+			pages[base+"jwks/"+endpoint+".json"] = page
+		}
+	}
+	if pages[base+"jwks.json"] == nil {
+		return pages, nil
+	}
+	meta := discovery{Issuer: s.Issuer, Keys: s.Issuer + "/.well-known/jwks.json", ResponseTypes: []string{"id_token"}, SubjectTypes: []string{"public"}, Algorithms: []string{}}
+	for i := range s.Versions {
+		if v := &s.Versions[i]; v.At[Published].Listed && !slices.Contains(meta.Algorithms, v.Algorithm) {
+			meta.Algorithms = append(meta.Algorithms, v.Algorithm)
+		}
+	}
+	page := &Page{Type: "application/json", Life: s.CacheLife, Public: true, key: name}
+	if err := page.fill(meta); err != nil {
+		return nil, err
+	}
+	pages[base+"openid-configuration"] = page
+	return pages, nil
+}
+
+func (p *Page) fill(body any) error {
+	var err error
+	if p.Body, err = json.Marshal(body); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(p.Body)
+	p.ETag = `"` + base64.RawURLEncoding.EncodeToString(sum[:16]) + `"`
+	return nil
+}
+
+// verifyKeys are public keys by kid.
+type verifyKeys map[string]verifyKey
+
+type verifyKey struct {
+	algorithm jose.SignatureAlgorithm
+	public    any
+	version   key.Version
+}
+
+// keysAt returns the keys that are listed at an endpoint.
+func keysAt(s *set, endpoint string) (verifyKeys, error) {
+	keys := verifyKeys{}
+	for i := range s.Versions {
+		v := &s.Versions[i]
+		if !v.At[endpoint].Listed {
+			continue
+		}
+		k, err := parseKey(v)
+		if err != nil {
+			return nil, err
+		}
+		keys[v.KeyID] = k
+	}
+	return keys, nil
+}
+
+// parseKey reads the public key of a version; the algorithm must be one for it.
+func parseKey(v *version) (verifyKey, error) {
+	var jwk jose.JSONWebKey
+	if err := jwk.UnmarshalJSON(v.JWK); err != nil {
+		return verifyKey{}, fmt.Errorf("its public key is damaged: %w", err)
+	}
+	if !jwk.IsPublic() || !jwk.Valid() || jwk.KeyID != v.KeyID || jwk.Algorithm != v.Algorithm || v.KeyID == "" {
+		return verifyKey{}, fmt.Errorf("its public key is not one with the kid %q for %s", v.KeyID, v.Algorithm)
+	}
+	if !slices.Contains(algorithms(), jose.SignatureAlgorithm(v.Algorithm)) {
+		return verifyKey{}, fmt.Errorf("algorithm %q is none for public keys", v.Algorithm)
+	}
+	return verifyKey{algorithm: jose.SignatureAlgorithm(v.Algorithm), public: jwk.Key, version: v.Number}, nil
+}
+
+// algorithms are those of key pairs; none and those of shared secrets are not among them.
+func algorithms() []jose.SignatureAlgorithm {
+	return []jose.SignatureAlgorithm{
+		jose.EdDSA, jose.ES256, jose.ES384, jose.ES512, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
+	}
+}
+
+// IsPublic reports whether a path could be one that a Board serves.
+func IsPublic(path string) bool { return strings.Contains(path, "/.well-known/") }
