@@ -32,6 +32,9 @@ type Config struct {
 	Limits    LimitsConfig    `yaml:"limits"`
 	// APIKeys says how API keys are verified.
 	APIKeys APIKeysConfig `yaml:"apiKeys"`
+	// Plugins are the programs and services that keys of the providers exec and
+	// webhook may name.
+	Plugins map[string]PluginConfig `yaml:"plugins"`
 	// LogName is the name of the audit log, in its checkpoints. Default: keyturn.
 	LogName string `yaml:"logName"`
 }

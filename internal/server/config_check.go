@@ -91,6 +91,7 @@ func (c *Config) check() []problem {
 	problems = append(problems, c.Store.check()...)
 	problems = append(problems, c.Telemetry.check()...)
 	problems = append(problems, c.APIKeys.check()...)
+	problems = append(problems, c.checkPlugins()...)
 	return append(problems, c.Limits.check()...)
 }
 

@@ -16,13 +16,17 @@ type services struct {
 	// apiKeys verifies API keys; nil where there is no server.
 	apiKeys apikeydriver.Service
 	now     func() time.Time
+	// config is that of the server.
+	config *Config
 }
 
 // drivers are the providers of a server, by the name that keys use.
 func drivers(s services) map[string]provider.Driver {
 	return map[string]provider.Driver{
-		"apikey":   apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
-		"postgres": postgres.New(),
+		"apikey":    apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
+		"postgres":  postgres.New(),
+		kindExec:    pluginDriver(kindExec, s.config),
+		kindWebhook: pluginDriver(kindWebhook, s.config),
 	}
 }
 
@@ -32,7 +36,7 @@ func Drivers() map[string]provider.Driver { return drivers(services{}) }
 
 // drivers are the providers of this server; those of the options go before.
 func (s *Server) drivers(options Options) map[string]provider.Driver {
-	all := drivers(services{apiKeys: s.apiKeys, now: options.Now})
+	all := drivers(services{config: &s.config, apiKeys: s.apiKeys, now: options.Now})
 	maps.Copy(all, options.Drivers)
 	return all
 }
