@@ -34,47 +34,35 @@ func adminFile(t *testing.T) string {
 	return path
 }
 
-// keyConfig is the config block of a key on two servers.
-func keyConfig(eu, us *redis) map[string]any {
-	return map[string]any{
-		"plugin": "redis",
-		"endpoints": []any{
-			map[string]any{"name": "eu", "region": "eu", "host": eu.address},
-			map[string]any{"name": "us", "region": "us", "host": us.address},
-		},
-		"methods":  []any{"usage", "preflight", "held", "destroy"},
-		"settings": map[string]any{"prefix": "orders-v"},
-	}
-}
-
-// targetOf is a fresh pair of servers behind a plugin.
-func targetOf(t *testing.T, kind string, transport plugin.Transport) providertest.Target {
+// targetOf is a fresh server behind a plugin.
+func targetOf(t *testing.T, transport plugin.Transport) providertest.Target {
 	t.Helper()
-	servers := map[string]*redis{"eu": startRedis(t), "us": startRedis(t)}
+	server := startRedis(t)
 	return providertest.Target{
-		Driver: plugin.New(plugin.Config{Kind: kind, Plugins: map[string]plugin.Transport{"redis": transport}}),
-		Config: keyConfig(servers["eu"], servers["us"]), Key: name,
-		Use: func(ctx context.Context, endpoint string, v provider.Version) (providertest.Use, error) {
-			c, err := login(ctx, servers[endpoint].address, v.Material.Attributes["username"], v.Material.Secrets["password"].RevealString())
+		Driver: plugin.New(plugin.Config{Kind: "exec", Plugins: map[string]plugin.Transport{"redis": transport}}),
+		Config: provider.Config{
+			"plugin":    "redis",
+			"endpoints": []any{map[string]any{"name": "eu", "region": "eu", "host": server.address}},
+			"methods":   []any{"usage", "preflight", "held", "destroy"},
+			"settings":  map[string]any{"prefix": "orders-v"},
+		},
+		Key: name,
+		Use: func(ctx context.Context, _ string, v provider.Version) (providertest.Use, error) {
+			c, err := login(ctx, server.address, v.Material.Attributes["username"], v.Material.Secrets["password"].RevealString())
 			return use{c}, err
 		},
-		Silence: func(t *testing.T, endpoint string) func() {
-			process := servers[endpoint].process
-			if err := process.Signal(syscall.SIGSTOP); err != nil {
+		Silence: func(t *testing.T, _ string) func() {
+			if err := server.process.Signal(syscall.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
-			return func() { _ = process.Signal(syscall.SIGCONT) }
+			return func() { _ = server.process.Signal(syscall.SIGCONT) }
 		},
 		Output: func(t *testing.T) []byte {
-			var all []byte
-			for _, server := range servers {
-				text, err := os.ReadFile(server.log)
-				if err != nil {
-					t.Fatal(err)
-				}
-				all = append(all, text...)
+			text, err := os.ReadFile(server.log)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return all
+			return text
 		},
 	}
 }
@@ -86,8 +74,12 @@ func (u use) Alive(context.Context) bool {
 	return err == nil && answer == "+PONG"
 }
 
+// TestConformance runs the suite with the plugin as a program. TestSuiteByTheService
+// runs it with the plugin as a service, on two servers.
 func TestConformance(t *testing.T) {
+	transport := process.New(process.Config{Path: program(t), Env: map[string]string{"REDIS_ADMIN_FILE": adminFile(t)}})
 	providertest.Run(t, func(t *testing.T) providertest.Target {
-		return targetOf(t, "exec", process.New(process.Config{Path: program(t), Env: map[string]string{"REDIS_ADMIN_FILE": adminFile(t)}}))
+		t.Parallel()
+		return targetOf(t, transport)
 	})
 }

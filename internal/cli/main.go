@@ -27,13 +27,14 @@ type Config struct {
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 
-	// Server, MoveStore, Restore, VerifyBackup, Dev and Demo run what the command line may not import.
+	// Server, MoveStore, Restore, VerifyBackup, TestProvider, Dev and Demo run what the command line may not import.
 	// Server, Dev and Demo return nil when ctx ends them. A command whose function
 	// is nil does not exist.
 	Server       func(ctx context.Context, o ServerOptions) error
 	MoveStore    func(ctx context.Context, o MoveOptions) error
 	Restore      func(ctx context.Context, o RestoreOptions) error
 	VerifyBackup func(ctx context.Context, o VerifyBackupOptions) error
+	TestProvider func(ctx context.Context, o ProviderTestOptions) error
 	Dev          func(ctx context.Context, o DevOptions) error
 	Demo         func(ctx context.Context, o DemoOptions) error
 
@@ -79,6 +80,15 @@ type VerifyBackupOptions struct {
 	// Keys are verifier keys of the audit log; none means that no signature is checked.
 	Keys []string
 	JSON bool
+	// Stdout takes the outcome.
+	Stdout io.Writer
+}
+
+// ProviderTestOptions say which plugins to try.
+type ProviderTestOptions struct {
+	// ConfigFile is the server's configuration; KeyFile, Plugin and Key may be empty.
+	ConfigFile, KeyFile, Plugin, Key string
+	JSON                             bool
 	// Stdout takes the outcome.
 	Stdout io.Writer
 }

@@ -56,6 +56,10 @@ func hooks() cli.Config {
 			fmt.Fprintf(o.Stdout, "%s %s %s %v\n", o.File, o.IdentityFile, o.Keys, o.JSON)
 			return nil
 		},
+		TestProvider: func(_ context.Context, o cli.ProviderTestOptions) error {
+			fmt.Fprintf(o.Stdout, "%s %s %s %s %v\n", o.ConfigFile, o.KeyFile, o.Plugin, o.Key, o.JSON)
+			return nil
+		},
 		Dev: func(_ context.Context, o cli.DevOptions) error {
 			return o.Ready(cli.DevServer{Address: "https://" + o.Listen, CACert: "/tmp/it's/ca.pem", Token: secret.NewString("kt-root"), Dir: o.Dir, AuditKey: "log+0+key"})
 		},

@@ -48,6 +48,10 @@ type Target struct {
 	// Within bounds every wait of the suite; 0 means 30 seconds.
 	Within time.Duration
 
+	// First is where the numbers of versions and the fences begin; 0 means 1. A system
+	// that goes on to exist is tried with numbers beyond those in use.
+	First uint64
+
 	// Tidy refuses and destroys at the end what was minted, where the system goes on
 	// to exist.
 	Tidy bool
@@ -109,7 +113,7 @@ func (t Test) Run(ctx context.Context, target Target) Result {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*target.Within)
 	defer cancel()
-	f := &fixture{target: target, ctx: ctx}
+	f := &fixture{target: target, ctx: ctx, next: key.Version(max(target.First, 1) - 1), fence: max(target.First, 1) - 1}
 	// What the target's own functions panic with passes through, and cleans up too.
 	defer func() {
 		for len(f.cleanups) > 0 {

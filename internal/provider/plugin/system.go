@@ -45,26 +45,9 @@ const defaultTimeout = time.Minute
 // out in everything that is returned, but for the material itself.
 func (s *system) ask(ctx context.Context, r request, secrets ...secret.Value) (result, *Scrubber, error) {
 	scrub := NewScrubber(secrets...)
-	if _, has := ctx.Deadline(); !has {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, defaultTimeout)
-		defer cancel()
-	}
-	deadline, _ := ctx.Deadline()
-	r.Protocol, r.ID = Protocol, rand.Text()
-	r.TimeoutSeconds = max(deadline.Sub(s.now()).Seconds(), 0)
-	r.Settings, r.Endpoints = s.settings.own, s.settings.endpoints
-	if err := ctx.Err(); err != nil {
-		return result{}, scrub, fmt.Errorf("%s: %s: %w", s.name, r.Method, err)
-	}
-	body, err := r.encode()
+	answer, err := s.exchange(ctx, &r, scrub)
 	if err != nil {
-		return result{}, scrub, fmt.Errorf("%s: %w", s.name, err)
-	}
-	answer, err := s.transport.Call(ctx, s.env, Request{ID: r.ID, Method: r.Method, Body: body, Scrub: scrub})
-	clear(body)
-	if err != nil {
-		return result{}, scrub, fmt.Errorf("%s: %s: %w", s.name, r.Method, err)
+		return result{}, scrub, err
 	}
 	out, err := decode(answer, &r)
 	clear(answer)
@@ -75,6 +58,32 @@ func (s *system) ask(ctx context.Context, r request, secrets ...secret.Value) (r
 		return result{}, scrub, s.failed(r.Method, out.failure, scrub)
 	}
 	return out, scrub, nil
+}
+
+// exchange completes a request, sends it, and returns the answer as it came.
+func (s *system) exchange(ctx context.Context, r *request, scrub *Scrubber) ([]byte, error) {
+	if _, has := ctx.Deadline(); !has {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultTimeout)
+		defer cancel()
+	}
+	deadline, _ := ctx.Deadline()
+	r.Protocol, r.ID = Protocol, rand.Text()
+	r.TimeoutSeconds = max(deadline.Sub(s.now()).Seconds(), 0)
+	r.Settings, r.Endpoints = s.settings.own, s.settings.endpoints
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", s.name, r.Method, err)
+	}
+	body, err := r.encode()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	answer, err := s.transport.Call(ctx, s.env, Request{ID: r.ID, Method: r.Method, Body: body, Scrub: scrub})
+	clear(body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", s.name, r.Method, err)
+	}
+	return answer, nil
 }
 
 // failed turns a plugin's error into one of package provider.

@@ -76,7 +76,8 @@ func newVault(t *testing.T) *vault {
 }
 
 func (v *vault) Call(_ context.Context, _ provider.Env, r plugin.Request) ([]byte, error) {
-	if err := check(v.request, r.Body); err != nil {
+	if v.request == nil { // whatever comes
+	} else if err := check(v.request, r.Body); err != nil {
 		v.t.Errorf("%s does not fit the schema: %v", r.Method, err)
 	}
 	var request message
