@@ -111,12 +111,9 @@ func (s *system) failed(method string, f *failure, scrub *Scrubber) error {
 	case codeUnsupported:
 		return provider.Permanent(err, "the plugin does not know the method "+method+"; take it out of methods in the key's config, or update the plugin")
 	case codeLater:
-		return Later(time.Duration(min(f.RetryAfterSeconds, maxLaterSeconds)*float64(time.Second)), provider.Hint(err, hint))
+		return provider.Later(time.Duration(min(f.RetryAfterSeconds, maxLaterSeconds)*float64(time.Second)), provider.Hint(err, hint))
 	}
-	if hint != "" {
-		return provider.Hint(err, hint)
-	}
-	return err
+	return provider.Hint(err, hint)
 }
 
 // maxLaterSeconds bounds for how long a plugin can ask to be left alone.

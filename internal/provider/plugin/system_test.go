@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -309,7 +310,7 @@ func TestErrorsOfPlugins(t *testing.T) {
 		"no-room":     func(err error) bool { return errors.Is(err, provider.ErrNoRoom) },
 		"no-data":     func(err error) bool { return errors.Is(err, provider.ErrNoData) },
 		"unsupported": provider.IsPermanent,
-		"later":       func(err error) bool { return !provider.IsPermanent(err) && !provider.IsSilent(err) },
+		"later":       later,
 		"":            func(err error) bool { return !provider.IsPermanent(err) && !provider.IsSilent(err) },
 		"of-tomorrow": func(err error) bool { return !provider.IsPermanent(err) && !provider.IsSilent(err) },
 	} {
@@ -335,6 +336,12 @@ func TestErrorsOfPlugins(t *testing.T) {
 			t.Errorf("%q says nothing of what was blotted out: %v", code, err)
 		}
 	}
+}
+
+// later reports whether the call is to be repeated after the two seconds that were asked for.
+func later(err error) bool {
+	after, is := provider.IsLater(err)
+	return is && after == 2*time.Second
 }
 
 // TestPreflightComparesWithDescribe: what the key's config says of the system must

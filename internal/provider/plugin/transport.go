@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"context"
-	"time"
 
 	"github.com/keyturn/keyturn/provider"
 )
@@ -26,9 +25,4 @@ type Request struct {
 	Body []byte
 	// Scrub knows them.
 	Scrub *Scrubber
-}
-
-// Later marks err as a plugin's wish to be asked again after a time.
-func Later(after time.Duration, err error) error {
-	return provider.Hint(err, "asked again after "+after.String())
 }

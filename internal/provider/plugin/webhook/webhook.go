@@ -172,7 +172,7 @@ func (t *transport) refused(response *http.Response, said string) error {
 	}
 	switch response.StatusCode {
 	case http.StatusTooManyRequests:
-		return plugin.Later(t.after(response.Header.Get("Retry-After")), err)
+		return provider.Later(t.after(response.Header.Get("Retry-After")), err)
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return fmt.Errorf("%w: %w", provider.ErrSilent, err)
 	case http.StatusUnauthorized, http.StatusForbidden:

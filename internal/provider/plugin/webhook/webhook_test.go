@@ -169,7 +169,10 @@ func TestAnswersThatAreNone(t *testing.T) {
 	}
 }
 
-func later(err error) bool { return strings.Contains(err.Error(), "7s") }
+func later(err error) bool {
+	after, is := provider.IsLater(err)
+	return is && after == 7*time.Second
+}
 
 // TestTLS: who the service is, is verified, and who calls it may be.
 func TestTLS(t *testing.T) {
