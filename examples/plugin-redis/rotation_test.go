@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -187,7 +190,19 @@ func (l *load) application(ctx context.Context, handle *client.Handle, address, 
 // fails, and the old version is refused at the end.
 func TestRotationUnderLoad(t *testing.T) {
 	eu, us := startRedis(t), startRedis(t)
-	srv, err := server.Start(t.Context(), configure(t), server.Options{LogTo: t.Output()})
+	config := configure(t)
+	config.Log.Level = "debug"
+	logFile, err := os.Create(filepath.Join(t.TempDir(), "server.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		logFile.Close()
+		if text, err := os.ReadFile(logFile.Name()); t.Failed() && err == nil {
+			t.Logf("the end of the server's log:\n%s", text[max(0, len(text)-4000):])
+		}
+	})
+	srv, err := server.Start(t.Context(), config, server.Options{LogTo: logFile})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,6 +291,8 @@ func TestRotationUnderLoad(t *testing.T) {
 	if v := handles[0].Current().Version; v != 3 {
 		t.Errorf("the applications use %v, want v3", v)
 	}
+	seen := slices.Concat(old, []client.Credential{handles[0].Current(), handles[1].Current()})
+	noLeaks(t, seen, config.DataDir, filepath.Dir(logFile.Name()), filepath.Dir(eu.log), filepath.Dir(us.log))
 	for _, credential := range old {
 		for _, address := range []string{eu.address, us.address} {
 			if c, err := login(t.Context(), address, credential.Username(), credential.Password().RevealString()); !errors.Is(err, errRefused) {
@@ -285,6 +302,40 @@ func TestRotationUnderLoad(t *testing.T) {
 				t.Errorf("%v of %s at %s: %v, want a refusal", credential.Version, credential.Key, address, err)
 			}
 		}
+	}
+}
+
+// noLeaks looks for passwords in every file of folders: the store, the log, and what
+// Redis wrote.
+func noLeaks(t *testing.T, credentials []client.Credential, folders ...string) {
+	t.Helper()
+	files := 0
+	for _, folder := range folders {
+		err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || !entry.Type().IsRegular() {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			files++
+			for _, credential := range credentials {
+				password := credential.Password().Reveal()
+				for _, form := range []string{string(password), hex.EncodeToString(password), base64.StdEncoding.EncodeToString(password)} {
+					if strings.Contains(string(text), form) {
+						t.Errorf("%s holds the password of %v of %s", path, credential.Version, credential.Key)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if files < 6 {
+		t.Errorf("only %d files were searched", files)
 	}
 }
 

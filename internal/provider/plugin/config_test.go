@@ -3,6 +3,7 @@ package plugin_test
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -120,4 +121,64 @@ func TestBinarySecrets(t *testing.T) {
 	if err != nil || !bytes.Equal(back.Secrets["key"].Reveal(), raw) {
 		t.Errorf("sent %q, and got %v back", sent, err)
 	}
+}
+
+// FuzzConfig: whatever a document says, every problem has a mend, and
+// what passes has endpoints, mints at least 128 bits, and can be opened.
+func FuzzConfig(f *testing.F) {
+	for _, seed := range []string{
+		`{"plugin":"vault","endpoints":["eu",{"name":"us","region":"us","host":"db:1"}],"methods":["usage"],"settings":{"a":[1]},"capacity":2}`,
+		`{"plugin":"vault","endpoints":["eu"],"mint":{"secrets":{"password":{"length":40,"alphabet":"hex","prefix":"k_"}},"attributes":{"u":"x{version}"}}}`,
+		`{"plugin":7,"endpoints":{},"gap":1,"mint":[],"capacity":1.5,"methods":["x"],"x":1}`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var c provider.Config
+		if json.Unmarshal([]byte(text), &c) != nil {
+			return
+		}
+		driver := driverOf(raw(""))
+		topology, err := driver.Check(c)
+		if err != nil {
+			for _, problem := range flat(err) {
+				if p := new(provider.ConfigError); !errors.As(problem, &p) || p.Problem == "" || p.Hint == "" {
+					t.Fatalf("%q: the problem %v has no mend", text, problem)
+				}
+			}
+			return
+		}
+		if len(topology.Endpoints) == 0 || topology.Capacity == 1 && !topology.Gap {
+			t.Fatalf("%q became %+v", text, topology)
+		}
+		system, err := driver.Open(t.Context(), c, provider.Env{})
+		if err != nil {
+			t.Fatalf("%q passed and cannot be opened: %v", text, err)
+		}
+		if c["mint"] == nil {
+			return
+		}
+		a, err := system.Mint(t.Context(), provider.Call{Key: "k"}, provider.MintRequest{Number: 1})
+		if err != nil {
+			t.Fatalf("%q mints nothing: %v", text, err)
+		}
+		for name, value := range a.Secrets {
+			if value.Len() < 128/7 { // no printable character has more than 7 bits
+				t.Fatalf("%q mints a secret %q of %d bytes", text, name, value.Len())
+			}
+		}
+	})
+}
+
+// flat are the errors that were joined.
+func flat(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, inner := range joined.Unwrap() {
+		all = append(all, flat(inner)...)
+	}
+	return all
 }
