@@ -161,17 +161,13 @@ func (e *Engine) tick(ctx context.Context, name key.Name) error {
 	return err
 }
 
-// signLog signs the audit log as it grows, until ctx ends.
+// signLog signs the audit log at the start and as it grows, until ctx ends. What
+// stands there at the start may have come from a process that died before it signed.
 func (e *Engine) signLog(ctx context.Context) {
 	grown := e.store.Watch(ctx, store.TopicLog)
 	pause := time.NewTimer(0)
 	defer pause.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-grown:
-		}
+	for failing := false; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -181,9 +177,18 @@ func (e *Engine) signLog(ctx context.Context) {
 		if err == nil && len(signed) > 0 && e.config.Seen != nil {
 			e.config.Seen(signed)
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && !failing {
 			e.log.ErrorContext(ctx, "the audit log could not be signed; trying again", "error", err)
 		}
+		failing = err != nil
 		pause.Reset(e.config.CheckpointEvery)
+		if failing {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-grown:
+		}
 	}
 }
