@@ -35,6 +35,8 @@ type Config struct {
 	// Plugins are the programs and services that keys of the providers exec and
 	// webhook may name.
 	Plugins map[string]PluginConfig `yaml:"plugins"`
+	// Tokens is about signing keys and the tokens signed with them.
+	Tokens TokensConfig `yaml:"tokens"`
 	// LogName is the name of the audit log, in its checkpoints. Default: keyturn.
 	LogName string `yaml:"logName"`
 }

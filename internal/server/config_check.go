@@ -37,6 +37,7 @@ func (c *Config) fill() {
 	fill(&c.Limits.ForgetClients, 2*time.Minute)
 	fill(&c.Telemetry.RegionBehind, 5*time.Minute)
 	c.APIKeys.fill()
+	c.Tokens.fill()
 }
 
 // complete fills in defaults and checks the configuration.
@@ -92,6 +93,7 @@ func (c *Config) check() []problem {
 	problems = append(problems, c.Telemetry.check()...)
 	problems = append(problems, c.APIKeys.check()...)
 	problems = append(problems, c.checkPlugins()...)
+	problems = append(problems, c.Tokens.check()...)
 	return append(problems, c.Limits.check()...)
 }
 

@@ -15,7 +15,9 @@ import (
 type services struct {
 	// apiKeys verifies API keys; nil where there is no server.
 	apiKeys apikeydriver.Service
-	now     func() time.Time
+	// tokens publishes signing keys; nil where there is no server.
+	tokens *tokens
+	now    func() time.Time
 	// config is that of the server.
 	config *Config
 }
@@ -24,6 +26,7 @@ type services struct {
 func drivers(s services) map[string]provider.Driver {
 	return map[string]provider.Driver{
 		"apikey":    apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
+		"jwks":      s.tokens.driver(),
 		"postgres":  postgres.New(),
 		kindExec:    pluginDriver(kindExec, s.config),
 		kindWebhook: pluginDriver(kindWebhook, s.config),
@@ -36,7 +39,7 @@ func Drivers() map[string]provider.Driver { return drivers(services{}) }
 
 // drivers are the providers of this server; those of the options go before.
 func (s *Server) drivers(options Options) map[string]provider.Driver {
-	all := drivers(services{config: &s.config, apiKeys: s.apiKeys, now: options.Now})
+	all := drivers(services{config: &s.config, apiKeys: s.apiKeys, tokens: s.tokens, now: options.Now})
 	maps.Copy(all, options.Drivers)
 	return all
 }

@@ -1,10 +1,14 @@
 package server
 
 import (
+	"net/http"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/provider/jwks"
 	"github.com/keyturn/keyturn/internal/rpc"
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/provider"
 )
 
 // CloseStore takes the store away from a running server.
@@ -15,3 +19,14 @@ func (s *Server) Dumper() store.Dumper { return s.store }
 
 // Backups is what the API takes backups with.
 func (s *Server) Backups() rpc.Backups { return backups{server: s, now: time.Now, version: "test"} }
+
+// Signer signs tokens at this server node.
+func (s *Server) Signer() *token.Signer { return s.tokens.signer }
+
+// Board publishes signing keys at this server node.
+func (s *Server) Board() *token.Board { return s.tokens.board }
+
+// SigningKeys returns the provider of signing keys on a board.
+func SigningKeys(b *token.Board, sets http.Handler, now func() time.Time) provider.Driver {
+	return jwks.New(jwks.Config{Board: board{b}, Sets: sets, Now: now})
+}

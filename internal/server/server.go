@@ -55,6 +55,7 @@ type Server struct {
 	telemetry *telemetry
 	apiKeys   *apikey.Service
 	signer    *audit.Signer
+	tokens    *tokens
 
 	servers   []*http.Server
 	address   string
@@ -101,6 +102,9 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err := s.recover(ctx); err != nil {
 		return nil, errors.Join(err, s.store.Stop())
 	}
+	if err := s.tokens.board.Start(ctx); err != nil {
+		return nil, errors.Join(err, s.store.Stop())
+	}
 	sweeping, stopSweeping := context.WithCancel(context.WithoutCancel(ctx))
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
@@ -113,6 +117,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.apiKeys.Start(ctx)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
+	s.tokens.signer.Start(ctx)
 	if err := s.serve(ctx, options, own); err != nil {
 		return nil, errors.Join(err, s.Stop(ctx))
 	}
@@ -134,6 +139,9 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		return err
 	}
 	if err := s.newAPIKeys(options.Now, keys); err != nil {
+		return err
+	}
+	if s.tokens, err = newTokens(s, options); err != nil {
 		return err
 	}
 	s.engine, err = engine.New(engine.Config{
@@ -247,7 +255,7 @@ func (s *Server) routes(options Options) http.Handler {
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
-	return mux
+	return s.tokens.route(gate, mux)
 }
 
 // compression says from which size on an answer is compressed: what is encrypted
@@ -310,6 +318,7 @@ func (s *Server) Failed() <-chan error { return s.failed }
 // returns the same result.
 func (s *Server) Stop(ctx context.Context) error {
 	s.stopOnce.Do(func() {
+		s.tokens.signer.Stop(ctx)
 		s.hub.Stop()
 		s.service.Stop()
 		var problems []error
@@ -321,6 +330,7 @@ func (s *Server) Stop(ctx context.Context) error {
 		s.stopSweeping()
 		s.running.Wait()
 		s.engine.Stop()
+		s.tokens.board.Stop(ctx)
 		s.apiKeys.Stop(ctx)
 		problems = append(problems, s.telemetry.stop(ctx), s.store.Stop())
 		s.stopErr = errors.Join(problems...)
