@@ -15,11 +15,20 @@ import (
 
 const name = "prod/orders/redis"
 
-// program is the example, as exec.path names it.
+// program is the example, installed where only its owner may write, as exec.path
+// wants it.
 func program(t *testing.T) string {
 	t.Helper()
-	path, err := filepath.Abs("redis_acl.py")
+	source, err := os.ReadFile("redis_acl.py")
 	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "redis_acl.py")
+	if err := os.WriteFile(path, source, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return path

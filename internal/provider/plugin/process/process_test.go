@@ -23,8 +23,12 @@ const password = "hunter2-hunter2"
 // script is an executable shell script.
 func script(t *testing.T, body string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "plugin")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "plugin")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil { // whatever the umask
 		t.Fatal(err)
 	}
 	return path
