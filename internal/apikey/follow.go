@@ -40,6 +40,8 @@ func (s *Service) follow(ctx context.Context) {
 
 // catchUp takes over what has changed.
 func (s *Service) catchUp(ctx context.Context) error {
+	s.catching.Lock()
+	defer s.catching.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
 	if err := s.peppers.load(ctx, &s.config, false); err != nil {
@@ -118,6 +120,13 @@ func (s *Service) take(ctx context.Context, doc store.Doc) {
 	default:
 		err = s.table.Put(&e)
 	}
+	switch {
+	case err != nil:
+	case s.ready.Load():
+		s.verifiers.changed(doc.Rev, &e, r.Gone)
+	default:
+		s.verifiers.skip(doc.Rev)
+	}
 	if err != nil {
 		s.config.Logger.ErrorContext(ctx, "an API key is left out", "document", doc.Name, "error", err)
 	}
@@ -140,7 +149,7 @@ func (s *Service) sweep(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, kind := range []string{kindEntry, kindNode, kindUse, kindAsked} {
+		for _, kind := range []string{kindEntry, kindNode, kindUse, kindAsked, kindVerifier} {
 			if err := s.sweepKind(ctx, kind); err != nil && ctx.Err() == nil {
 				s.config.Logger.WarnContext(ctx, "what has expired of API keys could not be deleted; trying again later", "error", err)
 			}

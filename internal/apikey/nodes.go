@@ -6,10 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/provider"
 )
 
 const (
@@ -57,37 +57,63 @@ func (s *Service) peers(ctx context.Context, tx store.Tx) ([]peer, error) {
 	return list, nil
 }
 
-// everywhere returns once every node that may answer serves revision rev: what
-// was changed at that time. When ctx ends it fails and names those it waited for.
+const (
+	// waitTime is how long a call waits for a change to arrive everywhere; then it is
+	// to be asked again, after askAgain.
+	waitTime = 5 * time.Second
+	askAgain = time.Second
+	// lookPause gathers those that arrive together.
+	lookPause = 5 * time.Millisecond
+)
+
+// everywhere returns once every node and every verifier outside that may answer
+// serves revision rev: what was changed at that time. It fails with
+// provider.Later, and names those it waits for.
 func (s *Service) everywhere(ctx context.Context, rev uint64, changed time.Time, accepted bool) error {
-	woken := s.config.Store.Watch(ctx, store.TopicDocs)
+	waiting, cancel := context.WithTimeout(ctx, waitTime)
+	defer cancel()
+	woken := s.config.Store.Watch(waiting, store.TopicDocs)
 	poll := time.NewTicker(followPoll)
 	defer poll.Stop()
 	var behind []string
 	for {
-		moved := s.arrived()
+		moved, heard := s.arrived(), s.verifiers.heard()
 		var list []peer
-		err := s.config.Store.View(ctx, func(tx store.Tx) error {
+		var outside map[string]verifier
+		err := s.config.Store.View(waiting, func(tx store.Tx) error {
 			var err error
-			list, err = s.peers(ctx, tx)
+			if list, err = s.peers(waiting, tx); err == nil {
+				outside, err = s.listVerifiers(waiting, tx)
+			}
 			return err
 		})
-		if err != nil && ctx.Err() == nil {
+		if err != nil && waiting.Err() == nil {
 			return err
 		}
 		if err == nil {
-			behind = s.behind(list, rev, changed, accepted)
+			behind = append(s.behind(list, rev, changed, accepted), lateVerifiers(outside, s.config.Now(), rev, changed, accepted)...)
 		}
 		if err == nil && len(behind) == 0 {
 			return nil
 		}
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("it has not arrived at %s: %w", strings.Join(behind, ", "), ctx.Err())
+		case <-waiting.Done():
+			err := fmt.Errorf("it has not arrived at %s", someNames(behind))
+			if ctx.Err() != nil {
+				return fmt.Errorf("%w: %w", err, ctx.Err())
+			}
+			return provider.Later(askAgain, err)
 		case <-woken:
 		case <-moved:
+		case <-heard:
 		case <-poll.C:
 		}
+		pause := time.NewTimer(lookPause)
+		select {
+		case <-pause.C:
+		case <-waiting.Done():
+		}
+		pause.Stop()
 	}
 }
 
@@ -145,7 +171,7 @@ func (s *Service) flush(ctx context.Context, asked bool) error {
 	defer s.flushing.Unlock()
 	now := s.config.Now().UTC()
 	rev := s.rev.Load()
-	if err := s.writeUses(ctx, now); err != nil {
+	if err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now)); err != nil {
 		return err
 	}
 	if s.config.Alone {
@@ -185,7 +211,8 @@ func (s *Service) say(ctx context.Context, b beat) error {
 
 // leave writes what is left and takes the node out of those that are waited for.
 func (s *Service) leave(ctx context.Context) error {
-	err := s.writeUses(ctx, s.config.Now().UTC())
+	now := s.config.Now().UTC()
+	err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now))
 	if s.config.Alone {
 		return err
 	}

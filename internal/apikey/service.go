@@ -79,6 +79,8 @@ type Service struct {
 	table   *keytable.Table
 	holders holders
 	peppers peppers
+	// verifiers are those outside the server.
+	verifiers verifiers
 
 	// fresh is when the store was last read, in nanoseconds; rev what the table has.
 	fresh atomic.Int64
@@ -86,6 +88,8 @@ type Service struct {
 	// ready: the table was read in full at least once.
 	ready atomic.Bool
 
+	// catching: one goroutine reads changes at a time.
+	catching sync.Mutex
 	// flushing: one goroutine writes uses at a time.
 	flushing sync.Mutex
 
@@ -118,6 +122,7 @@ func New(config Config) *Service {
 	}
 	s := &Service{config: config, table: keytable.New(), moved: make(chan struct{})}
 	s.told.Store(&beat{})
+	s.verifiers.init()
 	return s
 }
 
@@ -398,13 +403,13 @@ func (s *Service) read(ctx context.Context) error {
 	}
 }
 
-// Ready fails when a node that may answer does not tell how far it is: then no
-// change would be complete.
+// Ready fails when a node that is alive does not tell how far it is: then no change
+// would be complete.
 func (s *Service) Ready(ctx context.Context) error {
 	if err := s.read(ctx); err != nil {
 		return err
 	}
-	return s.allTold(ctx)
+	return s.allTold(ctx, true)
 }
 
 // served fails while a node may not serve what is stored of the version.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -256,7 +255,7 @@ type asked struct {
 // fails with provider.ErrNoData when a node that may let the version in does not
 // tell of its uses until ctx ends, at most askTime.
 func (s *Service) Uses(ctx context.Context, name key.Name, v key.Version) (provider.Usage, error) {
-	if err := s.allTold(ctx); err != nil {
+	if err := s.allTold(ctx, false); err != nil {
 		return provider.Usage{}, err
 	}
 	now := s.config.Now()
@@ -331,9 +330,9 @@ func (*Service) name(usage *provider.Usage, list []usesOf, now, since time.Time)
 // askTime bounds how long a count waits for the nodes.
 const askTime = 10 * time.Second
 
-// allTold returns once every node that may let a key in has written what was used
-// before the call.
-func (s *Service) allTold(ctx context.Context) error {
+// allTold returns once every node and every verifier outside that may let a key in
+// has written what was used before the call; with alive only the nodes that are.
+func (s *Service) allTold(ctx context.Context, alive bool) error {
 	began := s.config.Now()
 	if err := s.flush(ctx, true); err != nil {
 		return fmt.Errorf("%w: %w", provider.ErrNoData, err)
@@ -342,28 +341,37 @@ func (s *Service) allTold(ctx context.Context) error {
 	defer cancel()
 	woken := s.config.Store.Watch(ctx, store.TopicDocs)
 	for {
+		heard := s.verifiers.heard()
 		var nodes []peer
+		var outside map[string]verifier
 		err := s.config.Store.View(ctx, func(tx store.Tx) error {
 			var err error
-			nodes, err = s.peers(ctx, tx)
+			if nodes, err = s.peers(ctx, tx); err == nil {
+				outside, err = s.listVerifiers(ctx, tx)
+			}
 			return err
 		})
 		if err != nil {
 			return fmt.Errorf("%w: %w", provider.ErrNoData, err)
 		}
 		var late []string
+		longest := deadAfter
+		if !alive {
+			late, longest = untold(outside, s.config.Now(), began), s.config.Stale+staleMargin
+		}
 		for i := range nodes {
-			if p := &nodes[i]; p.Flushed.Before(began) && began.Sub(p.At) <= s.config.Stale+staleMargin {
-				late = append(late, p.name)
+			if p := &nodes[i]; p.Flushed.Before(began) && began.Sub(p.At) <= longest {
+				late = append(late, "server node "+p.name)
 			}
 		}
 		if len(late) == 0 {
-			return nil
+			return s.flush(ctx, false) // what verifiers reported here meanwhile
 		}
 		select {
 		case <-woken:
+		case <-heard:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: not told of by server node %s", provider.ErrNoData, strings.Join(late, ", "))
+			return fmt.Errorf("%w: not told of by %s", provider.ErrNoData, someNames(late))
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -291,5 +292,63 @@ func BenchmarkLook(b *testing.B) {
 			b.Fatal(f.Reason)
 		}
 		i++
+	}
+}
+
+// FuzzDecodeLine: a line that is taken says the same after it was written again, and
+// one that names a version has its hash.
+func FuzzDecodeLine(f *testing.F) {
+	e := keytable.Entry{Key: "prod/a", Version: 3, Hash: hashOf(1), Other: hashOf(2), Accepted: true, Rules: keytable.Rules{Client: "A", Scopes: []string{"x"}}}
+	for _, line := range []keytable.Line{keytable.LineOf(&e, false), keytable.LineOf(&e, true), {Reset: true}, {Rev: 7, Age: 3}, {Pepper: []byte("p")}} {
+		b, err := line.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		line, err := keytable.DecodeLine(b)
+		if err != nil {
+			if !reflect.DeepEqual(line, keytable.Line{}) {
+				t.Fatalf("refused, and still %+v", line)
+			}
+			return
+		}
+		again, err := line.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		same, err := keytable.DecodeLine(again)
+		third, _ := same.Encode()
+		if err != nil || !slices.Equal(again, third) {
+			t.Fatalf("%s became %s, %v", again, third, err)
+		}
+		if entry, err := line.Entry(); err == nil && (entry.Hash.String() != line.Hash || entry.Version == 0 || entry.Key == "") {
+			t.Fatalf("%s is entry %+v", b, entry)
+		}
+	})
+}
+
+// TestPage: paging through a table that does not change finds everything once.
+func TestPage(t *testing.T) {
+	table := keytable.New()
+	for i := 2; i < 3000; i++ {
+		put(t, table, i, true, keytable.Rules{Client: "c"})
+	}
+	gone := hashOf(77)
+	table.Delete(&gone)
+	seen := map[keytable.Hash]bool{}
+	for from := uint32(1); from != 0; {
+		var list []keytable.Entry
+		list, from = table.Page(from, 100)
+		for i := range list {
+			if seen[list[i].Hash] || list[i].Rules.Client != "c" {
+				t.Fatalf("%+v is there twice, or without its rules", list[i])
+			}
+			seen[list[i].Hash] = true
+		}
+	}
+	if len(seen) != table.Len() || seen[gone] {
+		t.Errorf("%d of %d were found", len(seen), table.Len())
 	}
 }

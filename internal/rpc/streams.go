@@ -93,7 +93,11 @@ const maxWatches = 200
 // guard is begin for streams that do not look at their token themselves: it
 // checks every heartbeat that the token is still good.
 func (s *Service) guard(ctx context.Context, token string) (context.Context, func()) {
-	ctx, end := s.watches.begin(ctx, token, maxWatches)
+	return s.guardIn(ctx, &s.watches, token, maxWatches)
+}
+
+func (s *Service) guardIn(ctx context.Context, list *streams, token string, most int) (context.Context, func()) {
+	ctx, end := list.begin(ctx, token, most)
 	var running sync.WaitGroup
 	done := make(chan struct{})
 	running.Go(func() {
@@ -108,7 +112,7 @@ func (s *Service) guard(ctx context.Context, token string) (context.Context, fun
 			case <-ticker.C:
 			}
 			if errors.Is(s.config.Identity.Check(ctx, token), identity.ErrUnauthenticated) {
-				s.watches.revoke(token)
+				list.revoke(token)
 			}
 		}
 	})

@@ -95,17 +95,17 @@ func nodeName(dataDir string) (string, error) {
 // apiKeyRoutes adds what concerns API keys. Verifying has a rate of its own.
 func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	writer := connect.NewErrorWriter()
-	handlers := apikeys.New(apikeys.Config{
-		Keys: s.apiKeys,
-		Principal: func(ctx context.Context) (authz.Principal, error) {
-			return s.service.Principal(ctx, authz.Verify)
-		},
-		Refuse: func(w http.ResponseWriter, r *http.Request, err error) {
-			_ = writer.Write(w, r, err) // the caller is gone if this fails
-		},
-	})
+	principal := func(ctx context.Context) (authz.Principal, error) { return s.service.Principal(ctx, authz.Verify) }
+	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
+		_ = writer.Write(w, r, err) // the caller is gone if this fails
+	}
+	handlers := apikeys.New(apikeys.Config{Keys: s.apiKeys, Principal: principal, Refuse: refuse})
 	often := *usual
 	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
+	stream := apikeys.NewStream(apikeys.StreamConfig{Snapshots: s.apiKeys, Principal: principal, Refuse: refuse, Guard: s.service.Guard})
+	usual.times["/v1/apikeys/snapshot"] = 0
+	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))
+	api.Handle("POST /v1/apikeys/report", s.service.Authenticate(http.HandlerFunc(stream.Report), &often))
 	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Blocked: usual.Blocked, Refused: usual.Refused})
 	page := self.Page()
 	api.Handle("GET /apikeys", page)

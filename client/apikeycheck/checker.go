@@ -1,0 +1,222 @@
+package apikeycheck
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyturn/keyturn/client"
+	"github.com/keyturn/keyturn/internal/keytable"
+	"github.com/keyturn/keyturn/key"
+)
+
+var (
+	// ErrRefused: the key is not valid.
+	ErrRefused = errors.New("the API key is not valid")
+	// ErrLimited: the key is good, and is used more often than it may be.
+	ErrLimited = errors.New("the API key is used too often")
+	// ErrUnsure: what is known here is too old to tell. It is no refusal.
+	ErrUnsure = errors.New("API keys cannot be verified now")
+	// ErrConfig is wrapped by every error about a Config.
+	ErrConfig = errors.New("invalid configuration of an API key verifier")
+)
+
+// Config says how to reach the server. Address and Token are required.
+type Config struct {
+	// Address is the server's base URL; several on one store are separated by commas.
+	Address string
+	// Token has the role verifier; keys that it does not cover are unknown here.
+	Token client.TokenSource
+	// RootCAs are the authorities of the server's certificate. Nil: the system's.
+	RootCAs *x509.CertPool
+	// Name tells this process apart from the others with the token. It names who
+	// still uses an old key, too. Default: the host's name and a random part.
+	Name string
+	// MaxAge is for how long keys are let in without news of the server: 10 minutes
+	// when zero, 15 seconds at least and a day at most. Revoking a key waits so long
+	// for a verifier that cannot be reached.
+	MaxAge time.Duration
+	// ReportEvery is the time between two reports of uses; 3 s when zero.
+	ReportEvery time.Duration
+	// HTTPClient replaces the built-in client; RootCAs is then ignored. It must not
+	// have a Timeout.
+	HTTPClient *http.Client
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+	// Logger takes what is worth telling an operator, never a key. Nil discards.
+	Logger *slog.Logger
+}
+
+// Result is whose key it is.
+type Result struct {
+	Key     key.Name
+	Version key.Version
+	Client  string
+	// Scopes must not be changed.
+	Scopes  []string
+	Expires time.Time
+	// Left is how many further uses are allowed now, -1 without a limit; Retry is in
+	// what time the next one is, with ErrLimited.
+	Left  int
+	Retry time.Duration
+}
+
+// Checker verifies API keys. Its methods may be called concurrently.
+type Checker struct {
+	config    Config
+	addresses []string
+
+	hasher atomic.Pointer[keytable.Hasher]
+	table  atomic.Pointer[keytable.Table]
+	// fresh is as of when the table is, in nanoseconds; rev its revision.
+	fresh atomic.Int64
+	rev   atomic.Uint64
+	ready chan struct{}
+	first sync.Once
+
+	uses uses
+	// told receives when there is something to report at once.
+	told chan struct{}
+
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+const (
+	defaultMaxAge = 10 * time.Minute
+	minMaxAge     = 15 * time.Second
+	maxMaxAge     = 24 * time.Hour
+	// silentAfter is after how long without a word of the server a key that is not
+	// known may be a new one.
+	silentAfter = 12 * time.Second
+)
+
+func (c *Config) complete() ([]string, error) {
+	if c.Token == nil {
+		return nil, fmt.Errorf("%w: Token is missing", ErrConfig)
+	}
+	var addresses []string
+	for address := range strings.SplitSeq(c.Address, ",") {
+		u, err := url.Parse(strings.TrimSpace(address))
+		if err != nil || u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("%w: Address %q is no https:// URL", ErrConfig, address)
+		}
+		addresses = append(addresses, strings.TrimSuffix(u.String(), "/"))
+	}
+	if c.MaxAge == 0 {
+		c.MaxAge = defaultMaxAge
+	}
+	if c.MaxAge < minMaxAge || c.MaxAge > maxMaxAge {
+		return nil, fmt.Errorf("%w: MaxAge %v is not between %v and %v", ErrConfig, c.MaxAge, minMaxAge, maxMaxAge)
+	}
+	if c.ReportEvery == 0 {
+		c.ReportEvery = 3 * time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("%w: Name: %w", ErrConfig, err)
+		}
+		c.Name = host + "-" + strings.ToLower(rand.Text()[:8])
+	}
+	if c.HTTPClient == nil {
+		c.HTTPClient = newHTTPClient(c.RootCAs)
+	}
+	return addresses, nil
+}
+
+// Open connects, and returns once the first snapshot is there. It fails when ctx
+// ends before, or when config is wrong. Close must be called.
+func Open(ctx context.Context, config Config) (*Checker, error) {
+	addresses, err := config.complete()
+	if err != nil {
+		return nil, err
+	}
+	c := &Checker{config: config, addresses: addresses, ready: make(chan struct{}), told: make(chan struct{}, 1)}
+	c.table.Store(keytable.New())
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.cancel = cancel
+	c.running.Go(func() { c.follow(running) })
+	c.running.Go(func() { c.report(running) })
+	select {
+	case <-c.ready:
+		return c, nil
+	case <-ctx.Done():
+		c.cancel()
+		c.running.Wait()
+		return nil, fmt.Errorf("no snapshot of API keys from %s: %w", config.Address, ctx.Err())
+	}
+}
+
+// Close reports the last uses, tells the server not to wait for this verifier any
+// more, and returns. Afterwards Check answers ErrUnsure.
+func (c *Checker) Close(ctx context.Context) error {
+	c.cancel()
+	c.running.Wait()
+	c.fresh.Store(0)
+	return c.send(ctx, true)
+}
+
+// Check tells whose key text is, and counts the use; address says who showed it,
+// and may be empty. It fails with ErrRefused, ErrLimited (with a result) or
+// ErrUnsure.
+func (c *Checker) Check(text, address string) (Result, error) {
+	hasher := c.hasher.Load()
+	if hasher == nil {
+		return Result{}, ErrUnsure
+	}
+	hash, err := hasher.SumString(text)
+	if err != nil {
+		return Result{}, ErrRefused
+	}
+	now := c.config.Now()
+	table := c.table.Load()
+	found := table.Look(&hash, now)
+	age := now.UnixNano() - c.fresh.Load()
+	switch found.Reason {
+	case keytable.Good, keytable.Limited:
+		if age > int64(c.config.MaxAge) {
+			return Result{}, ErrUnsure
+		}
+	case keytable.Malformed, keytable.Unknown, keytable.Suspended, keytable.Expired:
+		if age > int64(silentAfter) {
+			return Result{}, ErrUnsure
+		}
+		return Result{}, ErrRefused
+	}
+	result := Result{
+		Key: found.Key, Version: found.Version, Client: found.Client, Scopes: found.Scopes, Expires: found.Expires, Left: found.Left, Retry: found.Retry,
+	}
+	if found.Reason == keytable.Limited {
+		return result, ErrLimited
+	}
+	table.Used(found.ID, 1, now)
+	if address != "" {
+		c.uses.name(found.Key, found.Version, address)
+	}
+	return result, nil
+}
+
+// Age is how old what is known here is.
+func (c *Checker) Age() time.Duration {
+	return time.Duration(c.config.Now().UnixNano() - c.fresh.Load())
+}
+
+// Len is how many versions are known.
+func (c *Checker) Len() int { return c.table.Load().Len() }

@@ -1,0 +1,18 @@
+// Package apikeycheck verifies API keys in the process that was shown them, by a
+// snapshot that the server pushes: without a request, and while no server answers.
+//
+// Guarantees:
+//
+//   - Check reads memory only, does not allocate and does not block.
+//   - What is known is as of the server's last word, which comes every second. After
+//     Config.MaxAge without one, Check answers ErrUnsure. A key that was refused at
+//     the server is refused here as soon as the change arrives, and after MaxAge at
+//     the latest; the server counts it as refused no earlier.
+//   - A key that is not known is refused only when the server was heard of within
+//     the last seconds; else it may be new, and Check answers ErrUnsure.
+//   - The process holds keyed hashes, no keys. Whoever reads its memory can verify
+//     keys, and show none.
+//   - Uses are reported in batches. What could not be reported is kept.
+//
+// Rates are kept by each process for itself: n verifiers let in n times as many.
+package apikeycheck

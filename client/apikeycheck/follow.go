@@ -1,0 +1,169 @@
+package apikeycheck
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/keytable"
+)
+
+const (
+	// backoffFirst and backoffLast bound the time between two tries to connect.
+	backoffFirst = 200 * time.Millisecond
+	backoffLast = 10 * time.Second
+	// silence is how long a stream may be without a line: the server sends one each
+	// second.
+	silence = 15 * time.Second
+)
+
+func newHTTPClient(roots *x509.CertPool) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:     (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+			TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true,
+			TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: 30 * time.Second, IdleConnTimeout: 2 * time.Minute,
+			Proxy: http.ProxyFromEnvironment,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// request makes one to the server that is next.
+func (c *Checker) request(ctx context.Context, method, path string, turn int, body io.Reader) (*http.Request, error) {
+	token, err := c.config.Token.Token(ctx)
+	if err != nil {
+		return nil, err
+	}
+	query := url.Values{"verifier": {c.config.Name}, "maxAge": {c.config.MaxAge.String()}}
+	r, err := http.NewRequestWithContext(ctx, method, c.addresses[turn%len(c.addresses)]+path+"?"+query.Encode(), body)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Authorization", "Bearer "+token.RevealString())
+	return r, nil
+}
+
+// follow keeps the table equal to the server's, until ctx ends.
+func (c *Checker) follow(ctx context.Context) {
+	backoff := backoffFirst
+	for turn := 0; ctx.Err() == nil; turn++ {
+		began := c.config.Now()
+		err := c.stream(ctx, turn)
+		if ctx.Err() != nil {
+			return
+		}
+		if c.config.Now().Sub(began) > backoffLast {
+			backoff = backoffFirst
+		}
+		c.config.Logger.WarnContext(ctx, "the stream of API keys ended; connecting again", "error", err, "age", c.Age())
+		timer := time.NewTimer(rand.N(backoff) + backoffFirst/2) //nolint:gosec // it spreads clients and guards no secret
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		backoff = min(2*backoff, backoffLast)
+	}
+}
+
+// stream takes lines until there are no more.
+func (c *Checker) stream(ctx context.Context, turn int) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r, err := c.request(ctx, http.MethodGet, "/v1/apikeys/snapshot", turn, http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := c.config.HTTPClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }() // the stream has ended
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1024)) // the status says enough
+		return fmt.Errorf("status %d: %s", response.StatusCode, text)
+	}
+	watchdog := time.AfterFunc(silence, func() { cancel(errors.New("the server has fallen silent")) })
+	defer watchdog.Stop()
+	lines := bufio.NewReaderSize(response.Body, keytable.MaxLine)
+	taking := &taking{checker: c}
+	for {
+		text, err := lines.ReadSlice('\n')
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				return cause
+			}
+			return err
+		}
+		watchdog.Reset(silence)
+		line, err := keytable.DecodeLine(text)
+		if err == nil {
+			err = taking.take(&line)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// taking is what one stream has sent so far.
+type taking struct {
+	checker *Checker
+	// next is the table that a reset fills; it takes the place of the present one with
+	// the next mark.
+	next   *keytable.Table
+	hasher *keytable.Hasher
+}
+
+func (t *taking) take(line *keytable.Line) error {
+	c := t.checker
+	switch {
+	case len(line.Pepper) > 0:
+		t.hasher = keytable.NewHasher(line.Pepper)
+	case line.Reset:
+		t.next = keytable.New()
+	case line.Rev != 0:
+		if t.hasher == nil {
+			return errors.New("the server has sent no pepper")
+		}
+		if t.next != nil {
+			c.uses.drain(c.table.Load())
+			c.table.Store(t.next)
+			t.next = nil
+		}
+		c.hasher.Store(t.hasher)
+		c.fresh.Store(c.config.Now().UnixNano() - line.Age*int64(time.Millisecond))
+		if c.rev.Swap(line.Rev) != line.Rev {
+			select {
+			case c.told <- struct{}{}:
+			default:
+			}
+		}
+		c.first.Do(func() { close(c.ready) })
+	default:
+		e, err := line.Entry()
+		if err != nil {
+			return err
+		}
+		table := t.next
+		if table == nil {
+			table = c.table.Load()
+		}
+		if line.Gone {
+			table.Delete(&e.Hash)
+			return nil
+		}
+		return table.Put(&e)
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package apikeycheck
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/keytable"
+	"github.com/keyturn/keyturn/key"
+)
+
+const (
+	// maxUses bounds the uses of one report, maxNamed the callers that are kept apart
+	// between two reports.
+	maxUses  = 2000
+	maxNamed = 20_000
+)
+
+// who is somebody who used a version.
+type who struct {
+	key     key.Name
+	version key.Version
+	address string
+}
+
+// uses are those that were not reported yet.
+type uses struct {
+	mu      sync.Mutex
+	pending map[who]uint32
+	named   map[who]uint32
+}
+
+// name notes who made a use that the table counts.
+func (u *uses) name(name key.Name, v key.Version, address string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.named == nil {
+		u.named = map[who]uint32{}
+	}
+	w := who{name, v, address}
+	if _, known := u.named[w]; known || len(u.named) < maxNamed {
+		u.named[w]++
+	}
+}
+
+// drain takes what the table has counted.
+func (u *uses) drain(table *keytable.Table) {
+	u.mu.Lock()
+	named := u.named
+	u.named = nil
+	u.mu.Unlock()
+	counted := map[who]uint32{}
+	for more := true; more; {
+		var list []keytable.Use
+		list, more = table.Drain(maxUses)
+		for i := range list {
+			counted[who{key: list[i].Key, version: list[i].Version}] += list[i].Count
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.pending == nil {
+		u.pending = map[who]uint32{}
+	}
+	for w, n := range named {
+		all := who{key: w.key, version: w.version}
+		n = min(n, counted[all])
+		counted[all] -= n
+		u.pending[w] += n
+	}
+	for w, n := range counted {
+		if n > 0 {
+			u.pending[w] += n
+		}
+	}
+}
+
+// report is as the server takes it.
+type report struct {
+	Rev     uint64      `json:"rev"`
+	Leaving bool        `json:"leaving,omitempty"`
+	Uses    []reportUse `json:"uses,omitempty"`
+}
+
+type reportUse struct {
+	Key         key.Name    `json:"key"`
+	Version     key.Version `json:"version"`
+	Count       uint32      `json:"count"`
+	Address     string      `json:"address,omitempty"`
+	Application string      `json:"application"`
+}
+
+// report tells the server what is known and who was let in, until ctx ends.
+func (c *Checker) report(ctx context.Context) {
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		return
+	}
+	ticker := time.NewTicker(c.config.ReportEvery)
+	defer ticker.Stop()
+	failing := false
+	for {
+		err := c.send(ctx, false)
+		if err != nil && ctx.Err() == nil && !failing {
+			c.config.Logger.WarnContext(ctx, "uses of API keys could not be reported; they are kept", "error", err)
+		}
+		failing = err != nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.told:
+		case <-ticker.C:
+		}
+	}
+}
+
+// send reports everything that there is; what fails waits.
+func (c *Checker) send(ctx context.Context, leaving bool) error {
+	rev := c.rev.Load()
+	c.uses.drain(c.table.Load())
+	for {
+		c.uses.mu.Lock()
+		part := map[who]uint32{}
+		for w, n := range c.uses.pending {
+			if len(part) == maxUses {
+				break
+			}
+			part[w] = n
+			delete(c.uses.pending, w)
+		}
+		more := len(c.uses.pending) > 0
+		c.uses.mu.Unlock()
+		if err := c.sendPart(ctx, &report{Rev: rev, Leaving: leaving && !more}, part); err != nil {
+			c.uses.mu.Lock()
+			for w, n := range part {
+				c.uses.pending[w] += n
+			}
+			c.uses.mu.Unlock()
+			return err
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// sendTime bounds one report.
+const sendTime = 10 * time.Second
+
+func (c *Checker) sendPart(ctx context.Context, message *report, part map[who]uint32) error {
+	for w, n := range maps.All(part) {
+		message.Uses = append(message.Uses, reportUse{Key: w.key, Version: w.version, Count: n, Address: w.address, Application: c.config.Name})
+	}
+	body, err := json.Marshal(message)
+	if err != nil {
+		return fmt.Errorf("encode a report: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendTime)
+	defer cancel()
+	var problems []error
+	for turn := range c.addresses {
+		r, err := c.request(ctx, http.MethodPost, "/v1/apikeys/report", turn, bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		if err = c.do(r); err == nil {
+			return nil
+		}
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
+}
+
+func (c *Checker) do(r *http.Request) error {
+	response, err := c.config.HTTPClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = response.Body.Close() }() // it was read
+	text, err := io.ReadAll(io.LimitReader(response.Body, 1024))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("status %d: %s", response.StatusCode, text)
+	}
+	return err
+}
