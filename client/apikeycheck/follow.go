@@ -20,7 +20,7 @@ import (
 const (
 	// backoffFirst and backoffLast bound the time between two tries to connect.
 	backoffFirst = 200 * time.Millisecond
-	backoffLast = 10 * time.Second
+	backoffLast  = 10 * time.Second
 	// silence is how long a stream may be without a line: the server sends one each
 	// second.
 	silence = 15 * time.Second
