@@ -25,6 +25,7 @@ func floors() []Place {
 		// Beside them, what knows nothing of keys.
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
+		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
 		{Path: "internal/mutant", Floor: 1, Only: none, Foreign: none, ForTests: true},
 
@@ -32,8 +33,8 @@ func floors() []Place {
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
 		{Path: "provider/conformance", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
 		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider", "provider/conformance"}, Foreign: none, ForTests: true},
-		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable"}, words...), Beside: []string{"provider"}, Apart: true},
-		{Path: "internal/store", Floor: 2, Only: []string{"key"}, Apart: true},
+		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable", "internal/passfile"}, words...), Beside: []string{"provider"}, Apart: true},
+		{Path: "internal/store", Floor: 2, Only: []string{"key", "internal/passfile"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
 		{Path: "internal/keeper/keepertest", Floor: 2, Only: words, Beside: []string{"internal/keeper"}, ForTests: true},

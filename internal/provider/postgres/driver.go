@@ -13,7 +13,7 @@ import (
 // New returns the driver for PostgreSQL. Administrator passwords come from the
 // files and environment variables of this process that a key's config names.
 func New() provider.Driver {
-	return driver{sources: sources{readFile: os.ReadFile, lookupEnv: os.LookupEnv}}
+	return driver{sources: sources{lookupEnv: os.LookupEnv}}
 }
 
 type driver struct{ sources sources }

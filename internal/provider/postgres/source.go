@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
+	"github.com/keyturn/keyturn/internal/passfile"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
@@ -13,7 +13,6 @@ import (
 
 // sources are the places of this process that passwords are read from.
 type sources struct {
-	readFile  func(path string) ([]byte, error)
 	lookupEnv func(name string) (string, bool)
 }
 
@@ -60,22 +59,17 @@ func (s *system) fromKey(material provider.Material) (credential, error) {
 }
 
 func (s sources) read(source passwordSource) (secret.Value, error) {
-	var password secret.Value
-	where := "environment variable " + source.env
 	if source.file != "" {
-		where = "file " + source.file
-		content, err := s.readFile(source.file)
+		// Whoever mounts secrets for containers lets everybody in there read them.
+		password, err := passfile.Read(source.file, 0)
 		if err != nil {
-			return secret.Value{}, provider.Hint(fmt.Errorf("postgres: administrator's password: %w", err), "make the file readable for the server's user")
+			return secret.Value{}, provider.Hint(fmt.Errorf("postgres: administrator's password: %w", err), "the file must be readable for the server's user and hold the administrator's password, in one line")
 		}
-		password = secret.NewString(strings.TrimRight(string(content), "\r\n"))
-		clear(content)
-	} else {
-		value, _ := s.lookupEnv(source.env)
-		password = secret.NewString(value)
+		return secret.NewString(password), nil
 	}
-	if password.Len() == 0 {
-		return secret.Value{}, provider.Hint(fmt.Errorf("postgres: administrator's password: %s is empty", where), "put the password of the administrator there")
+	password, _ := s.lookupEnv(source.env)
+	if password == "" {
+		return secret.Value{}, provider.Hint(fmt.Errorf("postgres: administrator's password: environment variable %s is empty", source.env), "put the password of the administrator there")
 	}
-	return password, nil
+	return secret.NewString(password), nil
 }

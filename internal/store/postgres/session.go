@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/keyturn/keyturn/internal/passfile"
 )
 
 // The times after which what hangs ends.
@@ -125,10 +127,13 @@ func millis(setting string, d time.Duration) string {
 
 // password reads the password file, so that a changed password needs no restart.
 func (s *settings) password(config *pgx.ConnConfig) (err error) {
-	if s.passwordFile != "" {
-		config.Password, err = readPassword(s.passwordFile)
+	if s.passwordFile == "" {
+		return nil
 	}
-	return err
+	if config.Password, err = passfile.Read(s.passwordFile, 0o007); err != nil {
+		return fmt.Errorf("postgres: %w: the password: %w", ErrConfig, err)
+	}
+	return nil
 }
 
 // connect makes a connection that is not pooled.
