@@ -66,6 +66,12 @@ func untrusted(err error) bool {
 	return errors.As(err, &verification) || stateOf(err) == "" && strings.Contains(err.Error(), "server refused TLS connection")
 }
 
+// asksTooMuch reports whether the server asked for the password by a method that is
+// not allowed.
+func asksTooMuch(err error) bool {
+	return stateOf(err) == "" && strings.Contains(err.Error(), "authentication method requirement")
+}
+
 // isCut reports whether the connection is gone, and with it the transaction
 // unless it was about to commit.
 func isCut(err error) bool {

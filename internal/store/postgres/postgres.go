@@ -47,7 +47,8 @@ import (
 type Config struct {
 	// URL as libpq takes it, several hosts included, for example
 	// postgres://keyturn@db1,db2/keyturn?sslmode=verify-full. Unless it says
-	// otherwise, target_session_attrs is read-write. Required.
+	// otherwise, target_session_attrs is read-write, and a server whose certificate is
+	// not verified is told neither the password nor its MD5 (require_auth). Required.
 	URL string
 	// PasswordFile holds the password, in one line; it is read whenever a connection
 	// is made. Empty: the password of the URL or of the environment, if any.

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -74,9 +75,24 @@ func newSettings(config Config, node string) (*settings, error) {
 	if base.ValidateConnect == nil {
 		base.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
+	if base.RequireAuth == "" && !verified(&base.Config) {
+		base.RequireAuth = "!password,!md5"
+	}
 	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 3}}
 	base.DialFunc = dialer.DialContext
 	return &settings{base: base, node: node, passwordFile: config.PasswordFile, connections: config.Connections}, nil
+}
+
+// verified reports whether a certificate is verified at every host that config leads
+// to, before anything is sent. What is not may be told by no impostor to send the
+// password, or a hash of it that can be guessed at leisure.
+func verified(config *pgconn.Config) bool {
+	checks := func(c *tls.Config) bool { return c != nil && (!c.InsecureSkipVerify || c.VerifyPeerCertificate != nil) }
+	all := checks(config.TLSConfig)
+	for _, f := range config.Fallbacks {
+		all = all && checks(f.TLSConfig)
+	}
+	return all
 }
 
 // role says what a connection is for.
@@ -187,6 +203,9 @@ func (s *settings) connectFault(doing string, err error) error {
 	}
 	if untrusted(err) {
 		return fmt.Errorf("postgres: %s: %w: %s: %w (no password was sent; sslrootcert must name the CA of the server's certificate, and that the host of the URL)", doing, ErrConnect, where, err)
+	}
+	if asksTooMuch(err) {
+		return fmt.Errorf("postgres: %s: %w: %s: %w (no password was sent: a server whose certificate is not verified gets none but by SCRAM-SHA-256; store it as such at the server, or set sslmode=verify-full and sslrootcert)", doing, ErrConnect, where, err)
 	}
 	return fmt.Errorf("postgres: %s: %w: %s: %w (nothing was written; is the server up, and do the host, user, password and certificate of the configuration fit?)", doing, ErrConnect, where, err)
 }
