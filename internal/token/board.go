@@ -63,6 +63,8 @@ type Board struct {
 	rev    uint64
 	said   time.Time
 	loaded bool
+	// unsaid: this node has changed what it serves and has not told others.
+	unsaid bool
 	// changed is closed when a set changes, and replaced.
 	changed chan struct{}
 	fetched map[fetchOf]fetch
@@ -134,6 +136,7 @@ func (b *Board) Change(ctx context.Context, change Change) (Standing, error) {
 			return err
 		}
 		doc = read
+		s.settle(doc.Rev)
 		if err := claim(ctx, tx, &s, &change); err != nil {
 			return err
 		}
@@ -151,7 +154,7 @@ func (b *Board) Change(ctx context.Context, change Change) (Standing, error) {
 	if err != nil {
 		return Standing{}, err
 	}
-	if err := b.show(&doc); err != nil {
+	if err := b.showOwn(&doc); err != nil {
 		return Standing{}, err
 	}
 	return b.Standing(ctx, change.Key, change.Endpoint, change.Version)
@@ -199,6 +202,18 @@ func release(ctx context.Context, tx store.Tx, issuer string) error {
 		return err
 	}
 	return tx.Docs.Delete(ctx, kindIssuer, doc.Name, doc.Rev)
+}
+
+// settle notes at which revision of the document that is read its listings were so.
+func (s *set) settle(rev uint64) {
+	for i := range s.Versions {
+		for name, at := range s.Versions[i].At {
+			if at.Seq != 0 && at.Rev == 0 {
+				at.Rev = rev
+				s.Versions[i].At[name] = at
+			}
+		}
+	}
 }
 
 // apply makes the set what a change asks for.
@@ -271,6 +286,7 @@ func (b *Board) Standing(ctx context.Context, name key.Name, endpoint string, v 
 // then it is asked again.
 func (b *Board) standing(ctx context.Context, name key.Name, endpoint string, number key.Version) (standing Standing, again bool, err error) {
 	var everywhere *store.Doc
+	var rev uint64
 	err = b.config.Store.View(ctx, func(tx store.Tx) error {
 		standing, everywhere = Standing{}, nil
 		s, doc, err := readSet(ctx, tx, name)
@@ -289,9 +305,12 @@ func (b *Board) standing(ctx context.Context, name key.Name, endpoint string, nu
 			standing.Arrived = true
 			return nil
 		case at.Everywhere.IsZero():
-			standing.Waiting, standing.Until, err = b.laggard(ctx, tx, name, doc.Rev)
+			if at.Rev == 0 {
+				at.Rev = doc.Rev
+			}
+			standing.Waiting, standing.Until, err = b.laggard(ctx, tx, name, at.Rev)
 			if err == nil && standing.Waiting == "" {
-				everywhere = &doc
+				everywhere, rev = &doc, at.Rev
 			}
 			return err
 		}
@@ -300,7 +319,7 @@ func (b *Board) standing(ctx context.Context, name key.Name, endpoint string, nu
 	if err != nil || everywhere == nil {
 		return standing, false, err
 	}
-	return standing, true, b.noteEverywhere(ctx, everywhere)
+	return standing, true, b.noteEverywhere(ctx, everywhere, rev)
 }
 
 // cached says whether caches may hold another set than that with a listing.
@@ -374,8 +393,8 @@ func (b *Board) laggard(ctx context.Context, tx store.Tx, name key.Name, rev uin
 	return "", time.Time{}, nil
 }
 
-// noteEverywhere notes that every node serves the set as in doc.
-func (b *Board) noteEverywhere(ctx context.Context, doc *store.Doc) error {
+// noteEverywhere notes that every node serves what the set had at a revision.
+func (b *Board) noteEverywhere(ctx context.Context, doc *store.Doc, rev uint64) error {
 	s, err := decode[set](doc)
 	if err != nil {
 		return err
@@ -384,7 +403,12 @@ func (b *Board) noteEverywhere(ctx context.Context, doc *store.Doc) error {
 	for i := range s.Versions {
 		for name, at := range s.Versions[i].At {
 			if at.Seq != 0 && at.Everywhere.IsZero() {
-				at.Everywhere = now
+				if at.Rev == 0 {
+					at.Rev = doc.Rev
+				}
+				if at.Rev <= rev {
+					at.Everywhere = now
+				}
 				s.Versions[i].At[name] = at
 			}
 		}
@@ -404,7 +428,7 @@ func (b *Board) noteEverywhere(ctx context.Context, doc *store.Doc) error {
 	if err != nil {
 		return err
 	}
-	return b.show(&put)
+	return b.showOwn(&put)
 }
 
 // Held returns the versions that are listed at any endpoint.
@@ -470,7 +494,7 @@ func (b *Board) Drop(ctx context.Context, name key.Name, number key.Version) err
 	if err != nil || doc.Rev == 0 {
 		return err
 	}
-	return b.show(&doc)
+	return b.showOwn(&doc)
 }
 
 // check refuses a version without a public key by which it could be verified.

@@ -338,3 +338,25 @@ func TestDamagedKeysAreNotPublished(t *testing.T) {
 		}
 	})
 }
+
+// TestRepetitionsHoldNothingUp: while calls are repeated, each with a larger fence,
+// other nodes need not confirm every repetition.
+func TestRepetitionsHoldNothingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		nodes := []*node{w.start("one"), w.start("two")}
+		began := time.Now()
+		for arrived := 0; arrived < 3; {
+			arrived = 0
+			for i, endpoint := range []string{token.Published, "api", "batch"} {
+				if s := w.list(nodes[i%2], 1, endpoint, true); s.Arrived {
+					arrived++
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Fatalf("after %v %d endpoints have the first key", took, arrived)
+			}
+		}
+	})
+}

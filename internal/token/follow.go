@@ -102,21 +102,25 @@ func (b *Board) meet(ctx context.Context, flush bool) error {
 			return err
 		}
 	}
+	b.mu.Lock()
+	unsaid := b.unsaid
+	b.unsaid = false // what is shown from now on is told now, or the next time
+	b.mu.Unlock()
 	advanced, err := b.look(ctx)
-	if err != nil {
-		return err
+	b.mu.Lock()
+	due := unsaid || advanced || !b.loaded || b.config.Now().Sub(b.said) >= b.config.Outage/4
+	b.mu.Unlock()
+	if err == nil && due {
+		err = b.say(ctx, false)
 	}
 	b.mu.Lock()
-	due := advanced || !b.loaded || b.config.Now().Sub(b.said) >= b.config.Outage/4
-	b.mu.Unlock()
-	if due {
-		if err := b.say(ctx, false); err != nil {
-			return err
-		}
-		b.mu.Lock()
-		b.loaded = true
+	if err != nil {
+		b.unsaid = b.unsaid || due
 		b.mu.Unlock()
+		return err
 	}
+	b.loaded = true
+	b.mu.Unlock()
 	if !flush {
 		return nil
 	}
@@ -129,7 +133,8 @@ func (b *Board) isLoaded() bool {
 	return b.loaded
 }
 
-// look takes over what has changed in the store.
+// look takes over what has changed in the store, and says whether other nodes need
+// to hear of it.
 func (b *Board) look(ctx context.Context) (advanced bool, err error) {
 	for {
 		b.mu.RLock()
@@ -144,14 +149,15 @@ func (b *Board) look(ctx context.Context) (advanced bool, err error) {
 			return advanced, err
 		}
 		for i := range docs {
-			if err := b.show(&docs[i]); err != nil {
+			news, err := b.show(&docs[i])
+			if err != nil {
 				return advanced, err
 			}
+			advanced = advanced || news
 		}
 		if len(docs) == 0 {
 			return advanced, nil
 		}
-		advanced = true
 		b.mu.Lock()
 		b.rev = docs[len(docs)-1].Rev
 		b.mu.Unlock()

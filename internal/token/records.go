@@ -67,6 +67,9 @@ type listing struct {
 	Fence  uint64 `json:"fence"`
 	// Seq is that of the first set in which this is so; 0 when it was always so.
 	Seq uint64 `json:"seq,omitempty"`
+	// Rev is a revision of the document in which this was so; 0 stands for its present
+	// one. What is written to it later, such as a fence, need not be served anywhere.
+	Rev uint64 `json:"rev,omitempty"`
 	// First: nobody could hold another set of this endpoint.
 	First bool `json:"first,omitempty"`
 	// Everywhere is when every node was known to serve it so; zero until then.

@@ -63,33 +63,45 @@ func (b *Board) fresh() error {
 	return nil
 }
 
-// show serves a set as it was committed, unless a newer one is served already.
-func (b *Board) show(doc *store.Doc) error {
+// showOwn serves a set that this node has changed.
+func (b *Board) showOwn(doc *store.Doc) error {
+	news, err := b.show(doc)
+	if news {
+		b.mu.Lock()
+		b.unsaid = true
+		b.mu.Unlock()
+	}
+	return err
+}
+
+// show serves a set as it was committed, unless a newer one is served already. It
+// says whether anything else is listed than before.
+func (b *Board) show(doc *store.Doc) (news bool, err error) {
 	s, err := decode[set](doc)
 	if err != nil {
-		return err
+		return false, err
 	}
 	p := &published{set: s, rev: doc.Rev}
 	if p.keys, err = keysAt(&s, Published); err != nil {
-		return fmt.Errorf("published set of %s: %w", doc.Name, err)
+		return false, fmt.Errorf("published set of %s: %w", doc.Name, err)
 	}
 	pages, err := pagesOf(key.Name(doc.Name), &s)
 	if err != nil {
-		return fmt.Errorf("published set of %s: %w", doc.Name, err)
+		return false, fmt.Errorf("published set of %s: %w", doc.Name, err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	name := key.Name(doc.Name)
 	old := b.sets[name]
 	if old != nil && old.rev >= doc.Rev {
-		return nil
+		return false, nil
 	}
 	maps.DeleteFunc(b.pages, func(_ string, page *Page) bool { return page.key == name })
 	maps.Copy(b.pages, pages)
 	b.sets[name] = p
 	close(b.changed)
 	b.changed = make(chan struct{})
-	return nil
+	return old == nil || old.Seq != s.Seq, nil
 }
 
 // discovery is the metadata of an issuer (OpenID Connect Discovery 1.0, section 3).
