@@ -2,5 +2,9 @@
 
 package server_test
 
-// rotationsUnderLoad is how often the key rotates under load.
-const rotationsUnderLoad = 20
+const (
+	// rotationsUnderLoad is how often the key rotates under load.
+	rotationsUnderLoad = 20
+	// cutOff: a node loses the store instead of being stopped.
+	cutOff = true
+)
