@@ -89,7 +89,7 @@ func newTokens(s *Server, options Options) (*tokens, error) {
 	c := &s.config.Tokens
 	t.board = token.NewBoard(token.BoardConfig{Store: s.store, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew})
 	t.signer = token.NewSigner(token.SignerConfig{
-		Store: s.store, Board: t.board, Connect: t.connect, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew,
+		Store: s.store, Board: t.board, Connect: t.connect, Report: t.report, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew,
 	})
 	limits := newLimiters(c.PerSecond, c.Burst)
 	t.sets = jwks.New(jwks.Config{Board: t.board})
@@ -144,9 +144,21 @@ func (b board) Standing(ctx context.Context, name key.Name, endpoint string, v k
 	return provided.Standing(standing), err
 }
 
+// party is the ID of this node's signer.
+func (t *tokens) party() string { return "signer-" + t.node }
+
+// report tells the hub how a version fares at this node's signer.
+func (t *tokens) report(ctx context.Context, name key.Name, v key.Version, failed error) error {
+	sample := engine.Sample{Presenter: t.party(), Attempts: 1, Healthy: true}
+	if failed != nil {
+		sample.AuthFailures, sample.Healthy, sample.Detail = 1, false, "a token of this version is not accepted by the published set: "+failed.Error()
+	}
+	return t.server.hub.Report(ctx, name, v, sample)
+}
+
 // connect opens the session of this node's signer.
 func (t *tokens) connect(ctx context.Context, holdings []token.Holding) (token.Session, error) {
-	party := engine.PartyRecord{ID: "signer-" + t.node, Kind: hub.KindClient, Region: t.server.config.Tokens.Region, Labels: t.server.config.Tokens.Labels}
+	party := engine.PartyRecord{ID: t.party(), Kind: hub.KindClient, Region: t.server.config.Tokens.Region, Labels: t.server.config.Tokens.Labels}
 	list := make([]engine.Holding, 0, len(holdings))
 	for _, h := range holdings {
 		switch _, err := t.server.engine.Key(ctx, h.Key); {

@@ -48,6 +48,20 @@ func TestNodesSignTogether(t *testing.T) {
 	nodes := []*world{first, second}
 	first.applySigning(t, "ES256")
 	first.rotated(t, &keyturnv1.RotateRequest{}, "quarantine")
+	// From now on each stage is judged by what the signers report.
+	if problems := first.apply(t, first.root, `
+apiVersion: keyturn/v1
+kind: Policy
+metadata: {name: signing}
+spec:
+  rotate: {every: 90d}
+  stages: [{name: all, bake: 500ms, ackTimeout: 30s, onEmpty: skip}]
+  judge: [{name: auth-failures, signal: auth_failures, max: 0}]
+  drain: {min: 0s, quiet: 0s, max: 5m, every: 1s}
+  quarantine: 1s
+`).GetProblems(); len(problems) > 0 {
+		t.Fatalf("%v", problems)
+	}
 	l := &load{t: t, readers: readers{}, rejected: map[string]int{}, last: map[key.Version]int{}}
 	issuer := first.Address() + "/orders"
 	var stopped atomic.Bool

@@ -51,6 +51,7 @@ func (s *Signer) keepHorizons(ctx context.Context) {
 			s.config.Logger.WarnContext(ctx, "the life of tokens cannot be written to the store; tokens are signed until what was written ends", "error", err)
 		}
 		failing = err != nil
+		s.report(ctx)
 		timer := time.NewTimer(min(s.config.Outage/8, 5*time.Second))
 		select {
 		case <-ctx.Done():
@@ -64,6 +65,50 @@ func (s *Signer) keepHorizons(ctx context.Context) {
 		case <-timer.C:
 		}
 	}
+}
+
+// report tells how the versions in use fare.
+func (s *Signer) report(ctx context.Context) {
+	if s.config.Report == nil {
+		return
+	}
+	s.mu.RLock()
+	list := slices.Collect(maps.Values(s.active))
+	s.mu.RUnlock()
+	for _, a := range list {
+		failed, err := s.config.Board.accepts(a)
+		if err == nil {
+			err = s.config.Report(ctx, a.key, a.version, failed)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.config.Logger.DebugContext(ctx, "how a signing key fares could not be reported", "key", a.key, "error", err)
+		}
+	}
+}
+
+// accepts says why a token of a version is not accepted by the published set. The
+// token lives in this function. It fails when the node cannot know what is published.
+func (b *Board) accepts(a *active) (failed, err error) {
+	b.mu.RLock()
+	p := b.sets[a.key]
+	err = b.fresh()
+	b.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	if p == nil || p.keys[a.keyID].public == nil {
+		return nil, fmt.Errorf("%w: %s of %s is not published", ErrNotReady, a.version, a.key)
+	}
+	signed, err := a.signers[JWT].Sign([]byte(`{}`))
+	if err != nil {
+		return err, nil
+	}
+	compact, err := signed.CompactSerialize()
+	if err != nil {
+		return err, nil
+	}
+	_, failed = p.keys.verify(compact)
+	return failed, nil
 }
 
 // due returns what must be written: horizons that come near, and new counts.

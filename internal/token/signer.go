@@ -65,9 +65,12 @@ type SignerConfig struct {
 	// Connect opens the session of this node's signer, which presents those keys. Keys
 	// that do not exist any more are left out.
 	Connect func(ctx context.Context, holdings []Holding) (Session, error)
-	Logger  *slog.Logger
-	Now     func() time.Time
-	Node    string
+	// Report hears every few seconds how each version in use fares: failed says why a
+	// token of it, made for this, is not accepted by the published set. May be nil.
+	Report func(ctx context.Context, name key.Name, v key.Version, failed error) error
+	Logger *slog.Logger
+	Now    func() time.Time
+	Node   string
 	// Outage is for how long tokens of full life are signed while the store does not
 	// answer. Default: 5 minutes.
 	Outage time.Duration

@@ -346,3 +346,29 @@ func TestClaimsAreOneObject(t *testing.T) {
 		}
 	})
 }
+
+// TestSignersReportHowTheyFare: every few seconds, of what is published; of what is
+// not there is nothing to tell.
+func TestSignersReportHowTheyFare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		n := w.start("one")
+		w.list(n, 1, token.Published, true)
+		w.list(n, 2, "api", true) // and nowhere else
+		time.Sleep(time.Second)
+		w.tell(n, 1)
+		time.Sleep(time.Minute)
+		n.hub.mu.Lock()
+		if n.hub.reported[1] < 10 || len(n.hub.failed) > 0 {
+			t.Errorf("%d reports in a minute, %v", n.hub.reported[1], n.hub.failed)
+		}
+		n.hub.mu.Unlock()
+		w.tell(n, 2)
+		time.Sleep(time.Minute)
+		n.hub.mu.Lock()
+		defer n.hub.mu.Unlock()
+		if n.hub.reported[2] > 0 || len(n.hub.failed) > 0 {
+			t.Errorf("%d reports of what is not published, %v", n.hub.reported[2], n.hub.failed)
+		}
+	})
+}

@@ -87,7 +87,10 @@ type hub struct {
 	epoch uint64
 	told  *token.Assignment
 	acked []token.Outcome
-	news  chan struct{}
+	// reported counts reports of versions that fare well; failed are the others.
+	reported map[key.Version]int
+	failed   []error
+	news     chan struct{}
 }
 
 func (h *hub) tell(v key.Version, material provider.Material) {
@@ -150,11 +153,21 @@ func (s *session) Close() { s.once.Do(func() { close(s.closed) }) }
 // start starts a node; it is killed when the test ends.
 func (w *world) start(name string) *node {
 	w.t.Helper()
-	n := &node{link: &link{Store: w.store}, hub: &hub{news: make(chan struct{}, 1)}}
+	n := &node{link: &link{Store: w.store}, hub: &hub{news: make(chan struct{}, 1), reported: map[key.Version]int{}}}
 	n.Board = token.NewBoard(token.BoardConfig{
 		Store: n.link, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Node: name, Outage: outage, Skew: skew,
 	})
 	n.Signer = token.NewSigner(token.SignerConfig{
+		Report: func(_ context.Context, _ key.Name, v key.Version, failed error) error {
+			n.hub.mu.Lock()
+			defer n.hub.mu.Unlock()
+			if failed != nil {
+				n.hub.failed = append(n.hub.failed, failed)
+				return nil
+			}
+			n.hub.reported[v]++
+			return nil
+		},
 		Store: n.link, Board: n.Board, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Node: name, Outage: outage, Skew: skew,
 		Connect: func(_ context.Context, holdings []token.Holding) (token.Session, error) {
 			if n.link.away.Load() {
