@@ -195,7 +195,7 @@ func startReaders(t *testing.T, w *world, algorithm string) readers {
 
 func signingConfig(dir string) server.Config {
 	config := configOf(dir)
-	config.Tokens.Skew = 250 * time.Millisecond
+	config.Tokens.Skew = 400 * time.Millisecond
 	return config
 }
 

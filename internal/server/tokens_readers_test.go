@@ -26,6 +26,10 @@ import (
 
 const audience = "orders"
 
+// readersFetchEvery is shorter than the life of a set in caches, as it has to be:
+// who fetches by the clock, and a little late, would hold a set too long.
+const readersFetchEvery = 500 * time.Millisecond
+
 // readers are what accepts tokens, by name.
 type readers map[string]func(ctx context.Context, compact string) error
 
@@ -50,10 +54,10 @@ func oidcReader(t *testing.T, client *http.Client, issuer, set string) (verify f
 	return verify, api.URL
 }
 
-// golangReader is golang-jwt with keyfunc: it fetches the set every second.
+// golangReader is golang-jwt with keyfunc: it fetches the set by the clock.
 func golangReader(t *testing.T, client *http.Client, issuer, set string) func(context.Context, string) error {
 	t.Helper()
-	keys, err := keyfunc.NewDefaultOverrideCtx(t.Context(), []string{set}, keyfunc.Override{Client: client, RefreshInterval: time.Second})
+	keys, err := keyfunc.NewDefaultOverrideCtx(t.Context(), []string{set}, keyfunc.Override{Client: client, RefreshInterval: readersFetchEvery})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +68,7 @@ func golangReader(t *testing.T, client *http.Client, issuer, set string) func(co
 	}
 }
 
-// jwxReader is jwx: it fetches the set every second, and knows no other key.
+// jwxReader is jwx: it fetches the set by the clock, and knows no other key.
 func jwxReader(t *testing.T, client *http.Client, issuer, set string) func(context.Context, string) error {
 	t.Helper()
 	cache, err := jwk.NewCache(t.Context(), httprc.NewClient())
@@ -73,7 +77,7 @@ func jwxReader(t *testing.T, client *http.Client, issuer, set string) func(conte
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := cache.Register(ctx, set, jwk.WithConstantInterval(time.Second), jwk.WithHTTPClient(client)); err != nil {
+	if err := cache.Register(ctx, set, jwk.WithConstantInterval(readersFetchEvery), jwk.WithHTTPClient(client)); err != nil {
 		t.Fatal(err)
 	}
 	keys, err := cache.CachedSet(set)
