@@ -16,7 +16,7 @@ const (
 	// deadAfter is after how long without a word a node is taken for dead: a new key
 	// does not wait for it. It does not say itself then that a key is bad.
 	deadAfter = 12 * time.Second
-	// beatEvery is the longest time between words of a node.
+	// beatEvery is the time between words of a node that knows no key.
 	beatEvery = 4 * time.Second
 	// staleMargin is what clocks may differ by, and what a look may take.
 	staleMargin = followTime + 2*time.Second
@@ -179,7 +179,11 @@ func (s *Service) flush(ctx context.Context, asked bool) error {
 	}
 	next := beat{Rev: rev, Flushed: now, At: now}
 	told := s.told.Load()
-	if !asked && told.Rev == next.Rev && now.Sub(told.At) < beatEvery && now.Sub(told.At) >= 0 {
+	every := s.config.FlushEvery // whoever counts uses waits for it
+	if rev == 0 {
+		every = beatEvery
+	}
+	if !asked && told.Rev == next.Rev && now.Sub(told.At) < every && now.Sub(told.At) >= 0 {
 		return nil
 	}
 	return s.say(ctx, next)

@@ -27,7 +27,7 @@ const (
 	maxText = 128
 	// span is the resolution of counts: a use is taken for present for one span at
 	// least and two at most.
-	span = 5 * time.Second
+	span = time.Second
 	// useKept is how long the last use of a version is remembered.
 	useKept = 400 * 24 * time.Hour
 )
@@ -328,7 +328,7 @@ func (*Service) name(usage *provider.Usage, list []usesOf, now, since time.Time)
 }
 
 // askTime bounds how long a count waits for the nodes.
-const askTime = 10 * time.Second
+const askTime = 6 * time.Second
 
 // allTold returns once every node and every verifier outside that may let a key in
 // has written what was used before the call; with alive only the nodes that are.

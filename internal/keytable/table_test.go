@@ -242,7 +242,7 @@ func TestLookingUpTakesNoMemory(t *testing.T) {
 		if f := table.Look(&h, now()); err != nil || f.Reason != keytable.Good {
 			t.Fatal(f.Reason, err)
 		}
-	}); n != 0 {
+	}); n != 0 && !underRaceDetector {
 		t.Errorf("%v allocations", n)
 	}
 }
