@@ -49,6 +49,7 @@ func floors() []Place {
 		{Path: "internal/pki", Floor: 3, Only: interfaces()},
 		{Path: "internal/token", Floor: 3, Only: interfaces()},
 		{Path: "internal/apikey", Floor: 3, Only: interfaces()},
+		{Path: "internal/notices", Floor: 3, Only: interfaces()},
 		{Path: "gen", Floor: 3, Only: none},
 
 		// 4: thin transports.

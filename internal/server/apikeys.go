@@ -30,6 +30,10 @@ type APIKeysConfig struct {
 	// PerSecond is how many keys one token may verify per second, and at once.
 	// Default: 100,000.
 	PerSecond float64 `yaml:"perSecond"`
+	// Mail says how partners are told by e-mail.
+	Mail MailConfig `yaml:"mail"`
+	// Page is where partners find the page for their keys, for notices.
+	Page string `yaml:"page"`
 }
 
 func (c *APIKeysConfig) fill() {
@@ -48,7 +52,8 @@ func (c *APIKeysConfig) check() []problem {
 	if c.PerSecond < 1 || c.PerSecond > maxVerified {
 		problems = append(problems, problem{field: "apiKeys.perSecond", message: fmt.Sprintf("%v is not between 1 and %d", c.PerSecond, int(maxVerified))})
 	}
-	return problems
+	problems = append(problems, c.Mail.check()...)
+	return append(problems, checkPage(c.Page)...)
 }
 
 const maxVerified = 1e7

@@ -55,6 +55,10 @@ func TestConfigErrors(t *testing.T) {
 		"dataDir: {\n":                                                                       "server.yaml:1:",
 		"- dataDir\n":                                                                        "server.yaml:1:",
 		"dataDir: d\nlog: {level: loud, format: xml}\nlimits:\n  burst: -1\n  parties: -1\n": "server.yaml:5: limits.parties",
+
+		"dataDir: d\napiKeys: {page: somewhere}\n":                                            `server.yaml:2: apiKeys.page: "somewhere" is no address`,
+		"dataDir: d\napiKeys:\n  mail:\n    server: mail\n":                                   "server.yaml:4: apiKeys.mail.server: it is no host and port",
+		"dataDir: d\napiKeys:\n  mail: {server: 'mail:25', from: a@b.example, username: u}\n": "server.yaml:3: apiKeys.mail.username: username and passwordFile belong together",
 	}
 	for source, says := range tests {
 		_, err := server.ParseConfig("server.yaml", []byte(source))

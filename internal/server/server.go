@@ -109,6 +109,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
 	s.running.Go(func() { s.clock.run(sweeping) })
+	s.running.Go(func() { s.newTeller(options.Now).run(sweeping) })
 	s.running.Go(func() { s.engine.TryFullStore(sweeping) })
 	if _, shared := s.store.(store.Clock); shared {
 		s.running.Go(func() { s.followRevocations(sweeping) })

@@ -39,7 +39,7 @@ spec:
 
 // newAPIKeyWorld starts a server that rotates API keys, which needs no other system.
 // more continues the config of the key in examples.
-func newAPIKeyWorld(t *testing.T, policy, more string) *world {
+func newAPIKeyWorld(t *testing.T, policy, more string, change ...func(*world)) *world {
 	t.Helper()
 	document, err := os.ReadFile("../../examples/apikey/partner.yaml")
 	if err != nil {
@@ -57,6 +57,9 @@ func newAPIKeyWorld(t *testing.T, policy, more string) *world {
 			t.Logf("the end of the server's log:\n%s", w.logs.tail(6000))
 		}
 	})
+	for _, one := range change {
+		one(w)
+	}
 	w.start(t)
 	t.Cleanup(func() { w.stop(t) })
 	w.apply(t, policy+"---\n"+string(document)+more)

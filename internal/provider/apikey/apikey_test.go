@@ -15,8 +15,9 @@ func TestConfigProblemsAreAllNamed(t *testing.T) {
 	_, err := driver.Check(provider.Config{
 		"clients": "x", "prefix": "KT", "scopes": []any{"a b", "x", "x"}, "rate": map[string]any{"perSecond": -1.0, "burst": 1.5, "x": 1.0},
 		"expires": "soon", "keep": "for ever",
+		"notify": map[string]any{"email": []any{"nobody"}, "webhook": []any{"http://acme.example/"}, "remind": "5s", "fax": 1.0},
 	})
-	for _, place := range []string{"client", "clients", "prefix", "scopes[0]", "scopes[2]", "rate.perSecond", "rate.burst", "rate.x", "expires", "keep"} {
+	for _, place := range []string{"client", "clients", "prefix", "scopes[0]", "scopes[2]", "rate.perSecond", "rate.burst", "rate.x", "expires", "keep", "notify.email[0]", "notify.webhook[0]", "notify.remind", "notify.fax"} {
 		if err == nil || !strings.Contains("\n"+err.Error(), "\n"+place+": ") {
 			t.Errorf("%s is not named in: %v", place, err)
 		}

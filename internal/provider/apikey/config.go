@@ -31,9 +31,11 @@ const (
 //	  rate: {perSecond: 50, burst: 100}
 //	  expires: 2027-12-31
 //	  keep: shown-once
+//	  notify: {email: [keys@acme.example], webhook: ["https://acme.example/keys"], remind: 7d}
 type settings struct {
 	prefix string
 	rules  keytable.Rules
+	notify Notify
 	// sealed: the key stays sealed in the store after its client has it.
 	sealed bool
 }
@@ -46,8 +48,8 @@ func parse(config provider.Config) (settings, error) {
 		problems = append(problems, &provider.ConfigError{Path: path, Problem: problem, Hint: hint})
 	}
 	for field := range config {
-		if !slices.Contains([]string{"client", "prefix", "scopes", "rate", "expires", "keep"}, field) {
-			report(field, "unknown field", "the fields are client, prefix, scopes, rate, expires and keep")
+		if !slices.Contains([]string{"client", "prefix", "scopes", "rate", "expires", "keep", "notify"}, field) {
+			report(field, "unknown field", "the fields are client, prefix, scopes, rate, expires, keep and notify")
 		}
 	}
 	s.rules.Client, _ = config["client"].(string)
@@ -70,6 +72,8 @@ func parse(config provider.Config) (settings, error) {
 	default:
 		report("keep", fmt.Sprintf("%v is unknown", keep), "shown-once forgets the key once its client has it, sealed keeps it")
 	}
+	s.notify = notices(config["notify"], report)
+	s.notify.Client = s.rules.Client
 	slices.SortFunc(problems, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
 	return s, errors.Join(problems...)
 }

@@ -1,0 +1,140 @@
+package notices_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/notices"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/store/sqlite"
+	"github.com/keyturn/keyturn/key"
+)
+
+const day = 24 * time.Hour
+
+func began() time.Time { return time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC) }
+
+func subject() notices.Subject {
+	return notices.Subject{
+		Key: "partners/acme", Client: "ACME", Rotation: key.NewRotationID(began(), [10]byte{1}), From: 1, To: 2, Ready: began(), Deadline: began().Add(30 * day),
+	}
+}
+
+func TestNoticesThatAreDue(t *testing.T) {
+	for _, test := range []struct {
+		what   string
+		change func(*notices.Subject)
+		remind time.Duration
+		after  time.Duration
+		want   []notices.Notice
+	}{
+		{"at once", nil, 7 * day, 0, []notices.Notice{{Occasion: notices.Ready}}},
+		{"before the first reminder", nil, 7 * day, 7*day - 1, []notices.Notice{{Occasion: notices.Ready}}},
+		{"the third reminder", nil, 7 * day, 22 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Reminder, Number: 3}}},
+		{"before the deadline", nil, 7 * day, 23 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Reminder, Number: 3}, {Occasion: notices.Deadline}}},
+		{"no reminders", nil, 0, 29 * day, []notices.Notice{{Occasion: notices.Ready}}},
+		{"no deadline", func(s *notices.Subject) { s.Deadline = time.Time{} }, 20 * day, 29 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Reminder, Number: 1}}},
+		{"refused", func(s *notices.Subject) { s.Refused = true }, 7 * day, 22 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Refused}}},
+		{"the first key of all", func(s *notices.Subject) { s.From = 0 }, 7 * day, 22 * day, nil},
+		{"not ready", func(s *notices.Subject) { s.Ready = time.Time{} }, 7 * day, 22 * day, nil},
+	} {
+		s := subject()
+		if test.change != nil {
+			test.change(&s)
+		}
+		if got := notices.Plan(&s, test.remind, began().Add(test.after)); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", test.what, got, test.want)
+		}
+	}
+}
+
+// journal enters into a list.
+type journal struct {
+	store   store.Store
+	entries []audit.Entry
+}
+
+func (j *journal) Transact(ctx context.Context, _ audit.Actor, fn func(tx store.Tx, enter func(audit.Entry)) error) error {
+	return j.store.Update(ctx, func(tx store.Tx) error {
+		return fn(tx, func(e audit.Entry) { j.entries = append(j.entries, e) })
+	})
+}
+
+// sender fails as long as it is told to.
+type sender struct {
+	err  error
+	sent []string
+}
+
+func (s *sender) Send(_ context.Context, to, id string, m *notices.Message) error {
+	if s.err != nil {
+		return s.err
+	}
+	s.sent = append(s.sent, to+" "+string(m.Occasion)+" "+id)
+	return nil
+}
+
+// TestOutbox: what is noted is sent once, however often and by how many nodes it is
+// noted; what fails is tried again, a bounded number of times; both are audited.
+func TestOutbox(t *testing.T) {
+	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(t.TempDir(), "keyturn.db")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Stop() }() // the test ends
+	now := began()
+	j := &journal{store: s}
+	mail, hook := &sender{err: errors.New("no route to host")}, &sender{}
+	node := func() *notices.Outbox {
+		return notices.New(notices.Config{
+			Store: s, Journal: j, Actor: audit.Actor{ID: "keyturn", Kind: "server"}, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+			Senders: map[string]notices.Sender{"email": mail, "webhook": hook},
+		})
+	}
+	a, b := node(), node()
+	who := []notices.Recipient{{By: "email", To: "keys@acme.example"}, {By: "webhook", To: "https://acme.example/keys"}, {By: "pigeon", To: "roof"}}
+	one := subject()
+	round := func() {
+		t.Helper()
+		for _, outbox := range []*notices.Outbox{a, b, a} {
+			if err := errors.Join(outbox.Note(t.Context(), &one, who, 7*day), outbox.Deliver(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	round()
+	if len(hook.sent) != 1 || len(mail.sent) != 0 || len(j.entries) != 1 || j.entries[0].Action != notices.ActionSent || j.entries[0].Target != "webhook https://acme.example/keys" {
+		t.Fatalf("after the first round: %v, %v, %+v", hook.sent, mail.sent, j.entries)
+	}
+	mail.err = nil
+	round()
+	if len(mail.sent) != 0 {
+		t.Error("it was tried again at once")
+	}
+	now = now.Add(time.Hour)
+	round()
+	round()
+	if len(mail.sent) != 1 || !strings.HasPrefix(mail.sent[0], "keys@acme.example successor-ready partners/acme@1/") {
+		t.Errorf("after the mail server is back: %v", mail.sent)
+	}
+	for range 40 {
+		now = now.Add(3 * time.Hour)
+		round()
+	}
+	failed := 0
+	for _, entry := range j.entries {
+		if entry.Action == notices.ActionFailed && entry.Target == "pigeon roof" {
+			failed++
+		}
+	}
+	if failed != 1 || len(hook.sent) != 1 || len(mail.sent) != 1 {
+		t.Errorf("in the end: %d failures, %v, %v", failed, hook.sent, mail.sent)
+	}
+}

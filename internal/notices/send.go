@@ -1,0 +1,140 @@
+package notices
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/wneessen/go-mail"
+)
+
+// text is a message for people.
+func (m *Message) text() (subject, body string) {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n\n", args...) }
+	line("To those who run %s,", m.Client)
+	switch m.Occasion {
+	case Ready:
+		subject = fmt.Sprintf("The next API key of %s is ready", m.Client)
+		line("version %d of the API key %s is ready. Please fetch it with the key that you have (version %d), take it into use, and show it once: that proves that you have it.", uint64(m.To), m.Key, uint64(m.From))
+	case Reminder:
+		subject = fmt.Sprintf("Reminder: the API key of %s is being replaced", m.Client)
+		line("version %d of the API key %s waits for you: you have not shown it, or still use version %d.", uint64(m.To), m.Key, uint64(m.From))
+	case Deadline:
+		subject = fmt.Sprintf("The time of the old API key of %s is nearly over", m.Client)
+		line("version %d of the API key %s is still in use. Please change to version %d.", uint64(m.From), m.Key, uint64(m.To))
+	case Refused:
+		subject = fmt.Sprintf("The old API key of %s is refused", m.Client)
+		line("version %d of the API key %s is not let in any more. Version %d is in use.", uint64(m.From), m.Key, uint64(m.To))
+	}
+	if !m.Deadline.IsZero() && m.Occasion != Refused {
+		if m.Cut {
+			line("The old key ends on %s.", m.Deadline.UTC().Format("2006-01-02 15:04 MST"))
+		} else {
+			line("The old key is let in until %s at least; then our operators look at who still uses it.", m.Deadline.UTC().Format("2006-01-02 15:04 MST"))
+		}
+	}
+	if m.Page != "" && m.Occasion != Refused {
+		line("Your key's page: %s", m.Page)
+	}
+	line("Never send a key by e-mail, nor to whoever asks for it. Rotation %s.", m.Rotation)
+	return subject, b.String()
+}
+
+// MailConfig says how to send e-mail.
+type MailConfig struct {
+	Host string
+	Port int
+	From string
+	// Username and Password authenticate; none if Username is empty.
+	Username string
+	Password func() (string, error)
+	// Plain allows a connection without TLS.
+	Plain bool
+	// Roots are the authorities of the server's certificate; nil: the system's.
+	Roots *x509.CertPool
+}
+
+// Mail sends by SMTP.
+type Mail struct{ config MailConfig }
+
+// NewMail returns a sender of e-mail.
+func NewMail(config MailConfig) *Mail { return &Mail{config: config} }
+
+// Send implements Sender.
+func (m *Mail) Send(ctx context.Context, to, id string, message *Message) error {
+	subject, body := message.text()
+	letter := mail.NewMsg()
+	if err := letter.From(m.config.From); err != nil {
+		return fmt.Errorf("sender: %w", err)
+	}
+	if err := letter.To(to); err != nil {
+		return fmt.Errorf("recipient: %w", err)
+	}
+	letter.Subject(subject)
+	letter.SetGenHeader("X-Keyturn-Notice", id)
+	letter.SetBodyString(mail.TypeTextPlain, body)
+	options := []mail.Option{mail.WithPort(m.config.Port), mail.WithTimeout(20 * time.Second), mail.WithTLSPortPolicy(mail.TLSMandatory)}
+	if m.config.Plain {
+		options = append(options, mail.WithTLSPolicy(mail.NoTLS))
+	}
+	options = append(options, mail.WithPort(m.config.Port))
+	if m.config.Username != "" {
+		password, err := m.config.Password()
+		if err != nil {
+			return fmt.Errorf("password: %w", err)
+		}
+		options = append(options, mail.WithSMTPAuth(mail.SMTPAuthAutoDiscover), mail.WithUsername(m.config.Username), mail.WithPassword(password))
+	}
+	client, err := mail.NewClient(m.config.Host, options...)
+	if err != nil {
+		return fmt.Errorf("mail server: %w", err)
+	}
+	if err := client.DialAndSendWithContext(ctx, letter); err != nil {
+		return fmt.Errorf("send mail: %w", err)
+	}
+	return nil
+}
+
+// Webhook posts messages as JSON.
+type Webhook struct{ client *http.Client }
+
+// NewWebhook returns a sender to webhooks; it follows no redirect.
+func NewWebhook(client *http.Client) *Webhook {
+	own := *client
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Webhook{client: &own}
+}
+
+// Send implements Sender.
+func (w *Webhook) Send(ctx context.Context, to, id string, message *Message) error {
+	body, err := json.Marshal(struct {
+		Type string   `json:"type"`
+		Data *Message `json:"data"`
+	}{"keyturn.apikey." + string(message.Occasion), message})
+	if err != nil {
+		return fmt.Errorf("encode: %w", err)
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("webhook: %w", err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Webhook-Id", id)
+	response, err := w.client.Do(request)
+	if err != nil {
+		return fmt.Errorf("webhook: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }() // its status is enough
+	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 4096))
+	if response.StatusCode < 200 || response.StatusCode > 299 {
+		return fmt.Errorf("webhook: status %d", response.StatusCode)
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/notices"
+	"github.com/keyturn/keyturn/internal/provider/apikey"
+	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// MailConfig says how partners are told by e-mail.
+type MailConfig struct {
+	// Server is host and port of the mail server; empty: no e-mail is sent.
+	Server string `yaml:"server"`
+	// From is the sender's address. Required with Server.
+	From string `yaml:"from"`
+	// Username and PasswordFile authenticate; none if Username is empty.
+	Username     string `yaml:"username"`
+	PasswordFile string `yaml:"passwordFile"`
+	// Insecure allows a connection without TLS.
+	Insecure bool `yaml:"insecure"`
+}
+
+func (c *MailConfig) check() []problem {
+	var problems []problem
+	wrong := func(field, message string) {
+		problems = append(problems, problem{field: "apiKeys.mail." + field, message: message})
+	}
+	if c.Server == "" {
+		return nil
+	}
+	if _, port, err := net.SplitHostPort(c.Server); err != nil || !isPort(port) {
+		wrong("server", "it is no host and port; write for example mail.example.com:587")
+	}
+	if c.From == "" {
+		wrong("from", "it is missing; write for example keyturn@example.com")
+	}
+	if (c.Username == "") != (c.PasswordFile == "") {
+		wrong("username", "username and passwordFile belong together; give both or none")
+	}
+	return problems
+}
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+func checkPage(page string) []problem {
+	if page == "" {
+		return nil
+	}
+	if u, err := url.Parse(page); err != nil || u.Scheme != "https" || u.Host == "" {
+		return []problem{{field: "apiKeys.page", message: fmt.Sprintf("%q is no address; write for example https://keyturn.example.com/apikeys", page)}}
+	}
+	return nil
+}
+
+const (
+	// noticePause is the least time between two looks at what partners must be told of,
+	// noticePoll the longest.
+	noticePause = time.Second
+	noticePoll  = 30 * time.Second
+	// webhookTime bounds one call of a webhook.
+	webhookTime = 20 * time.Second
+)
+
+// teller tells partners of the rotations of their keys.
+type teller struct {
+	server *Server
+	now    func() time.Time
+	outbox *notices.Outbox
+	after  uint64
+	// open are keys with rotations that partners may have to be told of.
+	open map[key.Name]bool
+}
+
+func (s *Server) newTeller(now func() time.Time) *teller {
+	senders := map[string]notices.Sender{"webhook": notices.NewWebhook(&http.Client{Timeout: webhookTime})}
+	if m := s.config.APIKeys.Mail; m.Server != "" {
+		host, port, _ := net.SplitHostPort(m.Server) // it was checked
+		number, _ := strconv.Atoi(port)
+		senders["email"] = notices.NewMail(notices.MailConfig{
+			Host: host, Port: number, From: m.From, Username: m.Username, Plain: m.Insecure,
+			Password: func() (string, error) {
+				b, err := os.ReadFile(m.PasswordFile)
+				return strings.TrimSpace(string(b)), err
+			},
+		})
+	}
+	return &teller{server: s, now: now, open: map[key.Name]bool{}, outbox: notices.New(notices.Config{
+		Store: s.store, Journal: s.engine, Actor: engine.Server(), Logger: s.log, Now: now, Senders: senders, Page: s.config.APIKeys.Page,
+	})}
+}
+
+// run tells partners until ctx ends.
+func (t *teller) run(ctx context.Context) {
+	woken := t.server.store.Watch(ctx, store.TopicDocs)
+	poll := time.NewTicker(noticePoll)
+	defer poll.Stop()
+	pause := time.NewTimer(noticePause)
+	defer pause.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		err := errors.Join(t.look(ctx), t.outbox.Deliver(ctx))
+		if err != nil && ctx.Err() == nil && !failing {
+			t.server.log.WarnContext(ctx, "partners could not be told of their keys; trying again", "error", err)
+		}
+		failing = err != nil
+		select {
+		case <-ctx.Done():
+			return
+		case <-woken:
+		case <-poll.C:
+		}
+		pause.Reset(noticePause)
+	}
+}
+
+// look notes what partners must be told of.
+func (t *teller) look(ctx context.Context) error {
+	const limit = 1000
+	for more := true; more; {
+		list, next, err := t.server.engine.Changed(ctx, t.after, limit)
+		if err != nil {
+			return err
+		}
+		for i := range list {
+			if len(list[i].State.Rotations) > 0 {
+				t.open[list[i].Name] = true
+			}
+		}
+		t.after, more = next, len(list) == limit
+	}
+	var problems []error
+	for name := range t.open {
+		open, err := t.tell(ctx, name)
+		if err != nil && !errors.Is(err, engine.ErrNotFound) {
+			problems = append(problems, err)
+		}
+		if !open {
+			delete(t.open, name)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+const (
+	// maxTold is how many of a key's latest rotations are looked at.
+	maxTold = 5
+	// latelyEnded is how long after its end a rotation is still told of.
+	latelyEnded = time.Hour
+)
+
+// tell notes what the partner of one key must be told of, and reports whether
+// something may follow.
+func (t *teller) tell(ctx context.Context, name key.Name) (open bool, err error) {
+	view, err := t.server.engine.Key(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	if view.Resource.Spec.Provider != "apikey" {
+		return false, nil
+	}
+	notify, err := apikey.NotifyOf(view.Resource.Spec.Config)
+	if err != nil || len(notify.Email)+len(notify.Webhook) == 0 {
+		return false, err
+	}
+	var recipients []notices.Recipient
+	for _, to := range notify.Email {
+		recipients = append(recipients, notices.Recipient{By: "email", To: to})
+	}
+	for _, to := range notify.Webhook {
+		recipients = append(recipients, notices.Recipient{By: "webhook", To: to})
+	}
+	now := t.now()
+	rotations, err := t.server.engine.Rotations(ctx, name, key.RotationID{}, maxTold)
+	if err != nil {
+		return true, err
+	}
+	for i := range rotations {
+		r := &rotations[i].RotationRecord
+		open = open || !r.Ended()
+		if r.Ended() && now.Sub(r.EndedAt) > latelyEnded {
+			continue
+		}
+		if !slices.Contains([]rotation.Phase{rotation.Presenting, rotation.Draining, rotation.Revoking, rotation.Quarantine, rotation.Destroying, rotation.Done}, r.Phase) {
+			continue
+		}
+		subject := notices.Subject{
+			Key: name, Client: notify.Client, Rotation: r.ID, From: r.From, To: r.To, Ready: r.StartedAt, Cut: r.Plan.RevokeAtMax,
+			Refused: r.Phase == rotation.Quarantine || r.Phase == rotation.Destroying || r.Phase == rotation.Done,
+		}
+		if r.Plan.DrainMax > 0 && !r.CutOverAt.IsZero() {
+			subject.Deadline = r.CutOverAt.Add(r.Plan.DrainMax)
+		}
+		if err := t.outbox.Note(ctx, &subject, recipients, notify.Remind); err != nil {
+			return true, err
+		}
+	}
+	return open, nil
+}
