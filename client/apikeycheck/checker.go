@@ -81,8 +81,11 @@ type Checker struct {
 	// fresh is as of when the table is, in nanoseconds; rev its revision.
 	fresh atomic.Int64
 	rev   atomic.Uint64
-	ready chan struct{}
-	first sync.Once
+	// reported is when the server last took a report: it waits for no verifier from
+	// which it hears nothing for MaxAge.
+	reported atomic.Int64
+	ready    chan struct{}
+	first    sync.Once
 
 	uses uses
 	// told receives when there is something to report at once.
@@ -191,7 +194,7 @@ func (c *Checker) Check(text, address string) (Result, error) {
 	age := now.UnixNano() - c.fresh.Load()
 	switch found.Reason {
 	case keytable.Good, keytable.Limited:
-		if age > int64(c.config.MaxAge) {
+		if max(age, now.UnixNano()-c.reported.Load()) > int64(c.config.MaxAge) {
 			return Result{}, ErrUnsure
 		}
 	case keytable.Malformed, keytable.Unknown, keytable.Suspended, keytable.Expired:

@@ -5,7 +5,8 @@
 //
 //   - Check reads memory only, does not allocate and does not block.
 //   - What is known is as of the server's last word, which comes every second. After
-//     Config.MaxAge without one, Check answers ErrUnsure. A key that was refused at
+//     Config.MaxAge without one, or without a report that was taken, Check answers
+//     ErrUnsure. A key that was refused at
 //     the server is refused here as soon as the change arrives, and after MaxAge at
 //     the latest; the server counts it as refused no earlier.
 //   - A key that is not known is refused only when the server was heard of within

@@ -149,7 +149,10 @@ func (t *taking) take(line *keytable.Line) error {
 			default:
 			}
 		}
-		c.first.Do(func() { close(c.ready) })
+		c.first.Do(func() {
+			c.reported.Store(c.config.Now().UnixNano()) // it was noted when it connected
+			close(c.ready)
+		})
 	default:
 		e, err := line.Entry()
 		if err != nil {

@@ -171,7 +171,9 @@ func (c *Checker) sendPart(ctx context.Context, message *report, part map[who]ui
 		if err != nil {
 			return err
 		}
+		began := c.config.Now()
 		if err = c.do(r); err == nil {
+			c.reported.Store(began.UnixNano())
 			return nil
 		}
 		problems = append(problems, err)

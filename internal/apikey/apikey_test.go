@@ -259,6 +259,40 @@ func TestNodeThatIsCutOff(t *testing.T) {
 	})
 }
 
+// TestNodeThatIsLongGone: a server that was last heard of before the longest time,
+// such as one that a backup remembers, keeps no refusal waiting.
+func TestNodeThatIsLongGone(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.node("a")
+	text, e := w.mint(s, "partners/acme", 1, keytable.Rules{Client: "ACME"})
+	w.set(s, 1, e, true)
+	remember := func(name string, ago time.Duration) {
+		body, err := json.Marshal(map[string]any{"rev": 1, "at": w.now().Add(-ago)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.store.Update(t.Context(), func(tx store.Tx) error {
+			_, err := tx.Docs.Put(t.Context(), store.Doc{Kind: "apikey-node", Name: name, Body: body})
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remember("gone", time.Hour)
+	w.set(s, 2, e, false)
+	if _, err := s.Verify(text, apikey.Caller{}); !errors.Is(err, apikey.ErrRefused) {
+		t.Errorf("after the refusal: %v", err)
+	}
+	w.set(s, 3, e, true)
+	remember("killed", 20*time.Second)
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	e.Accepted = false
+	if err := s.Set(short, 4, e); err == nil || !strings.Contains(err.Error(), "killed") || strings.Contains(err.Error(), "gone") {
+		t.Errorf("a refusal with a server that was killed just now: %v", err)
+	}
+}
+
 // TestSmallerFence: a call that lost its lease and comes late changes nothing.
 func TestSmallerFence(t *testing.T) {
 	w := newWorld(t)

@@ -2,6 +2,7 @@ package apikey
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/keytable"
@@ -66,8 +67,10 @@ func (s *Service) catchUp(ctx context.Context) error {
 		var docs []store.Doc
 		err := s.config.Store.View(ctx, func(tx store.Tx) error {
 			var err error
-			docs, err = tx.Index.Since(ctx, kindEntry, rev, followBatch)
-			return err
+			if docs, err = tx.Index.Since(ctx, kindEntry, rev, followBatch); err != nil {
+				return err
+			}
+			return s.heed(ctx, tx)
 		})
 		if err != nil {
 			return err
@@ -174,4 +177,37 @@ func (s *Service) sweepKind(ctx context.Context, kind string) error {
 			return err
 		}
 	}
+}
+
+// heed lets this node tell at once how far it is when another one has asked.
+func (s *Service) heed(ctx context.Context, tx store.Tx) error {
+	doc, err := store.Revision(ctx, tx.Docs, kindAsk, askName)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil || s.heeded.Swap(doc.Rev) == doc.Rev {
+		return err
+	}
+	select {
+	case s.askedFor <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// demand asks the other nodes how far they are.
+func (s *Service) demand(ctx context.Context) error {
+	if s.config.Alone {
+		return nil
+	}
+	return s.config.Store.Update(ctx, func(tx store.Tx) error {
+		doc, err := store.Revision(ctx, tx.Docs, kindAsk, askName)
+		if errors.Is(err, store.ErrNotFound) {
+			doc, err = store.Doc{Kind: kindAsk, Name: askName}, nil
+		}
+		if err == nil {
+			_, err = tx.Docs.Put(ctx, doc)
+		}
+		return err
+	})
 }

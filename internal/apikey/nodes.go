@@ -130,7 +130,7 @@ func (s *Service) behind(list []peer, rev uint64, changed time.Time, accepted bo
 		case p.name == s.config.Node || p.Rev >= rev:
 		case accepted && now.Sub(p.At) > deadAfter:
 			// It does not refuse what it does not know.
-		case !accepted && now.Sub(p.At) > deadAfter && now.Sub(changed) > s.config.Stale+staleMargin:
+		case now.Sub(p.At) > s.config.Stale+staleMargin, now.Sub(p.At) > deadAfter && now.Sub(changed) > s.config.Stale+staleMargin:
 			// By itself it serves nothing any more.
 		default:
 			names = append(names, p.name)
@@ -144,18 +144,20 @@ func (s *Service) behind(list []peer, rev uint64, changed time.Time, accepted bo
 func (s *Service) tell(ctx context.Context) {
 	ticker := time.NewTicker(s.config.FlushEvery)
 	defer ticker.Stop()
-	failing := false
+	failing, asked := false, false
 	for {
 		moved := s.arrived()
-		err := s.flush(ctx, false)
+		err := s.flush(ctx, asked)
 		if err != nil && ctx.Err() == nil && !failing {
 			s.config.Logger.WarnContext(ctx, "uses of API keys could not be written; they are counted on", "error", err)
 		}
-		failing = err != nil
+		failing, asked = err != nil, false
 		select {
 		case <-ctx.Done():
 			return
 		case <-moved:
+		case <-s.askedFor:
+			asked = true
 		case <-ticker.C:
 		}
 	}

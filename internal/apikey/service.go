@@ -33,13 +33,16 @@ var (
 )
 
 // The kinds of documents: versions by "KEY@VERSION", nodes by their names, uses by
-// "KEY@VERSION/NODE", the last count of uses by "KEY@VERSION", and the sealed pepper.
+// "KEY@VERSION/NODE", the last count of uses by "KEY@VERSION", the sealed pepper, and one that
+// is written to ask the nodes how far they are.
 const (
 	kindEntry  = "apikey"
 	kindNode   = "apikey-node"
 	kindUse    = "apikey-use"
 	kindPepper = "apikey-pepper"
 	kindAsked  = "apikey-asked"
+	kindAsk    = "apikey-ask"
+	askName    = "nodes"
 )
 
 // Journal runs transactions that enter what they do into the audit log.
@@ -93,6 +96,9 @@ type Service struct {
 	// flushing: one goroutine writes uses at a time.
 	flushing sync.Mutex
 
+	// heeded is the question that was heeded last; askedFor receives when one was.
+	heeded   atomic.Uint64
+	askedFor chan struct{}
 	// told is the last beat that the others can read.
 	told atomic.Pointer[beat]
 
@@ -120,7 +126,7 @@ func New(config Config) *Service {
 	if config.Verified == nil {
 		config.Verified = func(keytable.Reason) {}
 	}
-	s := &Service{config: config, table: keytable.New(), moved: make(chan struct{})}
+	s := &Service{config: config, table: keytable.New(), moved: make(chan struct{}), askedFor: make(chan struct{}, 1)}
 	s.told.Store(&beat{})
 	s.verifiers.init()
 	return s
@@ -227,7 +233,9 @@ func (s *Service) look(text string, now time.Time) keytable.Found {
 
 // judge turns what was found into the one answer that is given for it.
 func (s *Service) judge(found keytable.Found, now time.Time) error {
-	fresh := s.ready.Load() && now.UnixNano()-s.fresh.Load() <= int64(s.config.Stale)
+	// What the others do not hear of for that long they do not wait for.
+	heard := s.config.Alone || now.Sub(s.told.Load().At) <= s.config.Stale
+	fresh := heard && s.ready.Load() && now.UnixNano()-s.fresh.Load() <= int64(s.config.Stale)
 	switch found.Reason {
 	case keytable.Malformed:
 		return ErrRefused

@@ -334,7 +334,7 @@ const askTime = 6 * time.Second
 // has written what was used before the call; with alive only the nodes that are.
 func (s *Service) allTold(ctx context.Context, alive bool) error {
 	began := s.config.Now()
-	if err := s.flush(ctx, true); err != nil {
+	if err := errors.Join(s.flush(ctx, true), s.demand(ctx)); err != nil {
 		return fmt.Errorf("%w: %w", provider.ErrNoData, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
