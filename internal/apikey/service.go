@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -441,6 +442,9 @@ func (s *Service) served(ctx context.Context, e keytable.Entry) error {
 	return s.everywhere(ctx, doc.Rev, r.Changed, r.Accepted)
 }
 
+// Len is how many versions this node knows.
+func (s *Service) Len() int { return s.table.Len() }
+
 // Held returns the versions of a key as they are stored.
 func (s *Service) Held(ctx context.Context, name key.Name) (list []keytable.Entry, err error) {
 	err = s.config.Store.View(ctx, func(tx store.Tx) error {
@@ -470,3 +474,31 @@ func (s *Service) Held(ctx context.Context, name key.Name) (list []keytable.Entr
 
 // maxHeld bounds the versions of a key that are told of.
 const maxHeld = 1000
+
+// Govern gives every version of a key new rules; what has them already is left
+// alone. It returns once they are stored; the nodes follow within a moment.
+func (s *Service) Govern(ctx context.Context, name key.Name, rules keytable.Rules) error {
+	return s.config.Store.Update(ctx, func(tx store.Tx) error {
+		docs, err := tx.Index.List(ctx, kindEntry, string(name)+"@", "", maxHeld)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			r, err := decode(doc)
+			if err != nil {
+				return err
+			}
+			if r.Gone || reflect.DeepEqual(r.Rules, rules) {
+				continue
+			}
+			r.Rules = rules
+			if doc.Body, err = json.Marshal(r); err != nil {
+				return fmt.Errorf("encode %s: %w", doc.Name, err)
+			}
+			if _, err := tx.Docs.Put(ctx, doc); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -14,10 +15,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keyturn/keyturn/internal/apikey"
+	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/compat/apikeys"
+	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
+	"github.com/keyturn/keyturn/internal/policy"
+	apikeydriver "github.com/keyturn/keyturn/internal/provider/apikey"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -118,4 +123,48 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	api.HandleFunc("GET /v1/apikeys/self", self.Status)
 	api.HandleFunc("POST /v1/apikeys/self/successor", self.Successor)
 	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
+}
+
+// applier gives the versions of API keys the rules of their keys when these are
+// applied.
+type applier struct {
+	*engine.Engine
+	apiKeys *apikey.Service
+}
+
+// Apply implements rpc.Engine. What is applied is stored even if the rules could not
+// be passed on; applying it again passes them on.
+func (a applier) Apply(ctx context.Context, actor audit.Actor, request engine.ApplyRequest) (engine.ApplyResult, error) {
+	result, err := a.Engine.Apply(ctx, actor, request)
+	if err != nil || request.DryRun || a.apiKeys.Len() == 0 {
+		return result, err
+	}
+	for i := range result.Changes {
+		change := &result.Changes[i]
+		if change.Kind != policy.KindKey || change.Op != policy.Changed && change.Op != policy.Unchanged {
+			continue
+		}
+		if err := a.govern(ctx, key.Name(change.Name)); err != nil {
+			return result, fmt.Errorf("key %s is applied, and its versions have the rules of before; apply it again: %w", change.Name, err)
+		}
+	}
+	return result, nil
+}
+
+func (a applier) govern(ctx context.Context, name key.Name) error {
+	if held, err := a.apiKeys.Held(ctx, name); err != nil || len(held) == 0 {
+		return err
+	}
+	view, err := a.Engine.Key(ctx, name)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil // it is deleted
+	}
+	if err != nil || view.Resource.Spec.Provider != "apikey" {
+		return err
+	}
+	rules, err := apikeydriver.RulesOf(view.Resource.Spec.Config)
+	if err != nil {
+		return err
+	}
+	return a.apiKeys.Govern(ctx, name, rules)
 }

@@ -156,7 +156,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
 	s.service = rpc.New(rpc.Config{
-		Engine: s.engine, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
+		Engine: applier{s.engine, s.apiKeys}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
 		LogKeys: []string{s.signer.VerifierKey()}, StreamsPerToken: s.config.Limits.StreamsPerToken,
 	})
 	return err

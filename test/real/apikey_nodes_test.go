@@ -2,7 +2,9 @@ package real
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,8 +15,8 @@ import (
 
 // TestAPIKeyAtTwoServers: two servers on one PostgreSQL verify. The moment a client is
 // told its next key both let it in, and the moment the rotation is over both refuse
-// the old one; no call at either fails on the way. A key that leaked is
-// refused at both.
+// the old one; no call at either fails on the way. Another scope holds at
+// both once it is applied, and a key that leaked is refused at both.
 func TestAPIKeyAtTwoServers(t *testing.T) {
 	w := newAPIKeyWorld(t, apiKeyPolicy, "    keep: sealed\n", func(w *world) {
 		w.onPostgres(t, pgserver.Config{})
@@ -51,6 +53,17 @@ func TestAPIKeyAtTwoServers(t *testing.T) {
 	l.more(t, 20)
 	l.check(t)
 	leaked := w.reveal(t, apiKey, 0)
+	document, err := os.ReadFile("../../examples/apikey/partner.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.apply(t, strings.Replace(string(document), "orders:read", "orders:write", 1)+"    keep: sealed\n")
+	for i, at := range []*world{w, other} {
+		eventually(t, fmt.Sprintf("server %d knows the key's new scope", i+1), func() bool {
+			v, err := at.verify(t.Context(), leaked, "test")
+			return err == nil && v.Valid && slices.Equal(v.Scopes, []string{"orders:write"})
+		})
+	}
 	began := time.Now()
 	response, err := w.control.Rotate(t.Context(), &keyturnv1.RotateRequest{Name: apiKey, Reason: "leaked", Emergency: true, Strategy: "contain-first"})
 	if err != nil {

@@ -40,6 +40,13 @@ type settings struct {
 	sealed bool
 }
 
+// RulesOf reads what the config of a key lets its versions do; it fails as Check
+// does.
+func RulesOf(config provider.Config) (keytable.Rules, error) {
+	s, err := parse(config)
+	return s.rules, err
+}
+
 // parse reports every problem at once, each with its place and its mend.
 func parse(config provider.Config) (settings, error) {
 	var s settings
