@@ -392,3 +392,70 @@ func listUses(ctx context.Context, tx store.Tx, name key.Name, v key.Version) ([
 	}
 	return list, nil
 }
+
+// VersionUse is how a version was used so far.
+type VersionUse struct {
+	Version  key.Version `json:"version"`
+	Accepted bool        `json:"accepted"`
+	// Last is when it was used last; zero if it was not within what is kept.
+	Last time.Time `json:"lastSeen,omitzero"`
+	All  uint64    `json:"uses"`
+	// By names who used it, the latest first, at most 16 for each server node.
+	By []UsedBy `json:"by,omitempty"`
+}
+
+// UsedBy is somebody who used a version.
+type UsedBy struct {
+	Address     string    `json:"address,omitempty"`
+	Application string    `json:"application,omitempty"`
+	Last        time.Time `json:"lastSeen"`
+	All         uint64    `json:"uses"`
+}
+
+// Versions returns the versions of a key that are accepted or refused, and their
+// uses, as far as the nodes have written them: what was used in the last seconds
+// may be missing.
+func (s *Service) Versions(ctx context.Context, name key.Name) ([]VersionUse, error) {
+	held, err := s.Held(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]VersionUse, 0, len(held))
+	err = s.config.Store.View(ctx, func(tx store.Tx) error {
+		list = list[:0]
+		for i := range held {
+			one := VersionUse{Version: held[i].Version, Accepted: held[i].Accepted}
+			uses, err := listUses(ctx, tx, name, one.Version)
+			if err != nil {
+				return err
+			}
+			for j := range uses {
+				one.add(&uses[j])
+			}
+			slices.SortStableFunc(one.By, func(a, b UsedBy) int { return b.Last.Compare(a.Last) })
+			list = append(list, one)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// add adds the uses at one node.
+func (v *VersionUse) add(u *usesOf) {
+	v.All += u.All
+	if u.Last.After(v.Last) {
+		v.Last = u.Last
+	}
+	for i := range u.Holders {
+		h := &u.Holders[i]
+		at := slices.IndexFunc(v.By, func(b UsedBy) bool { return b.Address == h.Address && b.Application == h.Application })
+		if at < 0 {
+			v.By = append(v.By, UsedBy{Address: h.Address, Application: h.Application, Last: h.Last, All: h.All})
+			continue
+		}
+		v.By[at].All += h.All
+		if h.Last.After(v.By[at].Last) {
+			v.By[at].Last = h.Last
+		}
+	}
+}

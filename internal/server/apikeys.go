@@ -112,6 +112,9 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	handlers := apikeys.New(apikeys.Config{Keys: s.apiKeys, Principal: principal, Refuse: refuse})
 	often := *usual
 	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
+	reader := func(ctx context.Context) (authz.Principal, error) { return s.service.Principal(ctx, authz.Read) }
+	uses := apikeys.NewUses(apikeys.UsesConfig{Uses: s.apiKeys, Principal: reader, Refuse: refuse})
+	api.Handle("GET /v1/apikeys/uses", s.service.Authenticate(uses, usual))
 	stream := apikeys.NewStream(apikeys.StreamConfig{Snapshots: s.apiKeys, Principal: principal, Refuse: refuse, Guard: s.service.Guard})
 	usual.times["/v1/apikeys/snapshot"] = 0
 	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))

@@ -292,6 +292,17 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	if n := refused.Load(); n != 0 {
 		t.Errorf("the old key was refused %d times while it was in use", n)
 	}
+	var used struct {
+		Versions []struct {
+			Version, Uses int
+			Accepted      bool
+			By            []struct{ Application, LastSeen string }
+		}
+	}
+	w.get(t, "/v1/apikeys/uses?key="+apiKey, &used)
+	if len(used.Versions) != 2 || used.Versions[0].Uses == 0 || !used.Versions[0].Accepted || used.Versions[0].By[0].Application != "billing" || used.Versions[0].By[0].LastSeen == "" || used.Versions[1].Uses != 0 {
+		t.Errorf("the uses: %+v", used)
+	}
 	using.Store(false)
 	w.finish(t, id, "done")
 	if v, err := w.verify(t.Context(), first, "test"); err != nil || v.Valid {
@@ -332,4 +343,21 @@ func (w *world) page(t *testing.T, text string) string {
 		t.Errorf("the page: %v, %v", response.Header, err)
 	}
 	return string(page)
+}
+
+// get reads JSON as an operator.
+func (w *world) get(t *testing.T, path string, into any) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.address()+path, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := w.client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }() // it was read
+	if err := json.NewDecoder(response.Body).Decode(into); err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%s: status %d, %v", path, response.StatusCode, err)
+	}
 }
