@@ -357,6 +357,78 @@ func TestUsesOfAllNodes(t *testing.T) {
 	}
 }
 
+// TestSilentVerifierIsNoData: a verifier outside the server that was given a snapshot
+// keeps changes waiting until it confirms them, and makes use unknown until it tells
+// of it; one that leaves does neither.
+func TestSilentVerifierIsNoData(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.node("a")
+	_, e := w.mint(s, "partners/acme", 1, keytable.Rules{Client: "ACME"})
+	w.set(s, 1, e, true)
+	v := apikey.Verifier{ID: "one", MaxAge: time.Hour, Covers: func(key.Name) bool { return true }}
+	ctx, cancel := context.WithCancel(t.Context())
+	var streaming sync.WaitGroup
+	defer streaming.Wait()
+	defer cancel()
+	lines := make(chan string, 100)
+	streaming.Go(func() {
+		_ = s.Snapshot(ctx, v, func(b []byte) error { // it ends with the test
+			lines <- string(b)
+			return nil
+		})
+	})
+	for sent := ""; !strings.Contains(sent, `"key":"partners/acme"`) || !strings.Contains(sent, `"rev":`); {
+		sent += <-lines
+	}
+	short := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	if u, err := s.Uses(short(), e.Key, 1); !errors.Is(err, provider.ErrNoData) || !strings.Contains(err.Error(), "verifier one") {
+		t.Errorf("a verifier has not told: %+v, %v", u, err)
+	}
+	if err := s.Set(short(), 2, e); err == nil || !strings.Contains(err.Error(), "verifier one") {
+		t.Errorf("a refusal that a verifier has not confirmed: %v", err)
+	}
+	report := func(r apikey.Report) {
+		t.Helper()
+		if err := s.Report(&v, &r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uses := []apikey.ReportUse{
+		{Key: e.Key, Version: 1, Count: 3, Address: "192.0.2.7", Application: "one"}, {Key: "partners/unknown", Version: 9, Count: 5},
+	}
+	told := make(chan provider.Usage, 1)
+	go func() {
+		u, err := s.Uses(t.Context(), e.Key, 1)
+		if err != nil {
+			t.Error(err)
+		}
+		told <- u
+	}()
+	var u provider.Usage
+	for waiting := true; waiting; { // it reports again and again, the uses once
+		report(apikey.Report{Rev: 1 << 62, Uses: uses})
+		uses = nil
+		select {
+		case u = <-told:
+			waiting = false
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	if u.Sessions != 3 || len(u.Holders) != 1 || u.Holders[0].Address != "192.0.2.7" {
+		t.Errorf("the uses that were reported: %+v", u)
+	}
+	w.set(s, 3, e, false)
+	report(apikey.Report{Leaving: true})
+	if _, err := s.Uses(t.Context(), e.Key, 1); err != nil {
+		t.Errorf("after the verifier has left: %v", err)
+	}
+	w.set(s, 4, e, true)
+}
+
 // TestFailuresLookTheSame: whatever is wrong with a key of the right form, the
 // answer is one and the same value, and nothing is told of whose it is.
 func TestFailuresLookTheSame(t *testing.T) {

@@ -3,8 +3,6 @@ package real
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,58 +124,4 @@ func TestAPIKeyIsVerifiedLocally(t *testing.T) {
 		return errors.Is(err, apikeycheck.ErrRefused) && checker.Age() < 3*time.Second
 	})
 	closeChecker(t, checker)
-}
-
-// TestSilentVerifierIsNoData: a verifier that may still let in the old key and does
-// not tell of its uses keeps the old key from being revoked.
-func TestSilentVerifierIsNoData(t *testing.T) {
-	w := newAPIKeyWorld(t, apiKeyPolicy, "    keep: sealed\n")
-	w.finish(t, w.rotateKey(t, apiKey, "first"), "done")
-	token, err := w.control.CreateToken(t.Context(), &keyturnv1.CreateTokenRequest{Name: "deaf", Role: "verifier", Keys: []string{"**"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	bare, _ := w.client.Transport.(bearer)
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, w.address()+"/v1/apikeys/snapshot?verifier=one&maxAge=10m", http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	request.Header.Set("Authorization", "Bearer "+token.GetToken())
-	response, err := bare.next.RoundTrip(request)
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("the snapshot: %v, %v", response, err)
-	}
-	defer func() { _ = response.Body.Close() }() // the test ends
-	id := w.rotateKey(t, apiKey, "again")
-	tell := func(rev uint64, leaving bool) {
-		body := strings.NewReader(fmt.Sprintf(`{"rev":%d,"leaving":%v}`, rev, leaving))
-		request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.address()+"/v1/apikeys/report?verifier=one&maxAge=10m", body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		request.Header.Set("Authorization", "Bearer "+token.GetToken())
-		response, err := bare.next.RoundTrip(request)
-		if err != nil || response.StatusCode != http.StatusOK {
-			t.Fatalf("the report: %v, %v", response, err)
-		}
-		_ = response.Body.Close() // there is nothing in it
-	}
-	// It confirms that it serves everything, and tells nothing more.
-	tell(1<<62, false)
-	named := func() bool {
-		view, err := w.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := view.GetRotation()
-		if r.GetEnded() || r.GetPhase() == "revoking" {
-			t.Fatalf("the rotation went on to %s without the verifier's word", r.GetPhase())
-		}
-		return r.GetPhase() == "draining" && strings.Contains(r.String()+fmt.Sprint(view.GetTimeline()), "verifier ")
-	}
-	eventually(t, "the rotation waits for the verifier's word", named)
-	tell(1<<62, true)
-	w.finish(t, id, "done")
 }
