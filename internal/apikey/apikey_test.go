@@ -293,6 +293,21 @@ func TestNodeThatIsLongGone(t *testing.T) {
 	}
 }
 
+// TestEqualHashesAreRefused: a version with the hash of another one is not accepted.
+func TestEqualHashesAreRefused(t *testing.T) {
+	w := newWorld(t)
+	s, _ := w.node("a")
+	text, e := w.mint(s, "partners/acme", 1, keytable.Rules{Client: "ACME"})
+	w.set(s, 1, e, true)
+	e.Key, e.Accepted = "partners/other", true
+	if err := s.Set(t.Context(), 2, e); !errors.Is(err, keytable.ErrTaken) {
+		t.Errorf("the same hash for another key: %v", err)
+	}
+	if v, err := s.Verify(text, apikey.Caller{}); err != nil || v.Key != "partners/acme" {
+		t.Errorf("afterwards: %+v, %v", v, err)
+	}
+}
+
 // TestSmallerFence: a call that lost its lease and comes late changes nothing.
 func TestSmallerFence(t *testing.T) {
 	w := newWorld(t)

@@ -281,6 +281,9 @@ func docName(name key.Name, v key.Version) string { return fmt.Sprintf("%s@%020d
 // fence, and with keytable.ErrTaken when another version has the hash. On another
 // error the change is made or not, and it may be repeated.
 func (s *Service) Set(ctx context.Context, fence uint64, e keytable.Entry) error {
+	if name, v, taken := s.table.Owner(&e.Hash); taken && (name != e.Key || v != e.Version) {
+		return fmt.Errorf("%v of %s: %w", e.Version, e.Key, keytable.ErrTaken)
+	}
 	changed, rev, err := s.write(ctx, fence, &e, false)
 	if err != nil {
 		return err

@@ -199,6 +199,18 @@ func (t *Table) Put(e *Entry) error {
 	return nil
 }
 
+// Owner returns whose hash it is, if it is anybody's.
+func (t *Table) Owner(hash *Hash) (name key.Name, v key.Version, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	at := t.find(hash)
+	if at == 0 {
+		return "", 0, false
+	}
+	found := t.versions.at(at)
+	return t.clients.at(found.client).name, found.number, true
+}
+
 // Delete removes the version that has the hash, if there is one.
 func (t *Table) Delete(hash *Hash) {
 	t.mu.Lock()
