@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("AGENT_TEST_APP"); path != "" {
 		application(path)
 	}
+	if path := os.Getenv("AGENT_TEST_VICTIM"); path != "" {
+		victim(path)
+	}
 	os.Exit(m.Run())
 }
 

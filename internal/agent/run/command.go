@@ -49,6 +49,10 @@ func (c Command) Run(ctx context.Context, redact Redactor) error {
 	if err == nil || errors.Is(err, exec.ErrWaitDelay) && cmd.ProcessState.Success() {
 		return nil
 	}
+	if cmd.Process != nil {
+		// What it has begun must not go on beside what follows its failure.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // nothing may be left
+	}
 	said := redact.Text(out.bytes, MaxOutput)
 	if said != "" {
 		said = "; it said: " + said

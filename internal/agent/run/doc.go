@@ -3,7 +3,7 @@
 //
 // Guarantees:
 //   - Everything ends within its timeout; a command's whole process group is
-//     killed then, and its output is read no further.
+//     killed then, and when it fails, and its output is read no further.
 //   - A signal reaches the process that was meant: a process that started after
 //     its pid file was written is taken for a stranger with a re-used number.
 //   - No error contains a secret that the Redactor knows.
