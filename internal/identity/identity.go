@@ -86,7 +86,12 @@ type Caller struct {
 	authz.Principal
 	// Fixed is what the party that it belongs to cannot choose itself.
 	Fixed PartyShape
+	// Expires is when its token does; zero if it does not.
+	Expires time.Time
 }
+
+// Expired is the error of a token after its end.
+func (c Caller) Expired() error { return expiredOn(c.Expires) }
 
 // PartyShape is what a join token fixes of the party that redeems it. Empty
 // fields are left to the party.
@@ -322,9 +327,13 @@ func (r *Registry) readOrDecoy(ctx context.Context, id string) (Token, error) {
 
 func (t *Token) expired(now time.Time) error {
 	if !t.Expires.IsZero() && !now.Before(t.Expires) {
-		return fmt.Errorf("%w: it expired on %s", ErrUnauthenticated, t.Expires.Format(time.RFC3339))
+		return expiredOn(t.Expires)
 	}
 	return nil
+}
+
+func expiredOn(at time.Time) error {
+	return fmt.Errorf("%w: it expired on %s", ErrUnauthenticated, at.Format(time.RFC3339))
 }
 
 // Authenticate returns who a token stands for. It fails with ErrUnauthenticated,
@@ -357,7 +366,7 @@ func (r *Registry) Authenticate(ctx context.Context, text secret.Value) (Caller,
 	}
 	r.remember(id, cached, now)
 	principal := authz.Principal{ID: id, Name: token.Name, Role: role, Keys: token.Keys, Party: token.Party.ID}
-	return Caller{Principal: principal, Fixed: token.Party}, nil
+	return Caller{Principal: principal, Fixed: token.Party, Expires: token.Expires}, nil
 }
 
 // Recent reports whether a token was authenticated lately, by memory alone. It

@@ -75,7 +75,7 @@ func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 	if err != nil {
 		return err
 	}
-	ctx, end := d.streams.begin(ctx, principal.ID, d.config.StreamsPerToken)
+	ctx, end := d.begin(ctx, &d.streams, principal.ID, d.config.StreamsPerToken)
 	defer end()
 	if ctx.Err() != nil {
 		return ended(ctx, ctx.Err())
@@ -144,7 +144,7 @@ func (d Delivery) Poll(ctx context.Context, request *keyturnv1.PollRequest) (*ke
 	if err != nil {
 		return nil, err
 	}
-	ctx, end := d.streams.begin(ctx, principal.ID, d.config.StreamsPerToken)
+	ctx, end := d.begin(ctx, &d.streams, principal.ID, d.config.StreamsPerToken)
 	defer end()
 	if ctx.Err() != nil {
 		return nil, ended(ctx, ctx.Err())

@@ -88,6 +88,8 @@ type Config struct {
 	Backups  Backups
 	// LogKeys are the verifier keys of the audit log, for exports.
 	LogKeys []string
+	// Now is the server's time, by which tokens expire. Default: the machine's.
+	Now func() time.Time
 	// Heartbeat is how often a quiet stream is kept alive. Default: 15 s.
 	Heartbeat time.Duration
 	// StreamsPerToken is how many streams and polls of parties one token may have
@@ -112,6 +114,9 @@ type Service struct {
 func New(config Config) *Service {
 	if config.Heartbeat == 0 {
 		config.Heartbeat = 15 * time.Second
+	}
+	if config.Now == nil {
+		config.Now = time.Now
 	}
 	if config.StreamsPerToken == 0 {
 		config.StreamsPerToken = 18_000

@@ -90,6 +90,18 @@ func (s *streams) stop() {
 // maxWatches is how many rotations one token may watch at the same time.
 const maxWatches = 200
 
+// begin is that of list; the context ends as well when the caller's token expires. A
+// clock that is set meanwhile is noticed at the next heartbeat.
+func (s *Service) begin(ctx context.Context, list *streams, token string, most int) (context.Context, func()) {
+	ctx, end := list.begin(ctx, token, most)
+	c, err := caller(ctx)
+	if err != nil || c.Expires.IsZero() {
+		return ctx, end
+	}
+	ctx, stop := context.WithTimeoutCause(ctx, c.Expires.Sub(s.config.Now()), c.Expired())
+	return ctx, func() { stop(); end() }
+}
+
 // guard is begin for streams that do not look at their token themselves: it
 // checks every heartbeat that the token is still good.
 func (s *Service) guard(ctx context.Context, token string) (context.Context, func()) {
@@ -97,7 +109,7 @@ func (s *Service) guard(ctx context.Context, token string) (context.Context, fun
 }
 
 func (s *Service) guardIn(ctx context.Context, list *streams, token string, most int) (context.Context, func()) {
-	ctx, end := list.begin(ctx, token, most)
+	ctx, end := s.begin(ctx, list, token, most)
 	var running sync.WaitGroup
 	done := make(chan struct{})
 	running.Go(func() {

@@ -157,7 +157,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
 	s.service = rpc.New(rpc.Config{
 		Engine: applier{s.engine, s.apiKeys}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
-		LogKeys: []string{s.signer.VerifierKey()}, StreamsPerToken: s.config.Limits.StreamsPerToken,
+		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken,
 	})
 	return err
 }
