@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -42,13 +41,14 @@ func (c Control) Backup(ctx context.Context, request *keyturnv1.BackupRequest, s
 	if err := c.checkRecipients(recipients); err != nil {
 		return connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	select {
-	case c.backups <- struct{}{}:
-	default:
-		return tooMany(time.Minute, "a backup is under way already; wait for it")
+	ctx, leave, err := c.config.Backups.Begin(ctx)
+	if errors.Is(err, ErrBackupRuns) {
+		return tooMany(time.Minute, err.Error())
+	}
+	if err != nil {
+		return wire(err)
 	}
 	// The next one may begin when the end of this one is to be seen.
-	leave := sync.OnceFunc(func() { <-c.backups })
 	defer leave()
 	// A token that is revoked, and a server that stops, end it.
 	ctx, end := c.guard(ctx, principal.ID)
@@ -58,9 +58,10 @@ func (c Control) Backup(ctx context.Context, request *keyturnv1.BackupRequest, s
 		return ended(ctx, err)
 	}
 	manifest, err := c.sendBackup(ctx, recipients, stream)
+	err = ended(ctx, err)
 	leave()
 	entry := audit.Entry{Action: "backup.end", Outcome: audit.OutcomeOK, Detail: maps.Clone(detail)}
-	if err = ended(ctx, err); err != nil {
+	if err != nil {
 		entry.Outcome, entry.Reason = audit.OutcomeFailed, err.Error()
 	} else {
 		entry.Detail["rows"], entry.Detail["log-size"] = strconv.FormatInt(manifest.GetRows(), 10), strconv.FormatUint(manifest.GetLogSize(), 10)

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -64,8 +65,15 @@ type Identity interface {
 	Revoke(ctx context.Context, actor audit.Actor, id string) error
 }
 
+// ErrBackupRuns is wrapped by Backups.Begin while another backup is under way.
+var ErrBackupRuns = errors.New("one backup at a time")
+
 // Backups is what the transport needs to take backups.
 type Backups interface {
+	// Begin takes the installation's only turn to back up, until end is called. It
+	// fails with ErrBackupRuns while somebody else has it, here or at another server.
+	// The context ends when the turn is lost.
+	Begin(ctx context.Context) (turn context.Context, end func(), err error)
 	// Check reports who of the recipients is none.
 	Check(recipients []string) error
 	// Write writes one snapshot of the store, encrypted to the recipients. What was
@@ -106,8 +114,6 @@ type Service struct {
 	streams, watches streams
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
-	// backups lets one backup run at a time.
-	backups chan struct{}
 }
 
 // New returns a service.
@@ -121,5 +127,5 @@ func New(config Config) *Service {
 	if config.StreamsPerToken == 0 {
 		config.StreamsPerToken = 18_000
 	}
-	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1), backups: make(chan struct{}, 1)}
+	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1)}
 }

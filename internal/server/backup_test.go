@@ -151,6 +151,9 @@ func TestBackup(t *testing.T) {
 			w.rotateNow(t)
 			err := first(w.control(w.root).Backup(t.Context(), &keyturnv1.BackupRequest{Recipients: []string{identity.Recipient().String()}}))
 			wantCode(t, "a second one", err, connect.CodeResourceExhausted)
+			if !strings.Contains(fmt.Sprint(err), w.Address()) {
+				t.Errorf("where the first one is under way is not told: %v", err)
+			}
 			file, manifest := rest(t, stream, file)
 
 			verifier, err := note.NewVerifier(w.VerifierKey())
@@ -354,4 +357,27 @@ func TestBackupEnds(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOneBackupOfAnInstallation: while one server backs up, no other on the same store
+// does, and who asks is told where and since when.
+func TestOneBackupOfAnInstallation(t *testing.T) {
+	database := pgtest.Start(t, pgserver.Config{})
+	pgtest.Exec(t, database, "postgres", "CREATE DATABASE keyturn")
+	config := onPostgres(t, t.TempDir(), database)
+	one := startServer(t, config)
+	one.mustApply(t)
+	one.fill(t)
+	two := secondNode(t, one, config)
+	identity := recipient(t)
+	begun := time.Now().UTC()
+	stream, file := one.slow(t).begun(t, t.Context(), identity)
+	err := first(two.control(two.root).Backup(t.Context(), &keyturnv1.BackupRequest{Recipients: []string{identity.Recipient().String()}}))
+	wantCode(t, "a backup at another server", err, connect.CodeResourceExhausted)
+	if said := fmt.Sprint(err); !strings.Contains(said, one.Address()) || !strings.Contains(said, " since "+begun.Format("2006-01-02")) {
+		t.Errorf("it is not told where and since when: %v", err)
+	}
+	rest(t, stream, file)
+	stream, file = two.begun(t, t.Context(), identity)
+	rest(t, stream, file)
 }

@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/backup"
@@ -15,6 +17,19 @@ type backups struct {
 	server  *Server
 	now     func() time.Time
 	version string
+}
+
+// Begin implements rpc.Backups.
+func (b backups) Begin(ctx context.Context) (context.Context, func(), error) {
+	node := b.server.Address()
+	if host, err := os.Hostname(); err == nil {
+		node = host + " (" + node + ")"
+	}
+	turn, end, err := backup.TakeTurn(ctx, b.server.store, b.now, node)
+	if errors.Is(err, backup.ErrTaken) {
+		err = fmt.Errorf("%w: %w", rpc.ErrBackupRuns, err)
+	}
+	return turn, end, err
 }
 
 // Check implements rpc.Backups.
