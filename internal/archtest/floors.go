@@ -20,6 +20,7 @@ func floors() []Place {
 			"github.com/goccy/go-yaml", "cel.dev", "github.com/google/cel-go", "google.golang.org/protobuf",
 			"google.golang.org/genproto", "github.com/netresearch/go-cron", "github.com/invopop/jsonschema", "github.com/pb33f/ordered-map",
 		}},
+		{Path: "internal/anomaly", Floor: 1, Only: words, Beside: []string{"internal/policy"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/audit", Floor: 1, Only: words, Pure: true, Foreign: []string{"golang.org/x/mod"}},
 		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
 		// Beside them, what knows nothing of keys.
@@ -87,7 +88,7 @@ func floors() []Place {
 // interfaces, no implementation of any.
 func interfaces() []string {
 	return []string{
-		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
+		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
 		"internal/keytable", "provider", "internal/store", "internal/keeper",
 	}
 }
@@ -95,7 +96,7 @@ func interfaces() []string {
 // transports is what transports may import: no store, no keeper, no provider.
 func transports() []string {
 	return []string{
-		"key", "secret", "internal/rotation", "internal/policy", "internal/audit", "internal/authz",
+		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
 		"internal/engine", "internal/hub", "internal/identity", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
 	}
 }

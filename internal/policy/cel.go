@@ -36,6 +36,8 @@ func fieldsOf(variable string) []string {
 	switch variable {
 	case "key":
 		return []string{"name", "owner", "labels"}
+	case "use":
+		return useFields()
 	case "party":
 		return []string{"id", "name", "kind", "region", "labels"}
 	}
@@ -45,36 +47,45 @@ func fieldsOf(variable string) []string {
 // compiler checks and compiles CEL expressions. It may be used concurrently.
 type compiler struct {
 	key, party *cel.Env // party sees key as well
+	// use sees uses and key; it is made by useEnv.
+	use *cel.Env
 }
 
 func newCompiler() (*compiler, error) {
-	options := []cel.EnvOption{
+	options := append(commonOptions(), textVariables("key")...)
+	keyEnv, err := cel.NewEnv(options...)
+	if err != nil {
+		return nil, fmt.Errorf("set up CEL: %w", err)
+	}
+	partyEnv, err := cel.NewEnv(append(options, textVariables("party")...)...)
+	if err != nil {
+		return nil, fmt.Errorf("set up CEL: %w", err)
+	}
+	return &compiler{key: keyEnv, party: partyEnv}, nil
+}
+
+// commonOptions are those of every environment.
+func commonOptions() []cel.EnvOption {
+	return []cel.EnvOption{
 		cel.ClearMacros(),
 		cel.Macros(cel.AllMacro, cel.ExistsMacro, cel.ExistsOneMacro, cel.GlobalMacro("has", 1, expandHas)),
 		cel.ParserExpressionSizeLimit(MaxExpression),
 		cel.ParserRecursionLimit(MaxDepth),
 		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateComprehensionNestingLimit(1), cel.ValidateRegexProgramSizeLimit(maxPattern)),
 	}
-	variable := func(name string) {
-		for _, f := range fieldsOf(name) {
-			t := cel.StringType
-			if f == "labels" {
-				t = cel.MapType(cel.StringType, cel.StringType)
-			}
-			options = append(options, cel.Variable(name+"."+f, t))
+}
+
+// textVariables declares the fields of key or party: texts and labels.
+func textVariables(variable string) []cel.EnvOption {
+	var options []cel.EnvOption
+	for _, f := range fieldsOf(variable) {
+		t := cel.StringType
+		if f == "labels" {
+			t = cel.MapType(cel.StringType, cel.StringType)
 		}
+		options = append(options, cel.Variable(variable+"."+f, t))
 	}
-	variable("key")
-	keyEnv, err := cel.NewEnv(options...)
-	if err != nil {
-		return nil, fmt.Errorf("set up CEL: %w", err)
-	}
-	variable("party")
-	partyEnv, err := cel.NewEnv(options...)
-	if err != nil {
-		return nil, fmt.Errorf("set up CEL: %w", err)
-	}
-	return &compiler{key: keyEnv, party: partyEnv}, nil
+	return options
 }
 
 // expandHas makes has(party.labels.x) mean "x" in party.labels: an absent label

@@ -54,7 +54,7 @@ type FieldChange struct {
 
 // Diff compares resources by kind and name, and by their effective values. The
 // changes come in the order in which they should be applied: policies, freezes,
-// keys, each by name. Whether what only old holds is to be deleted is up to the
+// rules, keys, each by name. Whether what only old holds is to be deleted is up to the
 // caller: apply does so with --prune.
 func Diff(before, after []Resource) []Change {
 	type pair struct{ old, new Resource }

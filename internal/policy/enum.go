@@ -88,6 +88,7 @@ type Kind uint8
 const (
 	KindPolicy Kind = iota + 1
 	KindFreeze
+	KindRule
 	KindKey
 )
 
@@ -102,7 +103,7 @@ func strategyNames() []string {
 }
 
 func kindNames() []string {
-	return []string{KindPolicy: "Policy", KindFreeze: "Freeze", KindKey: "Key"}
+	return []string{KindPolicy: "Policy", KindFreeze: "Freeze", KindRule: "Rule", KindKey: "Key"}
 }
 
 // enumString returns the name of v, "invalid" for the zero value and unknown ones.
@@ -196,7 +197,7 @@ func (v Signal) MarshalText() ([]byte, error) { return enumMarshal(v, signalName
 // UnmarshalText implements encoding.TextUnmarshaler; it refuses unknown names.
 func (v *Signal) UnmarshalText(text []byte) error { return enumParse(v, text, signalNames()) }
 
-// String returns "Policy", "Freeze", "Key" or "invalid".
+// String returns "Policy", "Freeze", "Rule", "Key" or "invalid".
 func (v Kind) String() string { return enumString(v, kindNames()) }
 
 // MarshalText implements encoding.TextMarshaler; the zero value fails.

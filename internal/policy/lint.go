@@ -56,6 +56,8 @@ func Lint(resources []Resource, o LintOptions) Problems {
 		case KindFreeze:
 			c.compile(c.key, r.Freeze.Spec.Match, "spec.match", report)
 			l.expired(r.Freeze.Spec.To, "spec.to", report)
+		case KindRule:
+			l.rule(r.Rule, report.within("spec"))
 		case KindKey:
 			l.key(r.Key, report)
 		default:

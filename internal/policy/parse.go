@@ -156,6 +156,8 @@ func (p *fileParser) document(root *node) {
 		res.Policy = &Policy{Spec: incompleteSpec()}
 	case KindFreeze:
 		res.Freeze = &Freeze{}
+	case KindRule:
+		res.Rule = &Rule{Spec: defaultRule()}
 	case KindKey:
 		res.Key = &Key{}
 	}
@@ -246,6 +248,8 @@ func (r Resource) parts() (metadata, spec any) {
 		return &r.Policy.Metadata, &r.Policy.Spec
 	case KindFreeze:
 		return &r.Freeze.Metadata, &r.Freeze.Spec
+	case KindRule:
+		return &r.Rule.Metadata, &r.Rule.Spec
 	case KindKey:
 		return &r.Key.Metadata, &r.Key.Spec
 	}
@@ -269,6 +273,9 @@ func (r Resource) check(report reporter) {
 		r.Freeze.Metadata.check(metadata)
 		f := r.Freeze.Spec.interval()
 		f.check(spec)
+	case KindRule:
+		r.Rule.Metadata.check(metadata)
+		r.Rule.Spec.check(spec)
 	case KindKey:
 		r.Key.Metadata.check(metadata)
 		r.Key.Spec.check(spec)

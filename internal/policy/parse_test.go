@@ -246,6 +246,8 @@ func bare(resources []policy.Resource) []any {
 			out = append(out, *r.Policy)
 		case policy.KindFreeze:
 			out = append(out, *r.Freeze)
+		case policy.KindRule:
+			out = append(out, *r.Rule)
 		case policy.KindKey:
 			out = append(out, *r.Key)
 		}

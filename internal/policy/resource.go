@@ -12,10 +12,12 @@ import (
 // APIVersion is the only accepted value of the field apiVersion.
 const APIVersion = "keyturn/v1"
 
-// Resource is one document of a file. Exactly one of Policy, Freeze and Key is set.
+// Resource is one document of a file. Exactly one of Policy, Freeze, Rule and
+// Key is set.
 type Resource struct {
 	Policy *Policy
 	Freeze *Freeze
+	Rule   *Rule
 	Key    *Key
 	// Source says where the resource was read from; zero if it was not.
 	Source Source
@@ -56,6 +58,8 @@ func (r Resource) Kind() Kind {
 		return KindPolicy
 	case r.Freeze != nil:
 		return KindFreeze
+	case r.Rule != nil:
+		return KindRule
 	case r.Key != nil:
 		return KindKey
 	}
@@ -69,6 +73,8 @@ func (r Resource) Name() string {
 		return r.Policy.Metadata.Name
 	case KindFreeze:
 		return r.Freeze.Metadata.Name
+	case KindRule:
+		return r.Rule.Metadata.Name
 	case KindKey:
 		return r.Key.Metadata.Name.String()
 	}
@@ -93,6 +99,8 @@ func (r Resource) document() (document, error) {
 		d.Metadata, d.Spec = r.Policy.Metadata, r.Policy.Spec
 	case KindFreeze:
 		d.Metadata, d.Spec = r.Freeze.Metadata, r.Freeze.Spec
+	case KindRule:
+		d.Metadata, d.Spec = r.Rule.Metadata, r.Rule.Spec
 	case KindKey:
 		d.Metadata, d.Spec = r.Key.Metadata, r.Key.Spec
 	default:
@@ -118,7 +126,7 @@ type Policy struct {
 	Spec     Spec     `json:"spec"`
 }
 
-// Metadata names a policy or a freeze.
+// Metadata names a policy, a freeze or a rule.
 type Metadata struct {
 	// The name, unique among resources of the same kind: one segment of a-z, 0-9, '.', '_' and '-'.
 	Name string `json:"name" jsonschema:"required"`

@@ -125,7 +125,7 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 		Title:       "Keyturn resource",
 		Definitions: jsonschema.Definitions{},
 	}
-	for kind, v := range map[string]any{"Policy": policy.Policy{}, "Freeze": policy.Freeze{}, "Key": policy.Key{}} {
+	for kind, v := range map[string]any{"Policy": policy.Policy{}, "Freeze": policy.Freeze{}, "Rule": policy.Rule{}, "Key": policy.Key{}} {
 		s := reflector.Reflect(v)
 		maps.Copy(root.Definitions, s.Definitions)
 		s.Version, s.Definitions, s.Title = "", nil, kind
@@ -161,6 +161,10 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return enum("hold", "revoke")
 	case reflect.TypeFor[policy.Strategy]():
 		return enum("replace-first", "contain-first")
+	case reflect.TypeFor[policy.Reaction]():
+		return enum("alert", "suspend", "emergency")
+	case reflect.TypeFor[policy.Mode]():
+		return enum("dry-run", "enforce")
 	case reflect.TypeFor[policy.Signal]():
 		return enum("auth_failures")
 	}

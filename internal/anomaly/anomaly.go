@@ -1,0 +1,375 @@
+// Package anomaly decides by rules which uses of keys are anomalous.
+//
+// Guarantees:
+//
+//   - Fold is a function of its arguments: it reads no clock and has no effect. The
+//     same uses lead to the same verdicts, however they are divided into calls, so
+//     that a rule can be tried on the recorded past.
+//   - An expression that cannot be evaluated gives a verdict of its own, NoData. It
+//     never matches, and is never passed over.
+//   - A use that was refused teaches nothing: neither its network nor its
+//     application becomes known by it.
+//   - What is remembered of a key is bounded. Where it is full, counts are kept and
+//     what is known is forgotten: there may be an alarm too many, never one too few.
+package anomaly
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/policy"
+	"github.com/keyturn/keyturn/key"
+)
+
+// Bounds of what is remembered of one key.
+const (
+	// MaxSeen bounds the networks and the applications.
+	MaxSeen = 64
+	// MaxRecent bounds the counts of recent uses, by version, network and span.
+	MaxRecent = 256
+	// MaxMatches bounds the anomalous uses of each rule within its window.
+	MaxMatches = 32
+	// MaxFired bounds for how many versions each rule remembers that it fired.
+	MaxFired = 16
+	// Kept is how long a network or an application is known without being seen.
+	Kept = 30 * 24 * time.Hour
+	// Again is the shortest time after which a rule fires again for a version.
+	Again = time.Hour
+	// span is the resolution of counts.
+	span = 10 * time.Second
+	// MaxText bounds each text of a use, in bytes.
+	MaxText = 128
+)
+
+// Use is one observation of a version being used, or tried, as it is recorded.
+type Use struct {
+	At      time.Time   `json:"at"`
+	Source  string      `json:"source"`
+	Version key.Version `json:"version"`
+	// State and Label are those of the version at that time; State is empty when the
+	// version was not known any more.
+	State       string `json:"state,omitempty"`
+	Label       string `json:"label,omitempty"`
+	Application string `json:"application,omitempty"`
+	Address     string `json:"address,omitempty"`
+	Region      string `json:"region,omitempty"`
+	Count       int    `json:"count"`
+	// Refused: the verifier let nobody in. Revoked: the version had been accepted
+	// before, and was not any more.
+	Refused bool `json:"refused,omitempty"`
+	Revoked bool `json:"revoked,omitempty"`
+	// Known says whether a known party uses the key so, Replay whether something that
+	// may be shown once was shown again.
+	Known  policy.Known `json:"known,omitempty"`
+	Replay policy.Known `json:"replay,omitempty"`
+}
+
+// Network returns the network that an address belongs to: the /24 of an IPv4
+// address, the /48 of an IPv6 address; empty for what is no address.
+func Network(address string) string {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return ""
+	}
+	a = a.Unmap().WithZone("")
+	bits := 48
+	if a.Is4() {
+		bits = 24
+	}
+	prefix, err := a.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return prefix.String()
+}
+
+// Memory is what is remembered of the uses of one key. The zero value remembers
+// nothing. It is a value: Fold does not change the one it is given.
+type Memory struct {
+	// Since is when the first use was seen.
+	Since        time.Time           `json:"since,omitzero"`
+	Networks     []Seen              `json:"networks,omitempty"`
+	Applications []Seen              `json:"applications,omitempty"`
+	Recent       []Recent            `json:"recent,omitempty"`
+	Rules        map[string]RuleSeen `json:"rules,omitempty"`
+}
+
+// Seen is a network or an application, and when it was seen.
+type Seen struct {
+	Name  string    `json:"name"`
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+}
+
+// Recent is how often a version was used from a network within a span.
+type Recent struct {
+	At      time.Time   `json:"at"`
+	Version key.Version `json:"version"`
+	Network string      `json:"network,omitempty"`
+	Count   int         `json:"count"`
+}
+
+// RuleSeen is what one rule remembers.
+type RuleSeen struct {
+	Matches []Recent `json:"matches,omitempty"`
+	Fired   []Fired  `json:"fired,omitempty"`
+	// NoData is when it was told last that there is no data.
+	NoData time.Time `json:"noData,omitzero"`
+}
+
+// Fired is when a rule fired for a version.
+type Fired struct {
+	Version key.Version `json:"version"`
+	At      time.Time   `json:"at"`
+}
+
+// Verdict is what a rule says of a use.
+type Verdict struct {
+	Rule string
+	// NoData is why the condition could not be evaluated; nil for an anomaly.
+	NoData error
+	// Use is the one that made the rule fire, Uses how many anomalous ones of its
+	// version there were within the window.
+	Use  Use
+	Uses int
+	// Spec is the rule as it was then.
+	Spec policy.RuleSpec
+}
+
+// String says what was found, for humans.
+func (v Verdict) String() string {
+	who := v.Use.Application
+	if who == "" {
+		who = "somebody"
+	}
+	where := ""
+	if v.Use.Address != "" {
+		where = " at " + v.Use.Address
+	}
+	if v.NoData != nil {
+		return fmt.Sprintf("rule %s has no data on the use of %v by %s%s: %v", v.Rule, v.Use.Version, who, where, v.NoData)
+	}
+	refused := ""
+	if v.Use.Refused {
+		refused = ", refused"
+	}
+	return fmt.Sprintf("rule %s: %d uses of %v within %s, at last by %s%s (%s%s)", v.Rule, v.Uses, v.Use.Version, v.Spec.Window, who, where, v.Use.Source, refused)
+}
+
+// Fold takes uses of a key into account, in their order, and returns what the rules
+// that watch the key say of them.
+func Fold(before Memory, rules []*policy.CompiledRule, k policy.KeyInfo, uses []Use) (Memory, []Verdict) {
+	m := before.clone()
+	watching, verdicts := watchers(&m, rules, k, uses)
+	longest := 5 * time.Minute
+	names := map[string]bool{}
+	for _, rule := range rules {
+		names[rule.Name()] = true
+		longest = max(longest, rule.Spec().Window.Std())
+	}
+	maps.DeleteFunc(m.Rules, func(name string, _ RuleSeen) bool { return !names[name] })
+	for i := range uses {
+		u := &uses[i]
+		m.see(u, longest)
+		for _, rule := range watching {
+			if v, ok := m.judge(rule, k, u); ok {
+				verdicts = append(verdicts, v)
+			}
+		}
+	}
+	return m, verdicts
+}
+
+// watchers returns the rules that watch the key, and a verdict on those of which
+// that cannot be told.
+func watchers(m *Memory, rules []*policy.CompiledRule, k policy.KeyInfo, uses []Use) (list []*policy.CompiledRule, verdicts []Verdict) {
+	for _, rule := range rules {
+		is, err := rule.Watches(k)
+		switch {
+		case err != nil && len(uses) > 0:
+			if v, ok := m.noData(rule, &uses[0], err); ok {
+				verdicts = append(verdicts, v)
+			}
+		case is:
+			list = append(list, rule)
+		}
+	}
+	return list, verdicts
+}
+
+func (m *Memory) clone() Memory {
+	c := Memory{
+		Since: m.Since, Networks: slices.Clone(m.Networks), Applications: slices.Clone(m.Applications), Recent: slices.Clone(m.Recent),
+		Rules: map[string]RuleSeen{},
+	}
+	for name, r := range m.Rules {
+		r.Matches, r.Fired = slices.Clone(r.Matches), slices.Clone(r.Fired)
+		c.Rules[name] = r
+	}
+	return c
+}
+
+// see remembers a use.
+func (m *Memory) see(u *Use, longest time.Duration) {
+	if m.Since.IsZero() {
+		m.Since = u.At
+	}
+	network := Network(u.Address)
+	m.Recent = count(m.Recent, Recent{At: u.At, Version: u.Version, Network: network, Count: u.Count}, u.At.Add(-longest), MaxRecent)
+	if u.Refused {
+		return
+	}
+	m.Networks = learn(m.Networks, network, u.At)
+	m.Applications = learn(m.Applications, u.Application, u.At)
+}
+
+// learn notes that something was seen; what was not seen for the longest time
+// makes room.
+func learn(list []Seen, name string, at time.Time) []Seen {
+	if name == "" {
+		return list
+	}
+	list = slices.DeleteFunc(list, func(s Seen) bool { return at.Sub(s.Last) > Kept })
+	if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name }); i >= 0 {
+		if at.After(list[i].Last) {
+			list[i].Last = at
+		}
+		return list
+	}
+	if len(list) >= MaxSeen {
+		oldest := 0
+		for i := range list {
+			if list[i].Last.Before(list[oldest].Last) {
+				oldest = i
+			}
+		}
+		list = slices.Delete(list, oldest, oldest+1)
+	}
+	return append(list, Seen{Name: name, First: at, Last: at})
+}
+
+// count adds to the counts after a time; where they are full, the oldest is added
+// to the next one of its version, or else to that of whatever version.
+func count(list []Recent, one Recent, after time.Time, most int) []Recent {
+	list = slices.DeleteFunc(list, func(r Recent) bool { return !r.At.After(after) })
+	for i := range list {
+		r := &list[i]
+		if r.Version == one.Version && r.Network == one.Network && one.At.Sub(r.At).Abs() < span {
+			r.Count = add(r.Count, one.Count)
+			return list
+		}
+	}
+	list = append(list, one)
+	if len(list) > most {
+		old, to := list[0], 1
+		if i := slices.IndexFunc(list[1:], func(r Recent) bool { return r.Version == old.Version }); i >= 0 {
+			to = i + 1
+		}
+		list[to].Count = add(list[to].Count, old.Count)
+		list = slices.Delete(list, 0, 1)
+	}
+	return list
+}
+
+// maxCount keeps sums from overflowing.
+const maxCount = 1 << 52
+
+func add(a, b int) int { return min(min(max(a, 0), maxCount)+min(max(b, 0), maxCount), maxCount) }
+
+// judge asks a rule about a use that was seen.
+func (m *Memory) judge(rule *policy.CompiledRule, k policy.KeyInfo, u *Use) (Verdict, bool) {
+	spec := rule.Spec()
+	is, err := rule.Anomalous(k, m.variable(u, &spec))
+	if err != nil {
+		return m.noData(rule, u, err)
+	}
+	if !is {
+		return Verdict{}, false
+	}
+	seen := m.Rules[rule.Name()]
+	begin := u.At.Add(-spec.Window.Std())
+	seen.Matches = count(seen.Matches, Recent{At: u.At, Version: u.Version, Count: u.Count}, begin, MaxMatches)
+	uses := 0
+	for i := range seen.Matches {
+		if seen.Matches[i].Version == u.Version {
+			uses = add(uses, seen.Matches[i].Count)
+		}
+	}
+	fires := uses >= spec.AtLeast
+	again := max(Again, spec.Window.Std())
+	seen.Fired = slices.DeleteFunc(seen.Fired, func(f Fired) bool { return u.At.Sub(f.At) >= again })
+	if slices.ContainsFunc(seen.Fired, func(f Fired) bool { return f.Version == u.Version }) {
+		fires = false
+	}
+	if fires {
+		seen.Fired = append(seen.Fired, Fired{Version: u.Version, At: u.At})
+		seen.Fired = seen.Fired[max(0, len(seen.Fired)-MaxFired):]
+	}
+	m.Rules[rule.Name()] = seen
+	return Verdict{Rule: rule.Name(), Use: *u, Uses: uses, Spec: spec}, fires
+}
+
+// noData is the verdict of a rule that cannot be evaluated, told from time to time.
+func (m *Memory) noData(rule *policy.CompiledRule, u *Use, err error) (Verdict, bool) {
+	seen := m.Rules[rule.Name()]
+	if !seen.NoData.IsZero() && u.At.Sub(seen.NoData) < Again {
+		return Verdict{}, false
+	}
+	seen.NoData = u.At
+	m.Rules[rule.Name()] = seen
+	return Verdict{Rule: rule.Name(), NoData: err, Use: *u, Spec: rule.Spec()}, true
+}
+
+// variable is what conditions see of a use.
+func (m *Memory) variable(u *Use, spec *policy.RuleSpec) *policy.Use {
+	window := spec.Window.Std()
+	begin := u.At.Add(-window)
+	out := &policy.Use{
+		Source: u.Source, Version: u.Version, State: u.State, Label: u.Label, Application: u.Application, Address: u.Address,
+		Network: Network(u.Address), Region: u.Region, Count: u.Count, At: u.At, Refused: u.Refused, AfterRevocation: u.Revoked,
+		Replay: u.Replay, Known: u.Known,
+	}
+	out.NewNetwork = m.isNew(m.Networks, out.Network, u.At, begin, spec.Learn.Std())
+	out.NewApplication = m.isNew(m.Applications, u.Application, u.At, begin, spec.Learn.Std())
+	networks := map[string]bool{}
+	for i := range m.Recent {
+		r := &m.Recent[i]
+		if !r.At.After(begin) || r.At.After(u.At) {
+			continue
+		}
+		if r.Version == u.Version {
+			out.Total = add(out.Total, r.Count)
+		}
+		if r.Network != "" {
+			networks[r.Network] = true
+		}
+	}
+	out.Networks = len(networks)
+	out.Rate = float64(out.Total) / window.Minutes()
+	return out
+}
+
+// isNew reports whether something was not seen before the window began, although
+// the key had been watched for long enough, and something else had been seen.
+func (m *Memory) isNew(list []Seen, name string, at, begin time.Time, learning time.Duration) policy.Known {
+	if name == "" {
+		return policy.Unknown
+	}
+	first := at
+	if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name }); i >= 0 {
+		first = list[i].First
+	}
+	others := slices.ContainsFunc(list, func(s Seen) bool { return s.Name != name && s.First.Before(first) })
+	return policy.Truth(first.After(begin) && others && !first.Before(m.Since.Add(learning)))
+}
+
+// Sort brings uses into the order in which they happened.
+func Sort(uses []Use) {
+	slices.SortStableFunc(uses, func(a, b Use) int {
+		return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Version, b.Version), cmp.Compare(a.Address, b.Address))
+	})
+}
