@@ -20,16 +20,17 @@ type Document struct {
 	Content []byte
 }
 
-// ApplyRequest asks to make policies, freezes and keys as documents say.
+// ApplyRequest asks to make policies, freezes, rules and keys as documents say.
 type ApplyRequest struct {
 	Documents []Document
-	// DryRun only says what would change.
+	// DryRun only says what would change, and what rules would have found in the
+	// recorded past.
 	DryRun bool
-	// Prune also deletes policies, freezes and keys that no document names.
+	// Prune also deletes policies, freezes, rules and keys that no document names.
 	Prune bool
 	// Allowed says whether the caller may write the key with this name; nil allows
 	// all. A caller who may not write a key sees nothing of it, prunes it not, and
-	// may not change a policy or freeze that concerns it.
+	// may not change a policy, freeze or rule that concerns it.
 	Allowed func(key.Name) bool
 }
 
@@ -92,6 +93,11 @@ func (c *change) apply(request ApplyRequest, resources []policy.Resource, result
 	if err := c.checkChanges(request, resources, before, result); err != nil {
 		return err
 	}
+	if request.DryRun {
+		if err := c.tryRules(request, resources, result); err != nil {
+			return err
+		}
+	}
 	if request.DryRun || result.Problems.Err() != nil {
 		return nil //nolint:nilerr // the problems are the answer
 	}
@@ -123,7 +129,7 @@ func index(resources []policy.Resource) map[named]policy.Resource {
 }
 
 // existing reads the resources that the new ones change or refer to: all
-// policies and freezes, and of the keys those that are named, or all. Keys that
+// policies, freezes and rules, and of the keys those that are named, or all. Keys that
 // the caller may not write are left out.
 func (c *change) existing(resources []policy.Resource, request ApplyRequest) ([]policy.Resource, error) {
 	var list []policy.Resource
@@ -135,7 +141,7 @@ func (c *change) existing(resources []policy.Resource, request ApplyRequest) ([]
 		list = append(list, resource)
 		return nil
 	}
-	for _, kind := range []string{kindPolicy, kindFreeze} {
+	for _, kind := range []string{kindPolicy, kindFreeze, kindRule} {
 		docs, err := c.tx.Index.List(c.ctx, kind, "", "", maxResources)
 		if err != nil {
 			return nil, err
@@ -201,7 +207,7 @@ func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resou
 		entry.Key = key.Name(change.Name)
 	}
 	c.audit(entry)
-	kinds := map[policy.Kind]string{policy.KindPolicy: kindPolicy, policy.KindFreeze: kindFreeze, policy.KindKey: kindKey}
+	kinds := map[policy.Kind]string{policy.KindPolicy: kindPolicy, policy.KindFreeze: kindFreeze, policy.KindRule: kindRule, policy.KindKey: kindKey}
 	doc, err := c.tx.Docs.Get(c.ctx, kinds[change.Kind], change.Name)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
@@ -212,6 +218,9 @@ func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resou
 		}
 		if change.Kind == policy.KindKey {
 			return c.touchState(doc.Name)
+		}
+		if change.Kind == policy.KindRule {
+			return nil
 		}
 		return c.reschedule(change, before, policy.Resource{})
 	}
@@ -226,7 +235,7 @@ func (c *change) applyChange(change policy.Change, wanted map[named]policy.Resou
 	if doc.Body, err = rawResource(resource); err != nil {
 		return err
 	}
-	if _, err := c.tx.Docs.Put(c.ctx, doc); err != nil {
+	if _, err := c.tx.Docs.Put(c.ctx, doc); err != nil || change.Kind == policy.KindRule {
 		return err
 	}
 	return c.reschedule(change, before, resource)

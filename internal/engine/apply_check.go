@@ -23,7 +23,7 @@ func (c *change) checkChanges(request ApplyRequest, resources, before []policy.R
 		switch change.Kind {
 		case policy.KindKey:
 			problem, err = c.checkKeyChange(&request, change)
-		case policy.KindPolicy, policy.KindFreeze:
+		case policy.KindPolicy, policy.KindFreeze, policy.KindRule:
 			problem, err = c.checkRuleChange(&request, change, resources, before)
 		}
 		if err != nil {
@@ -126,6 +126,9 @@ func concernedBy(change policy.Change, resources, before []policy.Resource) (fun
 	if change.Kind == policy.KindPolicy {
 		return func(k *policy.Key) (bool, error) { return k.PolicyName() == change.Name, nil }, nil
 	}
+	if change.Kind == policy.KindRule {
+		return watchedBy(change, resources, before)
+	}
 	var forms []*policy.CompiledFreeze
 	for _, list := range [][]policy.Resource{before, resources} {
 		resource, ok := find(list, change.Kind, change.Name)
@@ -142,6 +145,31 @@ func concernedBy(change policy.Change, resources, before []policy.Resource) (fun
 		for _, form := range forms {
 			_, applies, err := form.Applies(k.Info())
 			if err != nil || applies {
+				return true, nil //nolint:nilerr // what cannot be told apart concerns the key
+			}
+		}
+		return false, nil
+	}, nil
+}
+
+// watchedBy is concernedBy of a rule.
+func watchedBy(change policy.Change, resources, before []policy.Resource) (func(*policy.Key) (bool, error), error) {
+	var forms []*policy.CompiledRule
+	for _, list := range [][]policy.Resource{before, resources} {
+		resource, ok := find(list, change.Kind, change.Name)
+		if !ok {
+			continue
+		}
+		compiled, err := policy.CompileRule(*resource.Rule)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		forms = append(forms, compiled)
+	}
+	return func(k *policy.Key) (bool, error) {
+		for _, form := range forms {
+			watches, err := form.Watches(k.Info())
+			if err != nil || watches {
 				return true, nil //nolint:nilerr // what cannot be told apart concerns the key
 			}
 		}

@@ -29,6 +29,7 @@ type change struct {
 	moved   []Moved
 	tells   map[key.Name][]Tell
 	news    map[key.Name]ownNews
+	found   []Finding
 	// wake: something may be due earlier than the time-keeper believes.
 	wake bool
 	// states are those that this transaction has written.
@@ -69,6 +70,11 @@ func (e *Engine) update(ctx context.Context, actor audit.Actor, fn func(*change)
 	}
 	for _, moved := range c.moved {
 		e.config.Observer.Moved(moved)
+	}
+	if judge, ok := e.config.Observer.(AnomalyObserver); ok {
+		for _, finding := range c.found {
+			judge.Found(finding)
+		}
 	}
 	if c.wake {
 		e.wakeUp()

@@ -142,6 +142,7 @@ func (e *Engine) measure(ctx context.Context, call provider.Call, effect rotatio
 	if err != nil {
 		return done{outcome: rotation.NoData, err: err, asked: true}
 	}
+	e.observeUsage(call.Key, effect.Version, usage.Holders)
 	return done{outcome: rotation.OK, asked: true, uses: usage.Sessions, write: func(c *change) error {
 		return c.editRotation(effect.Rotation, func(r *RotationRecord) {
 			r.Uses, r.Holders, r.MeasuredAt = usage.Sessions, usage.Holders[:min(len(usage.Holders), provider.MaxHolders)], c.now

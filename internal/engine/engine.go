@@ -165,17 +165,19 @@ type Attempted struct {
 
 // Engine runs rotations. Its methods may be called concurrently.
 type Engine struct {
-	config  Config
-	store   store.Store
-	watched *watchedStore // the same
-	log     *slog.Logger
-	states  stateCache
-	systems systemCache
-	keys    contentCache[*policy.Key]
-	rules   contentCache[*policy.Compiled]
-	freezes contentCache[*policy.CompiledFreeze]
-	hosts   contentCache[hostsOf]
-	retries retries
+	config    Config
+	store     store.Store
+	watched   *watchedStore // the same
+	log       *slog.Logger
+	states    stateCache
+	systems   systemCache
+	keys      contentCache[*policy.Key]
+	rules     contentCache[*policy.Compiled]
+	freezes   contentCache[*policy.CompiledFreeze]
+	hosts     contentCache[hostsOf]
+	anomalies contentCache[*policy.CompiledRule]
+	uses      observed
+	retries   retries
 	// arrivals are parties that attach.
 	arrivals arrivals
 	held     heldLeases
@@ -244,7 +246,7 @@ func (e *Engine) Start(ctx context.Context) {
 		return
 	}
 	ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.keepReviews, e.signLog, e.keepClean, e.keepLeases} {
+	for _, run := range []func(context.Context){e.work, e.keepRotations, e.keepSchedules, e.keepReviews, e.signLog, e.keepClean, e.keepLeases, e.keepUses} {
 		e.running.Go(func() { run(ctx) })
 	}
 	follows := e.news.begin()

@@ -80,3 +80,6 @@ func KeyDue(ctx context.Context, e *Engine, name key.Name) (due time.Time, err e
 	})
 	return due, err
 }
+
+// JudgeUses records and judges what was observed.
+func JudgeUses(ctx context.Context, e *Engine) error { return e.judgeUses(ctx) }

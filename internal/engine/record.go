@@ -15,6 +15,7 @@ import (
 const (
 	kindPolicy     = "policy"
 	kindFreeze     = "freeze"
+	kindRule       = "rule"
 	kindKey        = "key"
 	kindState      = "state"
 	kindVersion    = "version"

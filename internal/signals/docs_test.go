@@ -55,6 +55,7 @@ func everything(t *testing.T) map[string]*dto.MetricFamily {
 	f.Sampled(signals.Sample{Key: "prod/db", Attempts: 1})
 	f.Examined([]engine.Check{{Name: "audit completeness", Status: "ok"}})
 	f.Reconciled(1, true)
+	f.Found(engine.Finding{Rule: "new-network", Key: "prod/db", Result: "alert"})
 	f.eventually(func() bool { _, there := f.value("keyturn_sweep_timestamp_seconds"); return there })
 	f.end()
 	families, err := f.registry.Gather()
@@ -263,7 +264,7 @@ func TestEveryHoldHasARunbook(t *testing.T) {
 		}
 	}
 	read(t, "docs/runbooks/"+string(signals.RegionBehind)+".md")
-	for _, reason := range []rotation.HoldReason{signals.TargetSilent, signals.StoreFull, signals.KeysStanding} {
+	for _, reason := range []rotation.HoldReason{signals.TargetSilent, signals.StoreFull, signals.KeysStanding, signals.Anomaly} {
 		read(t, "docs/runbooks/"+string(reason)+".md")
 	}
 	if got := signals.HoldReasons(); len(want) == 0 || !slices.Equal(got, want) {

@@ -34,6 +34,8 @@ type metrics struct {
 	pages                     *prometheus.CounterVec
 	pageQueue                 *prometheus.GaugeVec
 	sweeps                    *prometheus.CounterVec
+	anomalies                 *prometheus.CounterVec
+	rules                     *bound
 	sweep                     *prometheus.HistogramVec
 	verifications             *prometheus.CounterVec
 
@@ -82,6 +84,9 @@ func newMetrics(maxKeys int) *metrics {
 			"webhook"),
 		verifications: counter("apikey_verifications_total",
 			"API keys that were shown to this server node, by what they were: good, malformed, unknown, suspended, expired, limited.", "result"),
+		anomalies: counter("anomalies_total",
+			"What rules found, by rule and what became of it: dry-run, no-data, alert, suspend, emergency, limit, failed.", "rule", "result"),
+		rules:  newBound(maxRules),
 		sweeps: counter("sweeps_total", "Readings of the gauges from the engine, by result.", "result"),
 		sweep:  histogram("sweep_duration_seconds", "Time that reading the gauges from the engine took.", short()),
 	}
@@ -115,7 +120,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.acceptance, m.recovery,
 		m.propagation, m.attempts, m.effects, m.uses, m.failures, m.complete, m.ratio, m.examined, m.findings,
-		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications,
+		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications, m.anomalies,
 	}
 }
 

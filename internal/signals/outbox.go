@@ -330,6 +330,9 @@ func alertOf(page *Page) alert {
 		if page.Reason == KeysStanding {
 			name, summary = "KeyturnKeysStanding", "Keys stand still after a restore"
 		}
+		if page.Reason == Anomaly {
+			name, summary = "KeyturnAnomaly", "A rule found anomalous use of "+string(page.Key)
+		}
 		return alert{
 			Labels:      map[string]string{"alertname": name, "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
 			Annotations: map[string]string{"summary": summary, "description": page.Message, "runbook_url": page.Runbook},

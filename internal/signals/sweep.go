@@ -167,6 +167,9 @@ func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*
 	}
 	v.takeTargets(source)
 	v.takeStore(source)
+	if err := v.takeAlarms(ctx, source); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
