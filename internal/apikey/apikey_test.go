@@ -36,6 +36,26 @@ type world struct {
 	// ahead is how far the nodes' clock is ahead of the machine's.
 	ahead atomic.Int64
 	log   lockedBuffer
+
+	mu   sync.Mutex
+	used []apikey.Used
+}
+
+func (w *world) tell(list []apikey.Used) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.used = append(w.used, list...)
+}
+
+// told adds up what nodes told of uses.
+func (w *world) told() map[string]uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	sums := map[string]uint64{}
+	for _, u := range w.used {
+		sums[fmt.Sprintf("%s %v by %s at %s, refused %t", u.Key, u.Version, u.Caller.Application, u.Caller.Address, u.Refused)] += u.Count
+	}
+	return sums
 }
 
 type lockedBuffer struct {
@@ -106,7 +126,7 @@ func (w *world) node(name string) (*apikey.Service, *cutOff) {
 	w.t.Helper()
 	way := &cutOff{Store: w.store}
 	s := apikey.New(apikey.Config{
-		Store: way, Keeper: w.keeper, Logger: slog.New(slog.NewTextHandler(&w.log, nil)), Now: w.now, Node: name, FlushEvery: 20 * time.Millisecond,
+		Store: way, Keeper: w.keeper, Logger: slog.New(slog.NewTextHandler(&w.log, nil)), Now: w.now, Node: name, FlushEvery: 20 * time.Millisecond, Used: w.tell,
 	})
 	s.Start(w.t.Context())
 	w.t.Cleanup(func() { s.Stop(context.Background()) })

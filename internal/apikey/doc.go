@@ -14,5 +14,7 @@
 //     counted apart.
 //   - Use is counted per version and node, with those who used it, and is durable
 //     within FlushEvery. A node that has not told lately makes the count ErrNoData.
+//   - Config.Used hears of every use once it is written, and of tries of what is
+//     refused: a use may be told again after a failure, none is told that was not made.
 //   - Verifying reads memory only. Everything is bounded.
 package apikey

@@ -171,6 +171,7 @@ func (s *Service) flush(ctx context.Context, asked bool) error {
 	}
 	s.flushing.Lock()
 	defer s.flushing.Unlock()
+	s.tellRefused()
 	now := s.config.Now().UTC()
 	rev := s.rev.Load()
 	if err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now)); err != nil {

@@ -73,6 +73,9 @@ type Config struct {
 	// proven so. It is told again after a while when it fails, as long as the version
 	// is used.
 	Proven func(ctx context.Context, name key.Name, v key.Version) error
+	// Used, if not nil, hears of uses once they are written, and of tries of versions
+	// that are refused; it must not block.
+	Used func([]Used)
 	// Verified, if not nil, hears of every verification; it must not block.
 	Verified func(reason keytable.Reason)
 }
@@ -82,6 +85,7 @@ type Service struct {
 	config  Config
 	table   *keytable.Table
 	holders holders
+	refused refusals
 	peppers peppers
 	// verifiers are those outside the server.
 	verifiers verifiers
@@ -123,6 +127,9 @@ func New(config Config) *Service {
 	}
 	if config.Proven == nil {
 		config.Proven = func(context.Context, key.Name, key.Version) error { return nil }
+	}
+	if config.Used == nil {
+		config.Used = func([]Used) {}
 	}
 	if config.Verified == nil {
 		config.Verified = func(keytable.Reason) {}
@@ -205,6 +212,8 @@ func (s *Service) Verify(text string, caller Caller) (Verdict, error) {
 	if err == nil {
 		s.table.Used(found.ID, 1, now)
 		s.holders.add(found.ID, caller, now)
+	} else if errors.Is(err, ErrRefused) {
+		s.refused.add(&found, caller, now)
 	}
 	return verdictOf(found, err), err
 }

@@ -165,6 +165,9 @@ func (s *Service) writeUses(ctx context.Context, now time.Time) error {
 			}
 			return err
 		}
+		for i := range uses {
+			s.tellUsed(&uses[i], named[i])
+		}
 		for i := range proven {
 			if err := s.config.Proven(ctx, proven[i].Key, proven[i].Version); err != nil {
 				s.config.Logger.DebugContext(ctx, "the use of an API key was not noted", "key", proven[i].Key, "version", proven[i].Version, "error", err)

@@ -380,6 +380,7 @@ func (s *Service) writeReports(ctx context.Context, now time.Time) error {
 
 func (s *Service) writeReportsOf(ctx context.Context, uses map[string]*reportedUse, states map[string]verifier, now time.Time) error {
 	for part := range slices.Chunk(slices.Sorted(maps.Keys(uses)), maxUses) {
+		written := map[string]bool{}
 		err := s.config.Store.Update(ctx, func(tx store.Tx) error {
 			for _, name := range part {
 				if _, err := store.Revision(ctx, tx.Docs, kindEntry, name); errors.Is(err, store.ErrNotFound) {
@@ -390,6 +391,7 @@ func (s *Service) writeReportsOf(ctx context.Context, uses map[string]*reportedU
 				if _, err := s.addUses(ctx, tx, &uses[name].use, uses[name].holders, now); err != nil {
 					return err
 				}
+				written[name] = true
 			}
 			return nil
 		})
@@ -397,6 +399,9 @@ func (s *Service) writeReportsOf(ctx context.Context, uses map[string]*reportedU
 			return err
 		}
 		for _, name := range part {
+			if written[name] {
+				s.tellUsed(&uses[name].use, uses[name].holders)
+			}
 			delete(uses, name)
 		}
 	}

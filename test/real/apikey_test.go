@@ -95,8 +95,13 @@ type verified struct {
 
 // verify asks the server whose a key is, as a service does to which it was shown.
 func (w *world) verify(ctx context.Context, text, application string) (verified, error) {
+	return w.verifyFrom(ctx, text, application, "192.0.2.7")
+}
+
+// verifyFrom does so for a key that was shown from an address.
+func (w *world) verifyFrom(ctx context.Context, text, application, address string) (verified, error) {
 	var v verified
-	body, err := json.Marshal(map[string]string{"key": text, "address": "192.0.2.7", "application": application})
+	body, err := json.Marshal(map[string]string{"key": text, "address": address, "application": application})
 	if err != nil {
 		return v, err
 	}
