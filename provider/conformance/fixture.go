@@ -172,6 +172,9 @@ func (f *fixture) tryMint(live ...provider.Version) (provider.Version, error) {
 		request.Live = append(request.Live, v)
 	}
 	material, err := f.system.Mint(f.ctx, f.call(), request)
+	if errors.Is(err, provider.ErrNoRoom) && f.makeRoom(live) {
+		material, err = f.system.Mint(f.ctx, f.call(), request)
+	}
 	f.mu.Lock()
 	f.secrets = append(f.secrets, slices.Collect(maps.Values(material.Secrets))...)
 	minted := provider.Version{Number: request.Number, Material: material}
@@ -183,6 +186,29 @@ func (f *fixture) tryMint(live ...provider.Version) (provider.Version, error) {
 }
 
 // everywhere runs fn for every endpoint at the same time, as Keyturn does.
+// makeRoom destroys what was minted and is not live, as Keyturn does with versions
+// whose time is over before it asks for another. It reports whether there was any.
+func (f *fixture) makeRoom(live []provider.Version) (made bool) {
+	destroyer, ok := f.system.(provider.Destroyer)
+	if !ok {
+		return false
+	}
+	f.mu.Lock()
+	minted := slices.Clone(f.minted)
+	f.mu.Unlock()
+	for _, v := range minted {
+		if slices.ContainsFunc(live, func(l provider.Version) bool { return l.Number == v.Number }) {
+			continue
+		}
+		if err := f.note(destroyer.Destroy(f.ctx, f.call(), v, live)); err != nil {
+			f.errorf("Destroy %v: %v", v.Number, err)
+			continue
+		}
+		made = true
+	}
+	return made
+}
+
 func (f *fixture) everywhere(what string, fn func(endpoint string) error) {
 	errs := make([]error, len(f.topology.Endpoints))
 	var wg sync.WaitGroup
