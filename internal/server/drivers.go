@@ -5,6 +5,7 @@ import (
 	"time"
 
 	apikeydriver "github.com/keyturn/keyturn/internal/provider/apikey"
+	"github.com/keyturn/keyturn/internal/provider/forge"
 	"github.com/keyturn/keyturn/internal/provider/postgres"
 	"github.com/keyturn/keyturn/provider"
 )
@@ -25,11 +26,12 @@ type services struct {
 // drivers are the providers of a server, by the name that keys use.
 func drivers(s services) map[string]provider.Driver {
 	return map[string]provider.Driver{
-		"apikey":    apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
-		"jwks":      s.tokens.driver(),
-		"postgres":  postgres.New(),
-		kindExec:    pluginDriver(kindExec, s.config),
-		kindWebhook: pluginDriver(kindWebhook, s.config),
+		"apikey":     apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
+		"deploy-key": forge.New(forge.Config{Now: s.now}),
+		"jwks":       s.tokens.driver(),
+		"postgres":   postgres.New(),
+		kindExec:     pluginDriver(kindExec, s.config),
+		kindWebhook:  pluginDriver(kindWebhook, s.config),
 	}
 }
 
