@@ -25,7 +25,7 @@ type services struct {
 
 // drivers are the providers of a server, by the name that keys use.
 func drivers(s services) map[string]provider.Driver {
-	return map[string]provider.Driver{
+	all := map[string]provider.Driver{
 		"apikey":     apikeydriver.New(apikeydriver.Config{Service: s.apiKeys, Now: s.now}),
 		"deploy-key": forge.New(forge.Config{Now: s.now}),
 		"jwks":       s.tokens.driver(),
@@ -33,6 +33,8 @@ func drivers(s services) map[string]provider.Driver {
 		kindExec:     pluginDriver(kindExec, s.config),
 		kindWebhook:  pluginDriver(kindWebhook, s.config),
 	}
+	maps.Copy(all, awsDrivers(s.now))
+	return all
 }
 
 // Drivers are the providers as far as they can be known without a server: they
