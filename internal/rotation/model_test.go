@@ -300,8 +300,9 @@ func (r *run) party(m move) {
 	case moveSicken:
 		p.sick = true
 	case moveAck:
+		overtakes := p.late.Epoch == p.seen && (p.heardOf != p.seen || p.late.Order > p.heard)
 		r.acked(p, p.answer(id))
-		if p.late.Epoch != 0 && known != nil && p.heardOf == known.Epoch {
+		if overtakes && known != nil && p.heardOf == known.Epoch {
 			r.refused = false // that it was heard matters, even if it is no news
 		}
 	case moveDelayAck:

@@ -135,6 +135,11 @@ func stands(before, after *State, effects []Effect) *violation {
 	for _, t := range Diff(*before, *after) {
 		switch t.Kind { //nolint:exhaustive // all others are wrong
 		case KeyRecovery, PresenterLeft, VerifierGone:
+		case RotationHold:
+			// What was on hold for the sake of a verifier that has gone is so no more.
+			if t.To != "" {
+				return violated("standing", "%v is on hold for %s although the store was restored", t.Rotation, t.To)
+			}
 		default:
 			return violated("standing", "%s of %s%v to %s although the store was restored", t.Kind, t.Subject, t.Version, t.To)
 		}
