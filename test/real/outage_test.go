@@ -79,7 +79,7 @@ func TestPrimaryCutOff(t *testing.T) {
 	if r.GetPhase() != "accepting" || r.GetHold().GetHuman() {
 		t.Errorf("it is %s, waiting for a human: %v", r.GetPhase(), r.GetHold().GetHuman())
 	}
-	says(t, "the hold", r.GetHold().GetMessage(), "primary does not accept v2 yet")
+	says(t, "the hold", r.GetHold().GetMessage(), "does not accept v2 yet", "log in to primary")
 	names, _ := waitsFor(r)
 	says(t, "what it waits for", fmt.Sprint(names), "primary")
 	w.mustAccept(t, 1)

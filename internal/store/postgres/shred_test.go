@@ -92,6 +92,20 @@ func TestDeletedMaterialIsGone(t *testing.T) {
 	})
 	must(t, err)
 
+	// The scan finds in the log what was just written; a checkpoint, which others may
+	// cause, can remove its segment at any time.
+	seen := false
+	for i := 0; i < 10 && !seen; i++ {
+		name := key.Name(fmt.Sprintf("prod/control/%d", i))
+		gone[name] = material(300)
+		update(t, s, func(tx store.Tx) error { return tx.Materials.Put(ctx, name, 1, gone[name]) })
+		seen = countIn(t, wal, map[key.Name][]byte{name: gone[name]}) == 1
+		update(t, s, func(tx store.Tx) error { return tx.Materials.Delete(ctx, name, 1) })
+	}
+	if !seen {
+		t.Error("the scan does not find in the log what was just written: it proves nothing")
+	}
+
 	bounded, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	must(t, s.Shred(bounded))
@@ -101,9 +115,6 @@ func TestDeletedMaterialIsGone(t *testing.T) {
 	}
 	if present := countIn(t, tables, live); present != len(live) || present < 50 {
 		t.Errorf("the scan found %d of %d live materials: it proves nothing", present, len(live))
-	}
-	if found := countIn(t, wal, gone); found < len(gone)/2 {
-		t.Errorf("the scan found %d of %d deleted materials in the log before its segments were removed: it proves nothing", found, len(gone))
 	}
 	exec("SELECT pg_switch_wal()")
 	exec("CHECKPOINT")
