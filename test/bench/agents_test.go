@@ -17,11 +17,13 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime/pprof"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/client"
+	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
 
@@ -36,8 +38,10 @@ type orders struct {
 	Address string
 	CAFile  string
 	Token   string
-	First   int
-	Count   int
+	// Key is what the agents present.
+	Key   string
+	First int
+	Count int
 }
 
 // news is a line of a child's standard output.
@@ -101,7 +105,7 @@ func runAgents(role string) error {
 		case <-ctx.Done():
 		}
 		running.Go(func() {
-			id := fmt.Sprintf("agent-%04d", o.First+i)
+			id := fmt.Sprintf("agent-%05d", o.First+i)
 			run := watchBare
 			if role == roleKeyturn {
 				run = watchKeyturn
@@ -247,7 +251,7 @@ func watchKeyturn(ctx context.Context, o *orders, roots *x509.CertPool, id strin
 	if err != nil {
 		return err
 	}
-	return c.Watch(ctx, []client.Known{{Key: keyName}}, func(_ context.Context, assignments []client.Assignment) []client.Outcome {
+	return c.Watch(ctx, []client.Known{{Key: key.Name(o.Key)}}, func(_ context.Context, assignments []client.Assignment) []client.Outcome {
 		outcomes := make([]client.Outcome, 0, len(assignments))
 		for _, a := range assignments {
 			outcomes = append(outcomes, client.Outcome{Key: a.Key, Code: client.Applied})
@@ -316,9 +320,15 @@ func startAgents(b *testing.B, role string, o orders, processes int) (*agents, t
 	for p := range processes {
 		part := o
 		part.First, part.Count = o.First+p*a.each, a.each
+		if part.Key == "" {
+			part.Key = keyName
+		}
+		if strings.Contains(part.Key, "%d") {
+			part.Key = fmt.Sprintf(part.Key, p)
+		}
 		a.start(b, role, part, p)
 	}
-	a.wait(b, 5*time.Minute, func(all connections) bool { return all.Connected == a.each*processes })
+	a.wait(b, 15*time.Minute, func(all connections) bool { return all.Connected == a.each*processes })
 	return a, time.Since(began)
 }
 
@@ -404,7 +414,7 @@ func (a *agents) start(b *testing.B, role string, o orders, place int) {
 // and how long after that each of them held it.
 func (a *agents) hold(b *testing.B, version uint64) (published time.Time, took []time.Duration) {
 	b.Helper()
-	timeout := time.After(time.Minute)
+	timeout := time.After(3 * time.Minute)
 	for missing := len(a.statuses); missing > 0; {
 		select {
 		case n := <-a.news:
@@ -414,7 +424,7 @@ func (a *agents) hold(b *testing.B, version uint64) (published time.Time, took [
 				missing--
 			}
 		case <-timeout:
-			b.Fatalf("%d agents of %d hold version %d after a minute; %+v", len(took), a.each*len(a.statuses), version, a.total())
+			b.Fatalf("%d agents of %d hold version %d after three minutes; %+v", len(took), a.each*len(a.statuses), version, a.total())
 		}
 	}
 	return published, took

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +31,8 @@ type world struct {
 	control keyturnv1connect.ControlServiceClient
 	// restart stops the server and starts it again at the same address.
 	restart func()
+	// stop stops it for good, once.
+	stop func()
 }
 
 func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string) *world {
@@ -40,12 +43,19 @@ func newWorld(b *testing.B, drivers map[string]provider.Driver, documents string
 // newWorldOn is newWorld with its data elsewhere.
 func newWorldOn(b *testing.B, data server.StoreConfig, drivers map[string]provider.Driver, documents string) *world {
 	b.Helper()
-	config := server.Config{
-		Store:  data,
-		Listen: "127.0.0.1:0", DataDir: filepath.Join(b.TempDir(), "data"), Log: server.LogConfig{Level: "warn"},
+	w := startServer(b, server.Config{
+		Store: data, DataDir: filepath.Join(b.TempDir(), "data"),
 		// All agents of a benchmark share one token.
 		Limits: server.LimitsConfig{PerSecond: 100_000, Burst: 100_000},
-	}
+	}, drivers)
+	w.apply(b, documents)
+	return w
+}
+
+// startServer starts a server on a free port.
+func startServer(b *testing.B, config server.Config, drivers map[string]provider.Driver) *world {
+	b.Helper()
+	config.Listen, config.Log.Level = "127.0.0.1:0", "warn"
 	options := server.Options{Drivers: drivers, LogTo: io.Discard}
 	srv, err := server.Start(b.Context(), config, options)
 	if err != nil {
@@ -60,7 +70,8 @@ func newWorldOn(b *testing.B, data server.StoreConfig, drivers map[string]provid
 			b.Errorf("stop the server: %v", err)
 		}
 	}
-	b.Cleanup(func() { stop() })
+	var once sync.Once
+	b.Cleanup(func() { once.Do(stop) })
 	token, err := os.ReadFile(srv.TokenFile())
 	if err != nil {
 		b.Fatal(err)
@@ -72,10 +83,15 @@ func newWorldOn(b *testing.B, data server.StoreConfig, drivers map[string]provid
 			b.Fatal(err)
 		}
 	}
-	w := &world{restart: restart, address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
+	w := &world{restart: restart, stop: func() { once.Do(stop) }, address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.address)
+	return w
+}
+
+func (w *world) apply(b *testing.B, documents string) {
+	b.Helper()
 	response, err := w.control.Apply(b.Context(), &keyturnv1.ApplyRequest{Documents: []*keyturnv1.Document{{Name: "bench.yaml", Content: []byte(documents)}}})
 	if err != nil {
 		b.Fatal(err)
@@ -85,7 +101,6 @@ func newWorldOn(b *testing.B, data server.StoreConfig, drivers map[string]provid
 			b.Fatal(problem)
 		}
 	}
-	return w
 }
 
 func rootsOf(b *testing.B, path string) *x509.CertPool {
@@ -125,10 +140,15 @@ type rotated struct {
 // rotate rotates the key and waits for the end.
 func (w *world) rotate(b *testing.B) rotated {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	return w.rotateKey(b, keyName, time.Minute)
+}
+
+func (w *world) rotateKey(b *testing.B, name string, within time.Duration) rotated {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), within)
 	defer cancel()
 	began := time.Now()
-	response, err := w.control.Rotate(ctx, &keyturnv1.RotateRequest{Name: keyName, Reason: "benchmark"})
+	response, err := w.control.Rotate(ctx, &keyturnv1.RotateRequest{Name: name, Reason: "benchmark"})
 	if err != nil {
 		b.Fatal(err)
 	}
