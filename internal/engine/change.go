@@ -218,9 +218,10 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 // record derives audit entries, records and notices from a step.
 func (c *change) record(name key.Name, before, after *rotation.State) error {
 	records := map[key.RotationID]*RotationRecord{}
+	refused := refusals(before, after)
 	for _, list := range [][]rotation.Rotation{after.Ended, after.Rotations} {
 		for i := range list {
-			if err := c.recordRotation(name, before, &list[i], records); err != nil {
+			if err := c.recordRotation(name, before, &list[i], refused, records); err != nil {
 				return err
 			}
 		}
@@ -331,8 +332,9 @@ func waitingNames(state *rotation.State, id key.RotationID) []string {
 }
 
 // recordRotation writes a rotation's record if it changed.
-func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotation.Rotation, records map[key.RotationID]*RotationRecord) error {
-	if old, ok := before.Rotation(r.ID); ok && !changedVisibly(old, r) {
+func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotation.Rotation, refused refusal, records map[key.RotationID]*RotationRecord) error {
+	emergency := r.Kind == rotation.Emergency
+	if old, ok := before.Rotation(r.ID); ok && !changedVisibly(old, r) && (!emergency || !refused.now) {
 		return nil
 	}
 	record, doc, err := c.rotation(r.ID)
@@ -349,6 +351,9 @@ func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotati
 		return err
 	}
 	record.take(r, c.now)
+	if emergency && refused.proven && record.RefusedAt.IsZero() {
+		record.RefusedAt = c.now
+	}
 	records[r.ID] = &record
 	if !r.Phase.Ended() {
 		return c.putRotation(doc, &record)

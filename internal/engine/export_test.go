@@ -39,11 +39,8 @@ func Count(ctx context.Context, e *Engine, kind string) (n int, err error) {
 	return n, err
 }
 
-// The kinds that tests count.
-const (
-	KindCheckpoint = kindCheckpoint
-	KindRequest    = kindRequest
-)
+// KindCheckpoint is a kind that tests count.
+const KindCheckpoint = kindCheckpoint
 
 // Sweep deletes what has expired, as the engine does every minute.
 func Sweep(ctx context.Context, e *Engine) { e.sweep(ctx) }

@@ -72,11 +72,16 @@ type RotationRecord struct {
 	Actor  string         `json:"actor,omitempty"`
 	Plan   rotation.Plan  `json:"plan"`
 	Judges []JudgeRule    `json:"judges,omitempty"`
+	// Group is the group of emergencies that it belongs to, if to one.
+	Group key.RotationID `json:"group,omitzero"`
 
-	StartedAt   time.Time `json:"startedAt"`
-	PhaseSince  time.Time `json:"phaseSince"`
-	CutOverAt   time.Time `json:"cutOverAt,omitzero"`
-	RevokedAt   time.Time `json:"revokedAt,omitzero"`
+	StartedAt  time.Time `json:"startedAt"`
+	PhaseSince time.Time `json:"phaseSince"`
+	CutOverAt  time.Time `json:"cutOverAt,omitzero"`
+	RevokedAt  time.Time `json:"revokedAt,omitzero"`
+	// RefusedAt is when the last verifier was proven to refuse what an emergency
+	// declared compromised.
+	RefusedAt   time.Time `json:"refusedAt,omitzero"`
 	FailedAt    time.Time `json:"failedAt,omitzero"`
 	RecoveredAt time.Time `json:"recoveredAt,omitzero"`
 	EndedAt     time.Time `json:"endedAt,omitzero"`
