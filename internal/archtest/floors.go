@@ -46,6 +46,7 @@ func floors() []Place {
 		{Path: "internal/hub", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
 		{Path: "internal/identity", Floor: 3, Only: interfaces()},
 		{Path: "internal/backup", Floor: 3, Only: []string{"key", "internal/audit", "internal/store"}},
+		{Path: "internal/emergency", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
 		{Path: "internal/transit", Floor: 3, Only: interfaces()},
 		{Path: "internal/pki", Floor: 3, Only: interfaces()},
 		{Path: "internal/token", Floor: 3, Only: interfaces()},
@@ -97,14 +98,14 @@ func interfaces() []string {
 func transports() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
-		"internal/engine", "internal/hub", "internal/identity", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
+		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
 	}
 }
 
 // inner is what the outer side must never reach, not even through others.
 func inner() []string {
 	return []string{
-		"internal/engine", "internal/hub", "internal/identity", "internal/store", "internal/keeper", "internal/provider",
+		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/store", "internal/keeper", "internal/provider",
 		"internal/rpc", "internal/server", "internal/gateway",
 	}
 }

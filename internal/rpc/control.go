@@ -215,7 +215,7 @@ func (c Control) findRotation(ctx context.Context, principal authz.Principal, te
 		view, err := c.config.Engine.Rotation(ctx, id)
 		return view, wire(err)
 	}
-	if len(text) < 4 || len(text) >= 32 || strings.Trim(text, "0123456789abcdef") != "" {
+	if !isBeginning(text) {
 		return engine.RotationView{}, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("rotation_id: %w; the first 4 or more digits of one suffice if they are unique", err))
 	}
 	latest, err := c.config.Engine.Rotations(ctx, "", key.RotationID{}, maxPage)

@@ -94,6 +94,8 @@ type Config struct {
 	Hub      Hub
 	Identity Identity
 	Backups  Backups
+	// Emergencies declares groups.
+	Emergencies Emergencies
 	// LogKeys are the verifier keys of the audit log, for exports.
 	LogKeys []string
 	// Now is the server's time, by which tokens expire. Default: the machine's.

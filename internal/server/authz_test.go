@@ -125,6 +125,21 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.ReadLog(ctx, &keyturnv1.ReadLogRequest{Key: name})
 			return err
 		}},
+		{"DeclareEmergency", "admin operator", false, func(c control, _ delivery, _ string) error {
+			_, err := c.DeclareEmergency(ctx, &keyturnv1.DeclareEmergencyRequest{Selector: "none=such", DryRun: true})
+			return err
+		}},
+		{"ListEmergencies", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
+			_, err := c.ListEmergencies(ctx, &keyturnv1.ListEmergenciesRequest{})
+			return err
+		}},
+		{"GetEmergency", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
+			_, err := c.GetEmergency(ctx, &keyturnv1.GetEmergencyRequest{Id: "ffff"})
+			return err
+		}},
+		{"WatchEmergency", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
+			return first(c.WatchEmergency(ctx, &keyturnv1.WatchEmergencyRequest{Id: "ffff"}))
+		}},
 		// What tells of all keys needs a token that covers all.
 		{"ExportLog", "", false, func(c control, _ delivery, _ string) error {
 			return first(c.ExportLog(ctx, &keyturnv1.ExportLogRequest{}))

@@ -19,6 +19,7 @@ import (
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
 	"github.com/keyturn/keyturn/internal/apikey"
 	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/emergency"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
@@ -56,6 +57,8 @@ type Server struct {
 	apiKeys   *apikey.Service
 	signer    *audit.Signer
 	tokens    *tokens
+	// emergencies declares groups.
+	emergencies *emergency.Service
 
 	servers   []*http.Server
 	address   string
@@ -111,6 +114,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.running.Go(func() { s.clock.run(sweeping) })
 	s.running.Go(func() { s.newTeller(options.Now).run(sweeping) })
 	s.running.Go(func() { s.engine.TryFullStore(sweeping) })
+	s.running.Go(func() { s.emergencies.Run(sweeping) })
 	if _, shared := s.store.(store.Clock); shared {
 		s.running.Go(func() { s.followRevocations(sweeping) })
 	}
@@ -155,9 +159,10 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.hub.Use(s.engine)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
+	s.emergencies = emergency.New(emergency.Config{Store: s.store, Engine: s.engine, Logger: s.log, Now: options.Now, Random: rand.Reader})
 	s.service = rpc.New(rpc.Config{
 		Engine: applier{s.engine, s.apiKeys}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
-		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken,
+		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies,
 	})
 	return err
 }

@@ -3961,6 +3961,737 @@ func (x *Check) GetHint() string {
 	return ""
 }
 
+type DeclareEmergencyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which keys: by their labels, for example "tier=1,team=orders"; every term must
+	// hold. "name=value", "name!=value", "name" (has the label) and "!name".
+	Selector string `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	// Which keys: those that this party was told, or that this token (by its name or
+	// ID) read. Together with a selector both must hold.
+	ReadBy string `protobuf:"bytes,2,opt,name=read_by,json=readBy,proto3" json:"read_by,omitempty"`
+	// The same for every party of this host.
+	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	// How far to look back for read_by and host; 0: 30 days.
+	Since *durationpb.Duration `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Also the keys that they could have read, whether or not they did.
+	CouldRead bool `protobuf:"varint,5,opt,name=could_read,json=couldRead,proto3" json:"could_read,omitempty"`
+	// Only these of the keys found, for example those that a dry run has shown.
+	Keys   []string `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`
+	Reason string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// "replace-first" or "contain-first"; empty takes that of each key's policy.
+	Strategy string `protobuf:"bytes,8,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// Makes a repeated call declare one group only; at most 128 characters.
+	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only say which keys, and why.
+	DryRun        bool `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareEmergencyRequest) Reset() {
+	*x = DeclareEmergencyRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareEmergencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareEmergencyRequest) ProtoMessage() {}
+
+func (x *DeclareEmergencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareEmergencyRequest.ProtoReflect.Descriptor instead.
+func (*DeclareEmergencyRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *DeclareEmergencyRequest) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetReadBy() string {
+	if x != nil {
+		return x.ReadBy
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetSince() *durationpb.Duration {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *DeclareEmergencyRequest) GetCouldRead() bool {
+	if x != nil {
+		return x.CouldRead
+	}
+	return false
+}
+
+func (x *DeclareEmergencyRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *DeclareEmergencyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeclareEmergencyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type DeclareEmergencyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without an ID after a dry run.
+	Emergency     *Emergency `protobuf:"bytes,1,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeclareEmergencyResponse) Reset() {
+	*x = DeclareEmergencyResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeclareEmergencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeclareEmergencyResponse) ProtoMessage() {}
+
+func (x *DeclareEmergencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeclareEmergencyResponse.ProtoReflect.Descriptor instead.
+func (*DeclareEmergencyResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *DeclareEmergencyResponse) GetEmergency() *Emergency {
+	if x != nil {
+		return x.Emergency
+	}
+	return nil
+}
+
+// Emergency is a group of keys that were declared compromised together.
+type Emergency struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Selector string                 `protobuf:"bytes,2,opt,name=selector,proto3" json:"selector,omitempty"`
+	ReadBy   string                 `protobuf:"bytes,3,opt,name=read_by,json=readBy,proto3" json:"read_by,omitempty"`
+	Host     string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
+	// From when on what was read counted; absent without read_by and host.
+	Since     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	CouldRead bool                   `protobuf:"varint,6,opt,name=could_read,json=couldRead,proto3" json:"could_read,omitempty"`
+	Reason    string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Actor     string                 `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
+	Strategy  string                 `protobuf:"bytes,9,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// When all keys had been declared, or could not be.
+	DeclaredAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=declared_at,json=declaredAt,proto3" json:"declared_at,omitempty"`
+	// When the last verifier was proven to refuse the compromised versions of the last
+	// key; absent until then.
+	RefusedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	// Every key's rotation has ended, or could not be begun.
+	Ended bool `protobuf:"varint,13,opt,name=ended,proto3" json:"ended,omitempty"`
+	// How many keys there are, of how many the compromised versions are proven refused
+	// everywhere, how many wait for a human, and how many could not be declared.
+	Total   int32 `protobuf:"varint,14,opt,name=total,proto3" json:"total,omitempty"`
+	Refused int32 `protobuf:"varint,15,opt,name=refused,proto3" json:"refused,omitempty"`
+	Held    int32 `protobuf:"varint,16,opt,name=held,proto3" json:"held,omitempty"`
+	Failed  int32 `protobuf:"varint,17,opt,name=failed,proto3" json:"failed,omitempty"`
+	// Left out by ListEmergencies.
+	Keys          []*EmergencyKey `protobuf:"bytes,18,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Emergency) Reset() {
+	*x = Emergency{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Emergency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Emergency) ProtoMessage() {}
+
+func (x *Emergency) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Emergency.ProtoReflect.Descriptor instead.
+func (*Emergency) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *Emergency) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Emergency) GetSelector() string {
+	if x != nil {
+		return x.Selector
+	}
+	return ""
+}
+
+func (x *Emergency) GetReadBy() string {
+	if x != nil {
+		return x.ReadBy
+	}
+	return ""
+}
+
+func (x *Emergency) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Emergency) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Emergency) GetCouldRead() bool {
+	if x != nil {
+		return x.CouldRead
+	}
+	return false
+}
+
+func (x *Emergency) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Emergency) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Emergency) GetStrategy() string {
+	if x != nil {
+		return x.Strategy
+	}
+	return ""
+}
+
+func (x *Emergency) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Emergency) GetDeclaredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeclaredAt
+	}
+	return nil
+}
+
+func (x *Emergency) GetRefusedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedAt
+	}
+	return nil
+}
+
+func (x *Emergency) GetEnded() bool {
+	if x != nil {
+		return x.Ended
+	}
+	return false
+}
+
+func (x *Emergency) GetTotal() int32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Emergency) GetRefused() int32 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *Emergency) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Emergency) GetFailed() int32 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Emergency) GetKeys() []*EmergencyKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type EmergencyKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Why it belongs to the group, at most 5.
+	Why        []string `protobuf:"bytes,2,rep,name=why,proto3" json:"why,omitempty"`
+	RotationId string   `protobuf:"bytes,3,opt,name=rotation_id,json=rotationId,proto3" json:"rotation_id,omitempty"`
+	// Why it could not be declared; empty when all is well.
+	Trouble string `protobuf:"bytes,4,opt,name=trouble,proto3" json:"trouble,omitempty"`
+	// Absent until it is declared.
+	Rotation *Rotation `protobuf:"bytes,5,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	// When the last verifier was proven to refuse its compromised versions.
+	RefusedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EmergencyKey) Reset() {
+	*x = EmergencyKey{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EmergencyKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EmergencyKey) ProtoMessage() {}
+
+func (x *EmergencyKey) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EmergencyKey.ProtoReflect.Descriptor instead.
+func (*EmergencyKey) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *EmergencyKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *EmergencyKey) GetWhy() []string {
+	if x != nil {
+		return x.Why
+	}
+	return nil
+}
+
+func (x *EmergencyKey) GetRotationId() string {
+	if x != nil {
+		return x.RotationId
+	}
+	return ""
+}
+
+func (x *EmergencyKey) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
+}
+
+func (x *EmergencyKey) GetRotation() *Rotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *EmergencyKey) GetRefusedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedAt
+	}
+	return nil
+}
+
+type ListEmergenciesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEmergenciesRequest) Reset() {
+	*x = ListEmergenciesRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEmergenciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEmergenciesRequest) ProtoMessage() {}
+
+func (x *ListEmergenciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEmergenciesRequest.ProtoReflect.Descriptor instead.
+func (*ListEmergenciesRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ListEmergenciesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEmergenciesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListEmergenciesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Emergencies   []*Emergency `protobuf:"bytes,1,rep,name=emergencies,proto3" json:"emergencies,omitempty"`
+	NextPageToken string       `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEmergenciesResponse) Reset() {
+	*x = ListEmergenciesResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEmergenciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEmergenciesResponse) ProtoMessage() {}
+
+func (x *ListEmergenciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEmergenciesResponse.ProtoReflect.Descriptor instead.
+func (*ListEmergenciesResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ListEmergenciesResponse) GetEmergencies() []*Emergency {
+	if x != nil {
+		return x.Emergencies
+	}
+	return nil
+}
+
+func (x *ListEmergenciesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetEmergencyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ID, or the beginning of one that is unique.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEmergencyRequest) Reset() {
+	*x = GetEmergencyRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEmergencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEmergencyRequest) ProtoMessage() {}
+
+func (x *GetEmergencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEmergencyRequest.ProtoReflect.Descriptor instead.
+func (*GetEmergencyRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *GetEmergencyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetEmergencyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Emergency     *Emergency             `protobuf:"bytes,1,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetEmergencyResponse) Reset() {
+	*x = GetEmergencyResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetEmergencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetEmergencyResponse) ProtoMessage() {}
+
+func (x *GetEmergencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetEmergencyResponse.ProtoReflect.Descriptor instead.
+func (*GetEmergencyResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *GetEmergencyResponse) GetEmergency() *Emergency {
+	if x != nil {
+		return x.Emergency
+	}
+	return nil
+}
+
+type WatchEmergencyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEmergencyRequest) Reset() {
+	*x = WatchEmergencyRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEmergencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEmergencyRequest) ProtoMessage() {}
+
+func (x *WatchEmergencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEmergencyRequest.ProtoReflect.Descriptor instead.
+func (*WatchEmergencyRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *WatchEmergencyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type WatchEmergencyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Emergency     *Emergency             `protobuf:"bytes,1,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEmergencyResponse) Reset() {
+	*x = WatchEmergencyResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEmergencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEmergencyResponse) ProtoMessage() {}
+
+func (x *WatchEmergencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEmergencyResponse.ProtoReflect.Descriptor instead.
+func (*WatchEmergencyResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *WatchEmergencyResponse) GetEmergency() *Emergency {
+	if x != nil {
+		return x.Emergency
+	}
+	return nil
+}
+
 var File_keyturn_v1_control_proto protoreflect.FileDescriptor
 
 const file_keyturn_v1_control_proto_rawDesc = "" +
@@ -4275,13 +5006,77 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint*\x8f\x01\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\"\xb2\x02\n" +
+	"\x17DeclareEmergencyRequest\x12\x1a\n" +
+	"\bselector\x18\x01 \x01(\tR\bselector\x12\x17\n" +
+	"\aread_by\x18\x02 \x01(\tR\x06readBy\x12\x12\n" +
+	"\x04host\x18\x03 \x01(\tR\x04host\x12/\n" +
+	"\x05since\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05since\x12\x1d\n" +
+	"\n" +
+	"could_read\x18\x05 \x01(\bR\tcouldRead\x12\x12\n" +
+	"\x04keys\x18\x06 \x03(\tR\x04keys\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1a\n" +
+	"\bstrategy\x18\b \x01(\tR\bstrategy\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\t \x01(\tR\trequestId\x12\x17\n" +
+	"\adry_run\x18\n" +
+	" \x01(\bR\x06dryRun\"O\n" +
+	"\x18DeclareEmergencyResponse\x123\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"\xd2\x04\n" +
+	"\tEmergency\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bselector\x18\x02 \x01(\tR\bselector\x12\x17\n" +
+	"\aread_by\x18\x03 \x01(\tR\x06readBy\x12\x12\n" +
+	"\x04host\x18\x04 \x01(\tR\x04host\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1d\n" +
+	"\n" +
+	"could_read\x18\x06 \x01(\bR\tcouldRead\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\b \x01(\tR\x05actor\x12\x1a\n" +
+	"\bstrategy\x18\t \x01(\tR\bstrategy\x129\n" +
+	"\n" +
+	"started_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12;\n" +
+	"\vdeclared_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"declaredAt\x129\n" +
+	"\n" +
+	"refused_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\trefusedAt\x12\x14\n" +
+	"\x05ended\x18\r \x01(\bR\x05ended\x12\x14\n" +
+	"\x05total\x18\x0e \x01(\x05R\x05total\x12\x18\n" +
+	"\arefused\x18\x0f \x01(\x05R\arefused\x12\x12\n" +
+	"\x04held\x18\x10 \x01(\x05R\x04held\x12\x16\n" +
+	"\x06failed\x18\x11 \x01(\x05R\x06failed\x12,\n" +
+	"\x04keys\x18\x12 \x03(\v2\x18.keyturn.v1.EmergencyKeyR\x04keys\"\xda\x01\n" +
+	"\fEmergencyKey\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
+	"\x03why\x18\x02 \x03(\tR\x03why\x12\x1f\n" +
+	"\vrotation_id\x18\x03 \x01(\tR\n" +
+	"rotationId\x12\x18\n" +
+	"\atrouble\x18\x04 \x01(\tR\atrouble\x120\n" +
+	"\brotation\x18\x05 \x01(\v2\x14.keyturn.v1.RotationR\brotation\x129\n" +
+	"\n" +
+	"refused_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trefusedAt\"T\n" +
+	"\x16ListEmergenciesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"z\n" +
+	"\x17ListEmergenciesResponse\x127\n" +
+	"\vemergencies\x18\x01 \x03(\v2\x15.keyturn.v1.EmergencyR\vemergencies\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"%\n" +
+	"\x13GetEmergencyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"K\n" +
+	"\x14GetEmergencyResponse\x123\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"'\n" +
+	"\x15WatchEmergencyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"M\n" +
+	"\x16WatchEmergencyResponse\x123\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency*\x8f\x01\n" +
 	"\vSteerAction\x12\x1c\n" +
 	"\x18STEER_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\x8a\f\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\xf3\x0e\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -4304,7 +5099,11 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\aReadLog\x12\x1a.keyturn.v1.ReadLogRequest\x1a\x1b.keyturn.v1.ReadLogResponse\x12J\n" +
 	"\tExportLog\x12\x1c.keyturn.v1.ExportLogRequest\x1a\x1d.keyturn.v1.ExportLogResponse0\x01\x12A\n" +
 	"\x06Backup\x12\x19.keyturn.v1.BackupRequest\x1a\x1a.keyturn.v1.BackupResponse0\x01\x12?\n" +
-	"\x06Doctor\x12\x19.keyturn.v1.DoctorRequest\x1a\x1a.keyturn.v1.DoctorResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
+	"\x06Doctor\x12\x19.keyturn.v1.DoctorRequest\x1a\x1a.keyturn.v1.DoctorResponse\x12]\n" +
+	"\x10DeclareEmergency\x12#.keyturn.v1.DeclareEmergencyRequest\x1a$.keyturn.v1.DeclareEmergencyResponse\x12Z\n" +
+	"\x0fListEmergencies\x12\".keyturn.v1.ListEmergenciesRequest\x1a#.keyturn.v1.ListEmergenciesResponse\x12Q\n" +
+	"\fGetEmergency\x12\x1f.keyturn.v1.GetEmergencyRequest\x1a .keyturn.v1.GetEmergencyResponse\x12Y\n" +
+	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01B5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
 
 var (
 	file_keyturn_v1_control_proto_rawDescOnce sync.Once
@@ -4319,177 +5118,207 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
 var file_keyturn_v1_control_proto_goTypes = []any{
-	(SteerAction)(0),              // 0: keyturn.v1.SteerAction
-	(*Document)(nil),              // 1: keyturn.v1.Document
-	(*ApplyRequest)(nil),          // 2: keyturn.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 3: keyturn.v1.ApplyResponse
-	(*Change)(nil),                // 4: keyturn.v1.Change
-	(*FieldChange)(nil),           // 5: keyturn.v1.FieldChange
-	(*Problem)(nil),               // 6: keyturn.v1.Problem
-	(*Key)(nil),                   // 7: keyturn.v1.Key
-	(*KeyVersion)(nil),            // 8: keyturn.v1.KeyVersion
-	(*ListKeysRequest)(nil),       // 9: keyturn.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),      // 10: keyturn.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),         // 11: keyturn.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),        // 12: keyturn.v1.GetKeyResponse
-	(*GetSecretRequest)(nil),      // 13: keyturn.v1.GetSecretRequest
-	(*GetSecretResponse)(nil),     // 14: keyturn.v1.GetSecretResponse
-	(*RotateRequest)(nil),         // 15: keyturn.v1.RotateRequest
-	(*RotateResponse)(nil),        // 16: keyturn.v1.RotateResponse
-	(*ReconcileRequest)(nil),      // 17: keyturn.v1.ReconcileRequest
-	(*ReconcileResponse)(nil),     // 18: keyturn.v1.ReconcileResponse
-	(*RollbackRequest)(nil),       // 19: keyturn.v1.RollbackRequest
-	(*RollbackResponse)(nil),      // 20: keyturn.v1.RollbackResponse
-	(*Rotation)(nil),              // 21: keyturn.v1.Rotation
-	(*RegionProgress)(nil),        // 22: keyturn.v1.RegionProgress
-	(*Hold)(nil),                  // 23: keyturn.v1.Hold
-	(*Waiting)(nil),               // 24: keyturn.v1.Waiting
-	(*Holder)(nil),                // 25: keyturn.v1.Holder
-	(*StageProgress)(nil),         // 26: keyturn.v1.StageProgress
-	(*ListRotationsRequest)(nil),  // 27: keyturn.v1.ListRotationsRequest
-	(*ListRotationsResponse)(nil), // 28: keyturn.v1.ListRotationsResponse
-	(*GetRotationRequest)(nil),    // 29: keyturn.v1.GetRotationRequest
-	(*GetRotationResponse)(nil),   // 30: keyturn.v1.GetRotationResponse
-	(*TimelineEntry)(nil),         // 31: keyturn.v1.TimelineEntry
-	(*WatchRotationRequest)(nil),  // 32: keyturn.v1.WatchRotationRequest
-	(*WatchRotationResponse)(nil), // 33: keyturn.v1.WatchRotationResponse
-	(*SteerRequest)(nil),          // 34: keyturn.v1.SteerRequest
-	(*SteerResponse)(nil),         // 35: keyturn.v1.SteerResponse
-	(*PlanRequest)(nil),           // 36: keyturn.v1.PlanRequest
-	(*PlanResponse)(nil),          // 37: keyturn.v1.PlanResponse
-	(*PlanStep)(nil),              // 38: keyturn.v1.PlanStep
-	(*ListPartiesRequest)(nil),    // 39: keyturn.v1.ListPartiesRequest
-	(*ListPartiesResponse)(nil),   // 40: keyturn.v1.ListPartiesResponse
-	(*PartyStatus)(nil),           // 41: keyturn.v1.PartyStatus
-	(*PartyKey)(nil),              // 42: keyturn.v1.PartyKey
-	(*RemovePartyRequest)(nil),    // 43: keyturn.v1.RemovePartyRequest
-	(*RemovePartyResponse)(nil),   // 44: keyturn.v1.RemovePartyResponse
-	(*CreateTokenRequest)(nil),    // 45: keyturn.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 46: keyturn.v1.CreateTokenResponse
-	(*Token)(nil),                 // 47: keyturn.v1.Token
-	(*ListTokensRequest)(nil),     // 48: keyturn.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 49: keyturn.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 50: keyturn.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 51: keyturn.v1.RevokeTokenResponse
-	(*ReadLogRequest)(nil),        // 52: keyturn.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),       // 53: keyturn.v1.ReadLogResponse
-	(*ExportLogRequest)(nil),      // 54: keyturn.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),     // 55: keyturn.v1.ExportLogResponse
-	(*BackupRequest)(nil),         // 56: keyturn.v1.BackupRequest
-	(*BackupResponse)(nil),        // 57: keyturn.v1.BackupResponse
-	(*BackupManifest)(nil),        // 58: keyturn.v1.BackupManifest
-	(*DoctorRequest)(nil),         // 59: keyturn.v1.DoctorRequest
-	(*DoctorResponse)(nil),        // 60: keyturn.v1.DoctorResponse
-	(*Check)(nil),                 // 61: keyturn.v1.Check
-	nil,                           // 62: keyturn.v1.Key.LabelsEntry
-	nil,                           // 63: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                           // 64: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                           // 65: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil), // 66: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 67: google.protobuf.Duration
-	(*Party)(nil),                 // 68: keyturn.v1.Party
+	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
+	(*Document)(nil),                 // 1: keyturn.v1.Document
+	(*ApplyRequest)(nil),             // 2: keyturn.v1.ApplyRequest
+	(*ApplyResponse)(nil),            // 3: keyturn.v1.ApplyResponse
+	(*Change)(nil),                   // 4: keyturn.v1.Change
+	(*FieldChange)(nil),              // 5: keyturn.v1.FieldChange
+	(*Problem)(nil),                  // 6: keyturn.v1.Problem
+	(*Key)(nil),                      // 7: keyturn.v1.Key
+	(*KeyVersion)(nil),               // 8: keyturn.v1.KeyVersion
+	(*ListKeysRequest)(nil),          // 9: keyturn.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 10: keyturn.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),            // 11: keyturn.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),           // 12: keyturn.v1.GetKeyResponse
+	(*GetSecretRequest)(nil),         // 13: keyturn.v1.GetSecretRequest
+	(*GetSecretResponse)(nil),        // 14: keyturn.v1.GetSecretResponse
+	(*RotateRequest)(nil),            // 15: keyturn.v1.RotateRequest
+	(*RotateResponse)(nil),           // 16: keyturn.v1.RotateResponse
+	(*ReconcileRequest)(nil),         // 17: keyturn.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),        // 18: keyturn.v1.ReconcileResponse
+	(*RollbackRequest)(nil),          // 19: keyturn.v1.RollbackRequest
+	(*RollbackResponse)(nil),         // 20: keyturn.v1.RollbackResponse
+	(*Rotation)(nil),                 // 21: keyturn.v1.Rotation
+	(*RegionProgress)(nil),           // 22: keyturn.v1.RegionProgress
+	(*Hold)(nil),                     // 23: keyturn.v1.Hold
+	(*Waiting)(nil),                  // 24: keyturn.v1.Waiting
+	(*Holder)(nil),                   // 25: keyturn.v1.Holder
+	(*StageProgress)(nil),            // 26: keyturn.v1.StageProgress
+	(*ListRotationsRequest)(nil),     // 27: keyturn.v1.ListRotationsRequest
+	(*ListRotationsResponse)(nil),    // 28: keyturn.v1.ListRotationsResponse
+	(*GetRotationRequest)(nil),       // 29: keyturn.v1.GetRotationRequest
+	(*GetRotationResponse)(nil),      // 30: keyturn.v1.GetRotationResponse
+	(*TimelineEntry)(nil),            // 31: keyturn.v1.TimelineEntry
+	(*WatchRotationRequest)(nil),     // 32: keyturn.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil),    // 33: keyturn.v1.WatchRotationResponse
+	(*SteerRequest)(nil),             // 34: keyturn.v1.SteerRequest
+	(*SteerResponse)(nil),            // 35: keyturn.v1.SteerResponse
+	(*PlanRequest)(nil),              // 36: keyturn.v1.PlanRequest
+	(*PlanResponse)(nil),             // 37: keyturn.v1.PlanResponse
+	(*PlanStep)(nil),                 // 38: keyturn.v1.PlanStep
+	(*ListPartiesRequest)(nil),       // 39: keyturn.v1.ListPartiesRequest
+	(*ListPartiesResponse)(nil),      // 40: keyturn.v1.ListPartiesResponse
+	(*PartyStatus)(nil),              // 41: keyturn.v1.PartyStatus
+	(*PartyKey)(nil),                 // 42: keyturn.v1.PartyKey
+	(*RemovePartyRequest)(nil),       // 43: keyturn.v1.RemovePartyRequest
+	(*RemovePartyResponse)(nil),      // 44: keyturn.v1.RemovePartyResponse
+	(*CreateTokenRequest)(nil),       // 45: keyturn.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 46: keyturn.v1.CreateTokenResponse
+	(*Token)(nil),                    // 47: keyturn.v1.Token
+	(*ListTokensRequest)(nil),        // 48: keyturn.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 49: keyturn.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 50: keyturn.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 51: keyturn.v1.RevokeTokenResponse
+	(*ReadLogRequest)(nil),           // 52: keyturn.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),          // 53: keyturn.v1.ReadLogResponse
+	(*ExportLogRequest)(nil),         // 54: keyturn.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),        // 55: keyturn.v1.ExportLogResponse
+	(*BackupRequest)(nil),            // 56: keyturn.v1.BackupRequest
+	(*BackupResponse)(nil),           // 57: keyturn.v1.BackupResponse
+	(*BackupManifest)(nil),           // 58: keyturn.v1.BackupManifest
+	(*DoctorRequest)(nil),            // 59: keyturn.v1.DoctorRequest
+	(*DoctorResponse)(nil),           // 60: keyturn.v1.DoctorResponse
+	(*Check)(nil),                    // 61: keyturn.v1.Check
+	(*DeclareEmergencyRequest)(nil),  // 62: keyturn.v1.DeclareEmergencyRequest
+	(*DeclareEmergencyResponse)(nil), // 63: keyturn.v1.DeclareEmergencyResponse
+	(*Emergency)(nil),                // 64: keyturn.v1.Emergency
+	(*EmergencyKey)(nil),             // 65: keyturn.v1.EmergencyKey
+	(*ListEmergenciesRequest)(nil),   // 66: keyturn.v1.ListEmergenciesRequest
+	(*ListEmergenciesResponse)(nil),  // 67: keyturn.v1.ListEmergenciesResponse
+	(*GetEmergencyRequest)(nil),      // 68: keyturn.v1.GetEmergencyRequest
+	(*GetEmergencyResponse)(nil),     // 69: keyturn.v1.GetEmergencyResponse
+	(*WatchEmergencyRequest)(nil),    // 70: keyturn.v1.WatchEmergencyRequest
+	(*WatchEmergencyResponse)(nil),   // 71: keyturn.v1.WatchEmergencyResponse
+	nil,                              // 72: keyturn.v1.Key.LabelsEntry
+	nil,                              // 73: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 74: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 75: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil),    // 76: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 77: google.protobuf.Duration
+	(*Party)(nil),                    // 78: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	62, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	66, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	66, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	72, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	76, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	76, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	66, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	63, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	76, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	73, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	64, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	65, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	66, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	66, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	66, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	66, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	74, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	75, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	76, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	76, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	76, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	76, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	66, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	76, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	66, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	66, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	66, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	76, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	76, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	76, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	31, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	66, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	76, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	38, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	66, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	67, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	76, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	77, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	41, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	68, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	66, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	78, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	76, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	42, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	67, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	68, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	66, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	66, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	66, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	66, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	77, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	78, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	76, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	76, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	76, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	76, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	47, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
 	58, // 48: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	66, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	76, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
 	61, // 50: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	2,  // 51: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 52: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 53: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 54: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 55: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19, // 56: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17, // 57: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27, // 58: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29, // 59: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	32, // 60: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	34, // 61: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	36, // 62: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	39, // 63: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	43, // 64: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	45, // 65: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	48, // 66: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	50, // 67: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	52, // 68: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	54, // 69: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	56, // 70: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	59, // 71: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	3,  // 72: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 73: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 74: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 75: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 76: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20, // 77: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18, // 78: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28, // 79: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30, // 80: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	33, // 81: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	35, // 82: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	37, // 83: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	40, // 84: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	44, // 85: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	46, // 86: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	49, // 87: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	51, // 88: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	53, // 89: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	55, // 90: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	57, // 91: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	60, // 92: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	72, // [72:93] is the sub-list for method output_type
-	51, // [51:72] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	77, // 51: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	64, // 52: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	76, // 53: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	76, // 54: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	76, // 55: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	76, // 56: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	65, // 57: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
+	21, // 58: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
+	76, // 59: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	64, // 60: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
+	64, // 61: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	64, // 62: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	2,  // 63: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,  // 64: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11, // 65: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13, // 66: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15, // 67: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19, // 68: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17, // 69: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27, // 70: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29, // 71: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	32, // 72: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	34, // 73: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	36, // 74: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	39, // 75: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	43, // 76: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	45, // 77: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	48, // 78: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	50, // 79: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	52, // 80: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	54, // 81: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	56, // 82: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	59, // 83: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	62, // 84: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	66, // 85: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	68, // 86: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	70, // 87: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	3,  // 88: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 89: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 90: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 91: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 92: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20, // 93: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18, // 94: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28, // 95: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30, // 96: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	33, // 97: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	35, // 98: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	37, // 99: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	40, // 100: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	44, // 101: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	46, // 102: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	49, // 103: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	51, // 104: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	53, // 105: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	55, // 106: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	57, // 107: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	60, // 108: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	63, // 109: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	67, // 110: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	69, // 111: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	71, // 112: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	88, // [88:113] is the sub-list for method output_type
+	63, // [63:88] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -4508,7 +5337,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   65,
+			NumMessages:   75,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

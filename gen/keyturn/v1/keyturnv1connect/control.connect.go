@@ -87,6 +87,18 @@ const (
 	ControlServiceBackupProcedure = "/keyturn.v1.ControlService/Backup"
 	// ControlServiceDoctorProcedure is the fully-qualified name of the ControlService's Doctor RPC.
 	ControlServiceDoctorProcedure = "/keyturn.v1.ControlService/Doctor"
+	// ControlServiceDeclareEmergencyProcedure is the fully-qualified name of the ControlService's
+	// DeclareEmergency RPC.
+	ControlServiceDeclareEmergencyProcedure = "/keyturn.v1.ControlService/DeclareEmergency"
+	// ControlServiceListEmergenciesProcedure is the fully-qualified name of the ControlService's
+	// ListEmergencies RPC.
+	ControlServiceListEmergenciesProcedure = "/keyturn.v1.ControlService/ListEmergencies"
+	// ControlServiceGetEmergencyProcedure is the fully-qualified name of the ControlService's
+	// GetEmergency RPC.
+	ControlServiceGetEmergencyProcedure = "/keyturn.v1.ControlService/GetEmergency"
+	// ControlServiceWatchEmergencyProcedure is the fully-qualified name of the ControlService's
+	// WatchEmergency RPC.
+	ControlServiceWatchEmergencyProcedure = "/keyturn.v1.ControlService/WatchEmergency"
 )
 
 // ControlServiceClient is a client for the keyturn.v1.ControlService service.
@@ -129,6 +141,13 @@ type ControlServiceClient interface {
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
 	// Doctor checks the invariants against live state. Role viewer.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
+	// DeclareEmergency begins emergencies of many keys as one group. Role operator.
+	DeclareEmergency(context.Context, *v1.DeclareEmergencyRequest) (*v1.DeclareEmergencyResponse, error)
+	// ListEmergencies, GetEmergency, WatchEmergency: role viewer.
+	ListEmergencies(context.Context, *v1.ListEmergenciesRequest) (*v1.ListEmergenciesResponse, error)
+	GetEmergency(context.Context, *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error)
+	// WatchEmergency sends the group now and after every change, until it has ended.
+	WatchEmergency(context.Context, *v1.WatchEmergencyRequest) (*connect.ServerStreamForClient[v1.WatchEmergencyResponse], error)
 }
 
 // NewControlServiceClient constructs a client for the keyturn.v1.ControlService service. By
@@ -268,32 +287,60 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Doctor")),
 			connect.WithClientOptions(opts...),
 		),
+		declareEmergency: connect.NewClient[v1.DeclareEmergencyRequest, v1.DeclareEmergencyResponse](
+			httpClient,
+			baseURL+ControlServiceDeclareEmergencyProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("DeclareEmergency")),
+			connect.WithClientOptions(opts...),
+		),
+		listEmergencies: connect.NewClient[v1.ListEmergenciesRequest, v1.ListEmergenciesResponse](
+			httpClient,
+			baseURL+ControlServiceListEmergenciesProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListEmergencies")),
+			connect.WithClientOptions(opts...),
+		),
+		getEmergency: connect.NewClient[v1.GetEmergencyRequest, v1.GetEmergencyResponse](
+			httpClient,
+			baseURL+ControlServiceGetEmergencyProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GetEmergency")),
+			connect.WithClientOptions(opts...),
+		),
+		watchEmergency: connect.NewClient[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse](
+			httpClient,
+			baseURL+ControlServiceWatchEmergencyProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("WatchEmergency")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // controlServiceClient implements ControlServiceClient.
 type controlServiceClient struct {
-	apply         *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	listKeys      *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
-	getKey        *connect.Client[v1.GetKeyRequest, v1.GetKeyResponse]
-	getSecret     *connect.Client[v1.GetSecretRequest, v1.GetSecretResponse]
-	rotate        *connect.Client[v1.RotateRequest, v1.RotateResponse]
-	rollback      *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
-	reconcile     *connect.Client[v1.ReconcileRequest, v1.ReconcileResponse]
-	listRotations *connect.Client[v1.ListRotationsRequest, v1.ListRotationsResponse]
-	getRotation   *connect.Client[v1.GetRotationRequest, v1.GetRotationResponse]
-	watchRotation *connect.Client[v1.WatchRotationRequest, v1.WatchRotationResponse]
-	steer         *connect.Client[v1.SteerRequest, v1.SteerResponse]
-	plan          *connect.Client[v1.PlanRequest, v1.PlanResponse]
-	listParties   *connect.Client[v1.ListPartiesRequest, v1.ListPartiesResponse]
-	removeParty   *connect.Client[v1.RemovePartyRequest, v1.RemovePartyResponse]
-	createToken   *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
-	listTokens    *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
-	revokeToken   *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
-	readLog       *connect.Client[v1.ReadLogRequest, v1.ReadLogResponse]
-	exportLog     *connect.Client[v1.ExportLogRequest, v1.ExportLogResponse]
-	backup        *connect.Client[v1.BackupRequest, v1.BackupResponse]
-	doctor        *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
+	apply            *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	listKeys         *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
+	getKey           *connect.Client[v1.GetKeyRequest, v1.GetKeyResponse]
+	getSecret        *connect.Client[v1.GetSecretRequest, v1.GetSecretResponse]
+	rotate           *connect.Client[v1.RotateRequest, v1.RotateResponse]
+	rollback         *connect.Client[v1.RollbackRequest, v1.RollbackResponse]
+	reconcile        *connect.Client[v1.ReconcileRequest, v1.ReconcileResponse]
+	listRotations    *connect.Client[v1.ListRotationsRequest, v1.ListRotationsResponse]
+	getRotation      *connect.Client[v1.GetRotationRequest, v1.GetRotationResponse]
+	watchRotation    *connect.Client[v1.WatchRotationRequest, v1.WatchRotationResponse]
+	steer            *connect.Client[v1.SteerRequest, v1.SteerResponse]
+	plan             *connect.Client[v1.PlanRequest, v1.PlanResponse]
+	listParties      *connect.Client[v1.ListPartiesRequest, v1.ListPartiesResponse]
+	removeParty      *connect.Client[v1.RemovePartyRequest, v1.RemovePartyResponse]
+	createToken      *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens       *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken      *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
+	readLog          *connect.Client[v1.ReadLogRequest, v1.ReadLogResponse]
+	exportLog        *connect.Client[v1.ExportLogRequest, v1.ExportLogResponse]
+	backup           *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	doctor           *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
+	declareEmergency *connect.Client[v1.DeclareEmergencyRequest, v1.DeclareEmergencyResponse]
+	listEmergencies  *connect.Client[v1.ListEmergenciesRequest, v1.ListEmergenciesResponse]
+	getEmergency     *connect.Client[v1.GetEmergencyRequest, v1.GetEmergencyResponse]
+	watchEmergency   *connect.Client[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse]
 }
 
 // Apply calls keyturn.v1.ControlService.Apply.
@@ -473,6 +520,38 @@ func (c *controlServiceClient) Doctor(ctx context.Context, req *v1.DoctorRequest
 	return nil, err
 }
 
+// DeclareEmergency calls keyturn.v1.ControlService.DeclareEmergency.
+func (c *controlServiceClient) DeclareEmergency(ctx context.Context, req *v1.DeclareEmergencyRequest) (*v1.DeclareEmergencyResponse, error) {
+	response, err := c.declareEmergency.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListEmergencies calls keyturn.v1.ControlService.ListEmergencies.
+func (c *controlServiceClient) ListEmergencies(ctx context.Context, req *v1.ListEmergenciesRequest) (*v1.ListEmergenciesResponse, error) {
+	response, err := c.listEmergencies.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetEmergency calls keyturn.v1.ControlService.GetEmergency.
+func (c *controlServiceClient) GetEmergency(ctx context.Context, req *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error) {
+	response, err := c.getEmergency.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// WatchEmergency calls keyturn.v1.ControlService.WatchEmergency.
+func (c *controlServiceClient) WatchEmergency(ctx context.Context, req *v1.WatchEmergencyRequest) (*connect.ServerStreamForClient[v1.WatchEmergencyResponse], error) {
+	return c.watchEmergency.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // ControlServiceHandler is an implementation of the keyturn.v1.ControlService service.
 type ControlServiceHandler interface {
 	// Apply checks documents and stores them. Role admin or operator.
@@ -513,6 +592,13 @@ type ControlServiceHandler interface {
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
 	// Doctor checks the invariants against live state. Role viewer.
 	Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error)
+	// DeclareEmergency begins emergencies of many keys as one group. Role operator.
+	DeclareEmergency(context.Context, *v1.DeclareEmergencyRequest) (*v1.DeclareEmergencyResponse, error)
+	// ListEmergencies, GetEmergency, WatchEmergency: role viewer.
+	ListEmergencies(context.Context, *v1.ListEmergenciesRequest) (*v1.ListEmergenciesResponse, error)
+	GetEmergency(context.Context, *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error)
+	// WatchEmergency sends the group now and after every change, until it has ended.
+	WatchEmergency(context.Context, *v1.WatchEmergencyRequest, *connect.ServerStream[v1.WatchEmergencyResponse]) error
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -648,6 +734,30 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Doctor")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceDeclareEmergencyHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceDeclareEmergencyProcedure,
+		svc.DeclareEmergency,
+		connect.WithSchema(controlServiceMethods.ByName("DeclareEmergency")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListEmergenciesHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceListEmergenciesProcedure,
+		svc.ListEmergencies,
+		connect.WithSchema(controlServiceMethods.ByName("ListEmergencies")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceGetEmergencyHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceGetEmergencyProcedure,
+		svc.GetEmergency,
+		connect.WithSchema(controlServiceMethods.ByName("GetEmergency")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceWatchEmergencyHandler := connect.NewServerStreamHandlerSimple(
+		ControlServiceWatchEmergencyProcedure,
+		svc.WatchEmergency,
+		connect.WithSchema(controlServiceMethods.ByName("WatchEmergency")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keyturn.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceApplyProcedure:
@@ -692,6 +802,14 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceBackupHandler.ServeHTTP(w, r)
 		case ControlServiceDoctorProcedure:
 			controlServiceDoctorHandler.ServeHTTP(w, r)
+		case ControlServiceDeclareEmergencyProcedure:
+			controlServiceDeclareEmergencyHandler.ServeHTTP(w, r)
+		case ControlServiceListEmergenciesProcedure:
+			controlServiceListEmergenciesHandler.ServeHTTP(w, r)
+		case ControlServiceGetEmergencyProcedure:
+			controlServiceGetEmergencyHandler.ServeHTTP(w, r)
+		case ControlServiceWatchEmergencyProcedure:
+			controlServiceWatchEmergencyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -783,4 +901,20 @@ func (UnimplementedControlServiceHandler) Backup(context.Context, *v1.BackupRequ
 
 func (UnimplementedControlServiceHandler) Doctor(context.Context, *v1.DoctorRequest) (*v1.DoctorResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.Doctor is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) DeclareEmergency(context.Context, *v1.DeclareEmergencyRequest) (*v1.DeclareEmergencyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.DeclareEmergency is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListEmergencies(context.Context, *v1.ListEmergenciesRequest) (*v1.ListEmergenciesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ListEmergencies is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GetEmergency(context.Context, *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.GetEmergency is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) WatchEmergency(context.Context, *v1.WatchEmergencyRequest, *connect.ServerStream[v1.WatchEmergencyResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.WatchEmergency is not implemented"))
 }
