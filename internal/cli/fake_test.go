@@ -97,7 +97,7 @@ func (i intercept) admit(header http.Header, procedure string) error {
 	case token == adminToken:
 	case token != viewerToken:
 		return connect.NewError(connect.CodeUnauthenticated, errors.New("the token is unknown"))
-	case !strings.HasPrefix(method, "List") && !strings.HasPrefix(method, "GetKey") && !strings.HasPrefix(method, "GetRot"):
+	case !strings.HasPrefix(method, "List") && !strings.HasPrefix(method, "GetKey") && !strings.HasPrefix(method, "GetRot") && !strings.HasPrefix(method, "GetEm"):
 		return connect.NewError(connect.CodePermissionDenied, errors.New("not allowed: role viewer may not do that"))
 	}
 	return nil

@@ -17,11 +17,18 @@ func (a *app) rotateCommand() *cobra.Command {
 	request := &keyturnv1.RotateRequest{}
 	var compromised []uint
 	var w waitFlags
-	c := a.action("rotate NAME", "Begin a rotation of a key", func(cmd *cobra.Command, args []string) error {
-		request.Name = args[0]
+	group := &groupFlags{}
+	c := a.action("rotate [NAME]", "Begin a rotation of a key, or an emergency of many", func(cmd *cobra.Command, args []string) error {
 		for _, v := range compromised {
 			request.Compromised = append(request.Compromised, uint64(v))
 		}
+		if err := group.check(args, request); err != nil {
+			return err
+		}
+		if group.selects() {
+			return a.declare(cmd, group, request, w)
+		}
+		request.Name = args[0]
 		return a.rotate(cmd, request, w)
 	})
 	c.Long = `Begins a rotation, by the key's policy. It goes on in the server, whatever becomes
@@ -29,14 +36,20 @@ of this command.
 
 An emergency marks versions as compromised and supersedes a rotation under way:
 replace-first brings in a new version at once and then refuses the old one;
-contain-first refuses the old one at once, whoever still uses it.`
-	c.Example = "  keyturn rotate prod/orders/db --wait\n  keyturn rotate prod/orders/db --emergency --reason \"leaked in a log\" --wait"
+contain-first refuses the old one at once, whoever still uses it.
+
+With a selection instead of NAME an emergency is declared for every key in it, as one
+group. The keys are listed with the reasons, and declared once that is confirmed;
+keyturn emergency watch follows the group.`
+	c.Example = "  keyturn rotate prod/orders/db --wait\n  keyturn rotate prod/orders/db --emergency --reason \"leaked in a log\" --wait\n" +
+		"  keyturn rotate --emergency --selector tier=1,team=orders --strategy contain-first --reason \"laptop stolen\" --wait"
 	c.Flags().StringVar(&request.Reason, "reason", "", "the `TEXT` that tells the audit log why")
 	c.Flags().BoolVar(&request.Emergency, "emergency", false, "a version is known or suspected to be compromised")
 	c.Flags().StringVar(&request.Strategy, "strategy", "", "the `STRATEGY` of an emergency: replace-first or contain-first; default: the policy's")
 	c.Flags().UintSliceVar(&compromised, "compromised", nil, "the compromised `VERSIONS`, for example 3,4; default: all that are accepted somewhere")
 	c.Flags().StringVar(&request.RequestId, "request-id", "", "an `ID` that makes a repeated command begin one rotation only")
 	c.Flags().Lookup("compromised").DefValue = ""
+	group.register(c)
 	w.register(a, c)
 	c.ValidArgsFunction = a.completeKeys
 	a.choices(c, "strategy", "replace-first", "contain-first")
@@ -50,10 +63,8 @@ func (a *app) rotate(cmd *cobra.Command, request *keyturnv1.RotateRequest, w wai
 	if !request.GetEmergency() && (request.GetStrategy() != "" || len(request.GetCompromised()) > 0) {
 		return usage("add --emergency", "--strategy and --compromised belong to an emergency")
 	}
-	if request.GetStrategy() != "" {
-		if err := oneOf("strategy", request.GetStrategy(), "replace-first", "contain-first"); err != nil {
-			return err
-		}
+	if err := checkStrategy(request); err != nil {
+		return err
 	}
 	api, err := a.control()
 	if err != nil {
@@ -73,6 +84,13 @@ func (a *app) rotate(cmd *cobra.Command, request *keyturnv1.RotateRequest, w wai
 	return a.begun(cmd.Context(), response.GetRotationId(), w, func(out io.Writer) {
 		fmt.Fprintf(out, "rotation %s of %s began\n", response.GetRotationId(), clean(request.GetName()))
 	})
+}
+
+func checkStrategy(request *keyturnv1.RotateRequest) error {
+	if request.GetStrategy() == "" {
+		return nil
+	}
+	return oneOf("strategy", request.GetStrategy(), "replace-first", "contain-first")
 }
 
 func (a *app) rollbackCommand() *cobra.Command {

@@ -149,16 +149,28 @@ func cutMessage(s string) (before, message string, ok bool) {
 // which follow returns, or the rotation has ended. It survives a server that is
 // away for a while.
 func (a *app) follow(ctx context.Context, api keyturnv1connect.ControlServiceClient, id string, visit func(*keyturnv1.Rotation) error, show *progress) error {
+	return a.followAny(ctx, show, func(ctx context.Context, seen func(ended bool)) error {
+		return watchOnce(ctx, api, id, func(r *keyturnv1.Rotation) error {
+			seen(r.GetEnded())
+			return visit(r)
+		})
+	})
+}
+
+// followAny calls watch, which calls seen for everything that arrives, until that was
+// the end or an error that does not pass.
+func (a *app) followAny(ctx context.Context, show *progress, watch func(ctx context.Context, seen func(ended bool)) error) error {
 	delay := watchRetryFirst
 	var lost time.Time
 	for {
-		ended, seen := false, false
-		err := watchOnce(ctx, api, id, func(r *keyturnv1.Rotation) error {
-			if !lost.IsZero() {
-				show.say("the server is back")
-			}
-			ended, seen, lost, delay = r.GetEnded(), true, time.Time{}, watchRetryFirst
-			return visit(r)
+		ended, arrived := false, false
+		err := within(ctx, func(ctx context.Context) error {
+			return watch(ctx, func(end bool) {
+				if !lost.IsZero() {
+					show.say("the server is back")
+				}
+				ended, arrived, lost, delay = end, true, time.Time{}, watchRetryFirst
+			})
 		})
 		switch {
 		case ctx.Err() != nil:
@@ -169,7 +181,7 @@ func (a *app) follow(ctx context.Context, api keyturnv1connect.ControlServiceCli
 			return err
 		}
 		now := a.config.Now()
-		if lost.IsZero() && (err != nil || !seen) {
+		if lost.IsZero() && (err != nil || !arrived) {
 			lost = now
 			show.say("the connection to the server is lost; trying again")
 		}
@@ -201,8 +213,6 @@ func passing(err error) bool {
 }
 
 func watchOnce(ctx context.Context, api keyturnv1connect.ControlServiceClient, id string, visit func(*keyturnv1.Rotation) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	stream, err := api.WatchRotation(ctx, &keyturnv1.WatchRotationRequest{Id: id})
 	if err != nil {
 		return err
@@ -214,4 +224,11 @@ func watchOnce(ctx context.Context, api keyturnv1connect.ControlServiceClient, i
 		}
 	}
 	return stream.Err()
+}
+
+// within runs fn with a context that ends with it.
+func within(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	return fn(ctx)
 }
