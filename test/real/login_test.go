@@ -103,3 +103,11 @@ func (w *world) roles(t *testing.T) string {
 	}
 	return all
 }
+
+func logIn(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	return conn.Close(ctx)
+}

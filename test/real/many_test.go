@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/keyturn/keyturn/client"
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/key"
@@ -123,12 +121,4 @@ func (w *world) ended(ctx context.Context, id string) (*keyturnv1.Rotation, erro
 		last = stream.Msg().GetRotation()
 	}
 	return last, stream.Err()
-}
-
-func logIn(ctx context.Context, url string) error {
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return err
-	}
-	return conn.Close(ctx)
 }
