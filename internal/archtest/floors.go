@@ -22,6 +22,7 @@ func floors() []Place {
 		}},
 		{Path: "internal/anomaly", Floor: 1, Only: words, Beside: []string{"internal/policy"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/audit", Floor: 1, Only: words, Pure: true, Foreign: []string{"golang.org/x/mod"}},
+		{Path: "internal/evidence", Floor: 1, Only: []string{"key"}, Beside: []string{"internal/audit"}, Foreign: []string{"golang.org/x/mod"}},
 		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
 		// Beside them, what knows nothing of keys.
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
@@ -70,7 +71,7 @@ func floors() []Place {
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "internal/harden", "gen/..."}, words...), Never: inner()},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),
-			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/rotation"}, words...),
+			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
 		},
 		{Path: "internal/demo", Floor: 8},
 		{Path: "cmd", Floor: 9},

@@ -1,0 +1,22 @@
+// Package evidence is the form of an evidence pack: what happened to some keys, in
+// one file that can be verified without a server.
+//
+// A pack is a ZIP file. MANIFEST names every other file in it with its length and
+// SHA-256. BUNDLE is the whole audit log as package audit exports it, ENTRIES those of
+// its records that concern the keys. Only the log is signed: what else the pack says
+// is checked against it.
+//
+// Guarantees:
+//
+//   - The same content makes the same bytes.
+//   - Check names every file that is missing, altered or not in the manifest.
+//   - CheckEntries names a record that the log does not have, or has and the pack does
+//     not, and a rotation that the log tells otherwise of.
+//   - Reading is bounded by what the manifest says of each file, in time, and by
+//     MaxFiles and maxManifest in memory: a small file that unpacks to a huge one is an
+//     altered one.
+//
+// It must be told by whom the log may be signed: see audit.VerifyBundle, which the
+// caller runs on BUNDLE. No secret is in a pack: it is made of what the API shows to
+// those who may read, and of the audit log.
+package evidence

@@ -1,0 +1,266 @@
+package evidence_test
+
+import (
+	"archive/zip"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/evidence"
+	"github.com/keyturn/keyturn/key"
+)
+
+var rotationID = key.RotationID{0xab}
+
+// records are those of a log, as they are encoded there.
+func records(t testing.TB) [][]byte {
+	t.Helper()
+	at := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	alice := audit.Actor{ID: "alice", Kind: "user"}
+	entries := []audit.Entry{
+		{Actor: alice, Action: "emergency.declare", Target: "g1", Outcome: audit.OutcomeOK, Reason: "<script>|stolen|"},
+		{Actor: alice, Action: "secret.read", Key: "prod/other", Version: 1, Outcome: audit.OutcomeOK},
+		{Actor: alice, Action: "secret.read", Key: "prod/db", Version: 1, Outcome: audit.OutcomeOK},
+		{Actor: alice, Action: "emergency.member", Key: "prod/db", Rotation: rotationID, Outcome: audit.OutcomeOK, Detail: map[string]string{"group": "g1"}},
+		{Actor: alice, Action: "verifier.acceptance", Key: "prod/db", Rotation: rotationID, Version: 1, Target: "primary", From: "refuse-probing", To: "refused", Outcome: audit.OutcomeOK},
+		{Actor: alice, Action: audit.ActionPhase, Key: "prod/db", Rotation: rotationID, From: "revoking", To: "done", Outcome: audit.OutcomeOK},
+	}
+	for i := range entries {
+		entries[i].At = at
+	}
+	batch, err := audit.Append(audit.Tail{}, tlog.HashReaderFunc(func([]int64) ([]tlog.Hash, error) { return nil, nil }), entries...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return batch.Records
+}
+
+func bundleOf(list [][]byte) string {
+	var b strings.Builder
+	b.WriteString("{\"keyturn_audit_bundle\":1}\n")
+	for _, r := range list {
+		fmt.Fprintf(&b, "{\"entry\":%s,\"hashes\":[\"x\"]}\n", r)
+	}
+	return b.String()
+}
+
+func subject() evidence.Subject {
+	return evidence.Subject{Kind: "emergency", ID: "g1", Keys: []string{"prod/db"}, Rotations: []string{rotationID.String()}}
+}
+
+// content is what a good pack holds.
+func content(t testing.TB) map[string]string {
+	t.Helper()
+	list := records(t)
+	lines := ""
+	for i, r := range list {
+		if i != 1 {
+			lines += string(r) + "\n"
+		}
+	}
+	return map[string]string{
+		evidence.Bundle: bundleOf(list), evidence.Entries: lines, evidence.Summary: "# Evidence\n",
+		evidence.RotationsIn + rotationID.String() + ".json": `{"rotation":{"id":"` + rotationID.String() + `","key":"prod/db","phase":"done"}}`,
+	}
+}
+
+func pack(t testing.TB, files map[string]string, about evidence.Subject) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := evidence.NewWriter(&b)
+	var names []string
+	for name := range files {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := w.Add(name, strings.NewReader(files[name])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(about); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func faults(t testing.TB, b []byte) []evidence.Fault {
+	t.Helper()
+	p, err := evidence.Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := p.Check(); len(list) > 0 {
+		return list
+	}
+	_, list, err := p.CheckEntries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestGoodPack(t *testing.T) {
+	b := pack(t, content(t), subject())
+	if list := faults(t, b); len(list) > 0 {
+		t.Error(list)
+	}
+	if !bytes.Equal(b, pack(t, content(t), subject())) {
+		t.Error("the same content made other bytes")
+	}
+}
+
+// TestBadPacks: whatever is altered, missing or added is named.
+func TestBadPacks(t *testing.T) {
+	rotationFile := evidence.RotationsIn + rotationID.String() + ".json"
+	for name, test := range map[string]struct {
+		change func(files map[string]string, s *evidence.Subject)
+		file   string
+	}{
+		"an entry is left out": {func(f map[string]string, _ *evidence.Subject) {
+			f[evidence.Entries] = f[evidence.Entries][strings.Index(f[evidence.Entries], "\n")+1:]
+		}, evidence.Entries},
+		"an entry is added": {func(f map[string]string, _ *evidence.Subject) { f[evidence.Entries] += f[evidence.Entries] }, evidence.Entries},
+		"an entry is altered": {func(f map[string]string, _ *evidence.Subject) {
+			f[evidence.Entries] = strings.Replace(f[evidence.Entries], "alice", "clark", 1)
+		}, evidence.Entries},
+		"no rotation":     {func(f map[string]string, _ *evidence.Subject) { delete(f, rotationFile) }, rotationFile},
+		"a rotation less": {func(f map[string]string, s *evidence.Subject) { delete(f, rotationFile); s.Rotations = nil }, rotationFile},
+		"the rotation tells a lie": {func(f map[string]string, _ *evidence.Subject) {
+			f[rotationFile] = strings.Replace(f[rotationFile], "done", "failed", 1)
+		}, rotationFile},
+		"that of another one": {func(f map[string]string, _ *evidence.Subject) { f[rotationFile] = `{"rotation":{"id":"x"}}` }, rotationFile},
+		"no log":              {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Bundle) }, evidence.Bundle},
+		"no page":             {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Summary) }, evidence.Summary},
+	} {
+		files, about := content(t), subject()
+		test.change(files, &about)
+		list := faults(t, pack(t, files, about))
+		if len(list) == 0 || list[0].File != test.file {
+			t.Errorf("%s: %v", name, list)
+		}
+	}
+}
+
+// TestAlteredPack: a file that differs from the manifest is named, one that is not in
+// it as well, and no byte can change unseen.
+func TestAlteredPack(t *testing.T) {
+	good := pack(t, content(t), subject())
+	z, err := zip.NewReader(bytes.NewReader(good), int64(len(good)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite := func(edit func(name, body string) (string, bool), more ...string) []byte {
+		var b bytes.Buffer
+		w := zip.NewWriter(&b)
+		add := func(name, body string) {
+			part, err := w.Create(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := part.Write([]byte(body)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, f := range z.File {
+			r, err := f.Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if changed, keep := edit(f.Name, string(body)); keep {
+				add(f.Name, changed)
+			}
+		}
+		for _, name := range more {
+			add(name, "x")
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	for _, victim := range []string{evidence.Bundle, evidence.Entries, evidence.Summary} {
+		for how, edit := range map[string]func(string) (string, bool){
+			"it was altered: its SHA": func(s string) (string, bool) { return strings.ToUpper(s), true },
+			"it was altered: its len": func(s string) (string, bool) { return s + " ", true },
+			"it is missing":           func(s string) (string, bool) { return s, false },
+		} {
+			list := faults(t, rewrite(func(name, body string) (string, bool) {
+				if name != victim {
+					return body, true
+				}
+				return edit(body)
+			}))
+			if len(list) != 1 || list[0].File != victim || !strings.HasPrefix(list[0].Problem, how) {
+				t.Errorf("%s, %s: %v", victim, how, list)
+			}
+		}
+	}
+	same := func(_, body string) (string, bool) { return body, true }
+	if list := faults(t, rewrite(same, "more.txt")); len(list) != 1 || list[0].File != "more.txt" {
+		t.Error(list)
+	}
+	for _, bad := range [][]byte{nil, []byte("PK"), good[:len(good)/2], rewrite(same, evidence.Bundle), rewrite(func(name, body string) (string, bool) { return body, name != evidence.Manifest })} {
+		if _, err := evidence.Open(bytes.NewReader(bad), int64(len(bad))); err == nil {
+			t.Error("a file that is no pack was opened")
+		}
+	}
+}
+
+func TestSummary(t *testing.T) {
+	s := evidence.NewSummarizer(subject())
+	about := subject()
+	if err := evidence.ReadRecords(strings.NewReader(bundleOf(records(t))), &about, func(r evidence.Record) error {
+		s.Take(&r.Entry)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	text := s.Text([]string{"keys: prod/db"})
+	for _, want := range []string{"# Evidence of emergency g1", "- keys: prod/db", "| 4 | prod/db | v1 | primary |", "| user alice | read it |", "emergency.declare", "&lt;script&gt;\\|stolen"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it does not say %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "prod/other") || strings.Contains(text, "<script>") {
+		t.Error(text)
+	}
+}
+
+// FuzzPack: no file makes the reader fail otherwise than by an error, and a pack
+// without a fault has every file as its manifest says.
+func FuzzPack(f *testing.F) {
+	f.Add(pack(f, content(f), subject()))
+	f.Add([]byte("PK\x05\x06"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := evidence.Open(bytes.NewReader(b), int64(len(b)))
+		if err != nil || len(p.Check()) > 0 {
+			return
+		}
+		for _, file := range p.Files {
+			r, err := p.Open(file.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(r)
+			sum := sha256.Sum256(body)
+			if err != nil || int64(len(body)) != file.Size || hex.EncodeToString(sum[:]) != file.SHA256 {
+				t.Errorf("%s is not as the manifest says: %v", file.Name, err)
+			}
+		}
+		_, _, _ = p.CheckEntries() // it returns
+	})
+}
