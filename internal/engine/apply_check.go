@@ -69,6 +69,11 @@ func (c *change) checkKeyChange(request *ApplyRequest, change policy.Change) (*p
 // checkRuleChange checks that a policy or freeze concerns no key that the caller
 // may not write, before and after the change, and that no key loses its policy.
 func (c *change) checkRuleChange(request *ApplyRequest, change policy.Change, resources, before []policy.Resource) (*policy.Problem, error) {
+	if change.Kind == policy.KindRule && change.Op == policy.Created && ruleCount(resources, before) > policy.MaxRules {
+		return &policy.Problem{
+			Code: "too-many", Message: fmt.Sprintf("there would be more than %d rules", policy.MaxRules), Hint: "join rules with || in one condition, or delete some",
+		}, nil
+	}
 	inUse := change.Kind == policy.KindPolicy && change.Op == policy.Deleted && change.Name != policy.DefaultName
 	if request.Allowed == nil && !inUse {
 		return nil, nil //nolint:nilnil // no problem is the answer
@@ -150,6 +155,19 @@ func concernedBy(change policy.Change, resources, before []policy.Resource) (fun
 		}
 		return false, nil
 	}, nil
+}
+
+// ruleCount is how many rules there would be.
+func ruleCount(lists ...[]policy.Resource) int {
+	names := map[string]bool{}
+	for _, list := range lists {
+		for i := range list {
+			if list[i].Rule != nil {
+				names[list[i].Name()] = true
+			}
+		}
+	}
+	return len(names)
 }
 
 // watchedBy is concernedBy of a rule.

@@ -29,8 +29,8 @@ const (
 const (
 	// observeEvery is how often observations are written and judged.
 	observeEvery = time.Second
-	// maxWaiting bounds the observations that wait, of all keys, and maxOfKey those of
-	// one key. What is beyond is counted, without saying by whom.
+	// maxWaiting bounds the observations that wait, of all keys; what is beyond is
+	// logged. maxOfKey bounds those of one key that say by whom.
 	maxWaiting = 20_000
 	maxOfKey   = 64
 	// maxRecorded bounds the uses recorded of a key in one day.
@@ -95,16 +95,17 @@ func (o *observed) add(one Observation) {
 	}
 	one.Application, one.Address, one.Region = clipUse(one.Application), clipUse(one.Address), clipUse(one.Region)
 	of := o.byKey[one.Key]
-	for i := range of {
-		at, count := of[i].At, of[i].Count
-		same := one
-		same.At, same.Count = at, count
-		if same == of[i] && one.At.Sub(at).Abs() < recordSpan {
-			of[i].Count += one.Count
+	if merge(of, &one) {
+		return
+	}
+	if len(of) >= maxOfKey {
+		// Nobody hides in a crowd: a condition that asks who it was has no data.
+		one.Application, one.Address, one.Region = "", "", ""
+		if merge(of, &one) {
 			return
 		}
 	}
-	if o.waiting >= maxWaiting || len(of) >= maxOfKey {
+	if o.waiting >= maxWaiting || len(of) >= 2*maxOfKey {
 		o.lost += one.Count
 		return
 	}
@@ -113,6 +114,19 @@ func (o *observed) add(one Observation) {
 	}
 	o.byKey[one.Key] = append(of, one)
 	o.waiting++
+}
+
+// merge adds an observation to one of the same kind, if there is one.
+func merge(list []Observation, one *Observation) bool {
+	for i := range list {
+		same := *one
+		same.At, same.Count = list[i].At, list[i].Count
+		if same == list[i] && one.At.Sub(same.At).Abs() < recordSpan {
+			list[i].Count += one.Count
+			return true
+		}
+	}
+	return false
 }
 
 func clipUse(s string) string {

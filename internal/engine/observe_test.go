@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -8,8 +9,10 @@ import (
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
 )
 
 func ruleDoc(name, spec string) string {
@@ -155,6 +158,35 @@ func TestRuleStopsAtItsLimit(t *testing.T) {
 	}
 }
 
+// Nobody hides in a crowd: who comes after the names that are kept is judged as
+// somebody unknown, for whom there is no data.
+func TestRuleInACrowd(t *testing.T) {
+	w := newWorld(t)
+	w.apply(t, policyDoc("quick", ""), keyDoc("a", "quick"), ruleDoc("thief", `{when: use.address == "192.0.2.1", then: alert, mode: enforce}`))
+	for i := range 100 {
+		w.Observe(w.used("a", 1, fmt.Sprintf("10.0.0.%d", i)))
+	}
+	w.Observe(w.used("a", 1, "192.0.2.1"))
+	if err := engine.JudgeUses(t.Context(), w.Engine); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.found(t); !slices.Equal(got, []string{"thief a no-data"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+// More rules than are evaluated are not taken.
+func TestTooManyRules(t *testing.T) {
+	w := newWorld(t)
+	var all strings.Builder
+	for i := range policy.MaxRules + 1 {
+		all.WriteString(ruleDoc(fmt.Sprint("r", i), `{when: use.newNetwork, then: alert}`))
+	}
+	if codes := w.try(t, engine.ApplyRequest{}, all.String()); !slices.Contains(codes, "too-many") {
+		t.Errorf("%q", codes)
+	}
+}
+
 // Somebody who may not write a key cannot bring a rule over it.
 func TestRuleNeedsItsKeys(t *testing.T) {
 	w := newWorld(t)
@@ -165,5 +197,31 @@ func TestRuleNeedsItsKeys(t *testing.T) {
 	}
 	if codes := w.try(t, own, ruleDoc("r", `{when: use.newNetwork, then: suspend, match: key.name.startsWith("team/")}`)); len(codes) != 0 {
 		t.Errorf("%q", codes)
+	}
+}
+
+// The sessions that a system reports of a version while it drains are judged: one
+// of nobody who presents the key is found, by its own name and address.
+func TestRuleJudgesSessions(t *testing.T) {
+	w := newWorld(t)
+	w.apply(t, policyDoc("quick", ""), keyDoc("a", "quick"), ruleDoc("strangers", `{when: use.source == "sessions" && !use.known, then: alert, mode: enforce}`))
+	w.Start(t.Context())
+	w.through(t, w.rotate(t, "a"))
+	w.system.setHolders(provider.Holder{Endpoint: "one", Address: "192.0.2.1", Application: "psql\x1b[2J", Sessions: 1})
+	id := w.rotate(t, "a")
+	eventually(t, "a finding", func() bool {
+		if err := engine.JudgeUses(t.Context(), w.Engine); err != nil {
+			t.Fatal(err)
+		}
+		return len(w.found(t)) > 0
+	})
+	w.system.setHolders()
+	w.through(t, id)
+	if got := w.found(t); !slices.Equal(got, []string{"strangers a alert"}) {
+		t.Errorf("%q", got)
+	}
+	alarms, err := w.Alarms(t.Context())
+	if err != nil || len(alarms) != 1 || !strings.Contains(alarms[0].Message, "v1 within 5m, at last by psql?[2J at 192.0.2.1 (sessions)") {
+		t.Errorf("%+v, %v", alarms, err)
 	}
 }

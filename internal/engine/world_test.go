@@ -30,6 +30,8 @@ type system struct {
 	accepted map[string]bool
 	minted   int
 	hook     func(ctx context.Context, operation string) error
+	// holders use whatever version is asked for.
+	holders []provider.Holder
 }
 
 func newSystem() *system { return &system{accepted: map[string]bool{}} }
@@ -46,6 +48,12 @@ func (s *system) setHook(hook func(context.Context, string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hook = hook
+}
+
+func (s *system) setHolders(holders ...provider.Holder) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holders = holders
 }
 
 func (s *system) do(ctx context.Context, operation string) error {
@@ -100,7 +108,10 @@ func (s *system) Probe(ctx context.Context, _ provider.Call, _ string, v provide
 }
 
 func (s *system) Usage(ctx context.Context, _ provider.Call, _ provider.Version) (provider.Usage, error) {
-	return provider.Usage{}, s.do(ctx, "usage")
+	s.mu.Lock()
+	usage := provider.Usage{Sessions: len(s.holders), Holders: s.holders}
+	s.mu.Unlock()
+	return usage, s.do(ctx, "usage")
 }
 
 type nobody struct{}
