@@ -112,14 +112,14 @@ func readBounded(r io.Reader, name string) ([]byte, error) {
 func (a *app) applyCommand() *cobra.Command {
 	var paths []string
 	var dryRun, prune bool
-	c := a.action("apply", "Create or change policies, freezes and keys from files", func(cmd *cobra.Command, _ []string) error {
+	c := a.action("apply", "Create or change policies, freezes, rules and keys from files", func(cmd *cobra.Command, _ []string) error {
 		return a.apply(cmd, paths, dryRun, prune)
 	})
 	c.Long = `Sends documents to the server, which checks all of them and then stores all or
 nothing. Problems are printed with file, line and column.`
 	c.Example = "  keyturn apply -f keys/ --dry-run\n  keyturn apply -f policy.yaml -f keys.yaml"
 	c.Flags().StringArrayVarP(&paths, "file", "f", nil, "the `PATH` of a file or folder, or - for standard input; may be repeated")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change, field by field")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would change, field by field, and what rules would have found")
 	c.Flags().BoolVar(&prune, "prune", false, "also delete what exists on the server and is in none of the files")
 	return c
 }
