@@ -68,10 +68,11 @@ func floors() []Place {
 		// The outer side: it speaks to the server through gen and the network alone.
 		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
+		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "internal/harden", "gen/..."}, words...), Never: inner()},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),
-			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
+			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/scan", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
 		},
 		{Path: "internal/demo", Floor: 8},
 		{Path: "cmd", Floor: 9},

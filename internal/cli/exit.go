@@ -32,6 +32,10 @@ const (
 	ExitUnreachable Exit = 5
 	// ExitNotDone: the rotation ended otherwise than done, for example rolled back.
 	ExitNotDone Exit = 6
+	// ExitFound: a scan has found secrets, none of which is known to be in use.
+	ExitFound Exit = 7
+	// ExitLiveKey: a scan has found the secret of a key in use.
+	ExitLiveKey Exit = 8
 	// ExitInterrupted: a signal ended the command.
 	ExitInterrupted Exit = 130
 )
@@ -53,6 +57,10 @@ func (e Exit) name() string {
 		return "unreachable"
 	case ExitNotDone:
 		return "not-done"
+	case ExitFound:
+		return "found"
+	case ExitLiveKey:
+		return "live-key"
 	case ExitInterrupted:
 		return "interrupted"
 	}

@@ -54,6 +54,8 @@ a line for what is a stream (`+"`rotation watch`, `audit tail`"+`), and an error
 | 4 | `+"`denied`"+` | the token is missing, unknown, or may not do that |
 | 5 | `+"`unreachable`"+` | no server answered in time |
 | 6 | `+"`not-done`"+` | the rotation ended otherwise than done, for example rolled back |
+| 7 | `+"`found`"+` | `+"`keyturn scan`"+` has found secrets |
+| 8 | `+"`live-key`"+` | `+"`keyturn scan`"+` has found the secret of a key in use |
 | 130 | `+"`interrupted`"+` | a signal ended the command; a rotation goes on |
 
 `+"`keyturn exec`"+` returns the exit code of its program.
