@@ -34,9 +34,11 @@ const (
 	Join
 	// Verifier verifies what others show: API keys. It reads and presents nothing.
 	Verifier
+	// Scanner learns whether what it found is a secret of a key. It reads nothing.
+	Scanner
 )
 
-var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join", "verifier"}
+var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner"}
 
 // String returns the role's name, "invalid" for the zero value.
 func (r Role) String() string {
@@ -79,9 +81,11 @@ const (
 	Backup
 	// Verify: learn whose an API key is that somebody showed.
 	Verify
+	// Scan: learn whether a text that was found is a secret of a key.
+	Scan
 )
 
-var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup", "verify"}
+var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup", "verify", "scan"}
 
 // String returns the action's name, "invalid" for the zero value.
 func (a Action) String() string {
@@ -107,6 +111,8 @@ func (r Role) allows(a Action) bool {
 		return a == Redeem
 	case Verifier:
 		return a == Verify
+	case Scanner:
+		return a == Scan
 	}
 	return false
 }

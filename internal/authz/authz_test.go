@@ -12,15 +12,17 @@ import (
 
 // TestRoles states every allowed pair, so that a new one needs a new row here.
 func TestRoles(t *testing.T) {
-	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem, authz.Backup}
+	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem, authz.Backup, authz.Verify, authz.Scan}
 	allowed := map[authz.Role][]authz.Action{
 		0:              nil,
-		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Backup},
+		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Backup, authz.Verify, authz.Scan},
 		authz.Operator: {authz.Read, authz.Apply, authz.Operate},
 		authz.Approver: {authz.Read, authz.Approve},
 		authz.Viewer:   {authz.Read},
 		authz.Agent:    {authz.Present, authz.Reveal},
 		authz.Join:     {authz.Redeem},
+		authz.Verifier: {authz.Verify},
+		authz.Scanner:  {authz.Scan},
 	}
 	for role, actions := range allowed {
 		for _, action := range append([]authz.Action{0}, all...) {

@@ -21,6 +21,7 @@ type scanFlags struct {
 	git, staged                bool
 	history                    scan.History
 	format, fingerprintKeyFile string
+	match                      bool
 	limits                     scan.Limits
 }
 
@@ -40,6 +41,12 @@ same for the same secret. Between runs it is so only with --fingerprint-key-file
 Exit code 0 means that everything was scanned and nothing was found; 7 that something was
 found. With 1 not everything could be scanned.
 
+With --match the server compares everything that could be a secret of a key with the
+secrets of all versions that the token covers. It is sent to the server for that, and kept
+nowhere. What matches is reported with its key, version and owner, whatever the rules say
+of it, and the server does what the key's policy says under leaks. With exit code 8 a
+secret in use was found. The token needs the role scanner.
+
 As a hook before every commit: printf '#!/bin/sh\nexec keyturn scan --staged\n' >
 .git/hooks/pre-commit && chmod +x .git/hooks/pre-commit`
 	c.Example = "  keyturn scan .\n  keyturn scan --git . --since 2026-01-01 --format sarif >found.sarif\n  journalctl -u orders | keyturn scan -"
@@ -54,6 +61,7 @@ As a hook before every commit: printf '#!/bin/sh\nexec keyturn scan --staged\n' 
 	c.Flags().Int64Var(&f.limits.Unpacked, "max-unpacked", 1<<30, "how much one archive may unpack to, in `BYTES`")
 	c.Flags().IntVar(&f.limits.Depth, "max-depth", 4, "how deep archives may lie in one another")
 	c.Flags().IntVar(&f.limits.Findings, "max-findings", 10_000, "how many findings end the scan")
+	c.Flags().BoolVar(&f.match, "match", false, "compare what is found with the secrets of the server's keys: sends it there")
 	c.MarkFlagsMutuallyExclusive("git", "staged")
 	a.choices(c, "format", outputText, outputJSON, outputSARIF)
 	return c
@@ -100,13 +108,18 @@ func (a *app) scan(ctx context.Context, f *scanFlags, paths []string) error {
 	if err != nil {
 		return err
 	}
-	scanner, err := scan.New(scan.Config{Limits: f.limits, FingerprintKey: key})
+	scanner, err := scan.New(scan.Config{Limits: f.limits, FingerprintKey: key, Candidates: f.match})
 	if err != nil {
 		return err
 	}
 	report, err := scanner.Run(ctx, a.sources(scanner, f, paths)...)
 	if err != nil {
 		return err
+	}
+	if f.match {
+		if err := a.matchLeaks(ctx, &report); err != nil {
+			return err
+		}
 	}
 	if err := a.printScan(f, &report); err != nil {
 		return err

@@ -52,7 +52,7 @@ Roles: admin does everything; operator applies documents and runs rotations but
 reads no secrets; approver approves rotations; viewer reads what is public; agent
 presents keys; verifier verifies API keys that it was shown.`
 	c.Example = "  keyturn token create ci --role operator --keys 'prod/**' --lifetime 90d\n  keyturn token create orders --role agent --keys prod/orders/db --file token"
-	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer, agent or verifier")
+	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer, agent, verifier or scanner")
 	f.register(c, "it does not expire")
 	a.choices(c, "role", tokenRoles()...)
 	return c

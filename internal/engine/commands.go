@@ -107,6 +107,11 @@ func (c *change) once(actor audit.Actor, request *RotateRequest, id key.Rotation
 
 // begin begins a rotation by the key's policy.
 func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, reason string) error {
+	return c.beginApproved(name, id, kind, reason, 0)
+}
+
+// beginApproved is begin with at least so many approvals.
+func (c *change) beginApproved(name key.Name, id key.RotationID, kind rotation.Kind, reason string, approvals int) error {
 	_, k, _, err := c.e.readKey(c.ctx, c.tx, name)
 	if err != nil {
 		return err
@@ -123,6 +128,7 @@ func (c *change) begin(name key.Name, id key.RotationID, kind rotation.Kind, rea
 	if err != nil {
 		return err
 	}
+	plan.Approvals = max(plan.Approvals, approvals)
 	if kind == rotation.Scheduled {
 		plan.NotAfter = c.windowEnd(compiled)
 	}

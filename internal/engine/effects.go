@@ -76,12 +76,19 @@ func (e *Engine) mint(ctx context.Context, call provider.Call, effect rotation.E
 	if err != nil {
 		return failed(err)
 	}
+	prints, err := e.fingerprintsOf(ctx, call.Key, effect.Version, material)
+	if err != nil {
+		return failed(err)
+	}
 	return done{outcome: rotation.OK, asked: true, write: func(c *change) error {
 		body, err := encode(VersionRecord{Number: effect.Version, Rotation: effect.Rotation, Created: c.now, Attributes: material.Attributes})
 		if err != nil {
 			return err
 		}
 		if err := c.tx.Materials.Put(c.ctx, call.Key, effect.Version, sealed); err != nil {
+			return err
+		}
+		if err := putFingerprints(c.ctx, c.tx, call.Key, effect.Version, prints); err != nil {
 			return err
 		}
 		_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: kindVersion, Name: versionName(call.Key, effect.Version), Body: body})
@@ -175,6 +182,9 @@ func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotatio
 	return done{outcome: rotation.OK, write: func(c *change) error {
 		if escrow {
 			return c.editVersion(call.Key, effect.Version, func(r *VersionRecord) { r.Destroyed, r.Escrowed = time.Time{}, c.now })
+		}
+		if err := deleteFingerprints(c.ctx, c.tx, call.Key, effect.Version); err != nil {
+			return err
 		}
 		return c.tx.Materials.Delete(c.ctx, call.Key, effect.Version)
 	}}

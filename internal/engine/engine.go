@@ -181,6 +181,7 @@ type Engine struct {
 	// arrivals are parties that attach.
 	arrivals arrivals
 	held     heldLeases
+	leaks    leakPepper
 	news     follower
 	// silence is which targets do not answer this node.
 	silence *breaker.Set

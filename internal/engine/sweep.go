@@ -25,6 +25,9 @@ func (e *Engine) keepClean(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		e.sweep(ctx)
+		if err := e.backfillFingerprints(ctx); err != nil && ctx.Err() == nil {
+			e.log.WarnContext(ctx, "versions could not be given the fingerprints that leaked secrets are recognised by; trying again later", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return

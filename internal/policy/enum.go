@@ -72,6 +72,20 @@ const (
 	SilenceHold
 )
 
+// LeakAction says what happens when a secret in use is found. A larger one does
+// more. The zero value is invalid.
+type LeakAction uint8
+
+// What happens when a secret in use is found.
+const (
+	// LeakPage tells a human.
+	LeakPage LeakAction = iota + 1
+	// LeakApproval begins a rotation that waits for an approval.
+	LeakApproval
+	// LeakEmergency begins an emergency rotation.
+	LeakEmergency
+)
+
 // Signal is what a judge looks at. The zero value is invalid.
 type Signal uint8
 
@@ -97,7 +111,11 @@ func onEmptyNames() []string   { return []string{EmptyHold: "hold", EmptySkip: "
 func onFailureNames() []string { return []string{FailureRollback: "rollback", FailureHold: "hold"} }
 func onMaxNames() []string     { return []string{MaxHold: "hold", MaxRevoke: "revoke"} }
 func onSilenceNames() []string { return []string{SilenceWait: "wait", SilenceHold: "hold"} }
-func signalNames() []string    { return []string{AuthFailures: "auth_failures"} }
+func leakActionNames() []string {
+	return []string{LeakPage: "page", LeakApproval: "approval", LeakEmergency: "emergency"}
+}
+
+func signalNames() []string { return []string{AuthFailures: "auth_failures"} }
 func strategyNames() []string {
 	return []string{ReplaceFirst: "replace-first", ContainFirst: "contain-first"}
 }
@@ -187,6 +205,15 @@ func (v Strategy) MarshalText() ([]byte, error) { return enumMarshal(v, strategy
 
 // UnmarshalText implements encoding.TextUnmarshaler; it refuses unknown names.
 func (v *Strategy) UnmarshalText(text []byte) error { return enumParse(v, text, strategyNames()) }
+
+// String returns "page", "approval", "emergency" or "invalid".
+func (v LeakAction) String() string { return enumString(v, leakActionNames()) }
+
+// MarshalText implements encoding.TextMarshaler; the zero value fails.
+func (v LeakAction) MarshalText() ([]byte, error) { return enumMarshal(v, leakActionNames()) }
+
+// UnmarshalText implements encoding.TextUnmarshaler; it refuses unknown names.
+func (v *LeakAction) UnmarshalText(text []byte) error { return enumParse(v, text, leakActionNames()) }
 
 // String returns "auth_failures" or "invalid".
 func (v Signal) String() string { return enumString(v, signalNames()) }

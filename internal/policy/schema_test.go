@@ -165,6 +165,8 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return enum("alert", "suspend", "emergency")
 	case reflect.TypeFor[policy.Mode]():
 		return enum("dry-run", "enforce")
+	case reflect.TypeFor[policy.LeakAction]():
+		return enum("page", "approval", "emergency")
 	case reflect.TypeFor[policy.Signal]():
 		return enum("auth_failures")
 	}

@@ -27,6 +27,8 @@ type Spec struct {
 	Approvals Approvals `json:"approvals,omitzero"`
 	// How an emergency proceeds.
 	Emergency Emergency `json:"emergency"`
+	// What happens when the secret of a version in use is found where it should not be.
+	Leaks Leaks `json:"leaks"`
 	// How often what fails at a target is tried before a human is asked.
 	Effects Effects `json:"effects"`
 	// Whether to accept a system whose change has an unavoidable gap: in the
@@ -140,6 +142,17 @@ type Emergency struct {
 	Grace Duration `json:"grace"`
 }
 
+// Leaks says what happens when a scanner, or a partner's, has found the secret of a
+// version that may still be accepted somewhere. Whatever it says, somebody is paged
+// until nothing accepts the version.
+type Leaks struct {
+	// What is done: page (default), approval (a rotation that waits for an approval), or
+	// emergency (an emergency rotation, by itself).
+	OnMatch LeakAction `json:"onMatch"`
+	// The strategy of that emergency. Default: emergency.strategy.
+	Strategy Strategy `json:"strategy"`
+}
+
 // Effects says how often what fails at a target is tried before a human is
 // asked. What would not succeed when repeated, and a refused credential of
 // Keyturn's own, is told earlier; refusing a compromised version is tried on.
@@ -204,6 +217,7 @@ func incompleteSpec() Spec {
 		Drain:      Drain{Min: 5 * minute, Quiet: 5 * minute, Max: 7 * Day, OnMax: MaxHold, Every: unset},
 		Quarantine: Day,
 		Emergency:  Emergency{Strategy: ReplaceFirst, Grace: minute},
+		Leaks:      Leaks{OnMatch: LeakPage},
 		Effects:    Effects{MaxTries: 10, MaxTime: 60 * minute, OnSilence: SilenceWait},
 	}
 }
@@ -231,6 +245,9 @@ func (s *Spec) complete() {
 	}
 	if s.Drain.Every == unset {
 		s.Drain.Every = min(max(s.Drain.Quiet/5, Duration(time.Second)), minute).truncate()
+	}
+	if s.Leaks.Strategy == 0 {
+		s.Leaks.Strategy = s.Emergency.Strategy
 	}
 	if s.Rotate.Jitter == unset {
 		s.Rotate.Jitter = s.Rotate.defaultJitter()

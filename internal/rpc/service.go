@@ -36,6 +36,7 @@ type Engine interface {
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
 	Party(ctx context.Context, id string) (engine.PartyRecord, error)
 
+	MatchLeaks(ctx context.Context, actor audit.Actor, candidates []engine.LeakCandidate, visible func(key.Name) bool) ([]engine.LeakMatch, error)
 	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
 	ReadLog(ctx context.Context, from uint64, limit int, filter engine.LogFilter) (engine.LogPage, error)
 	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error
@@ -116,6 +117,8 @@ type Service struct {
 	streams, watches streams
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
+	// scans lets two comparisons with what scanners found run at a time.
+	scans chan struct{}
 }
 
 // New returns a service.
@@ -129,5 +132,5 @@ func New(config Config) *Service {
 	if config.StreamsPerToken == 0 {
 		config.StreamsPerToken = 18_000
 	}
-	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1)}
+	return &Service{config: config, denials: rate.NewLimiter(10, 100), doctors: make(chan struct{}, 1), scans: make(chan struct{}, 2)}
 }

@@ -4692,6 +4692,272 @@ func (x *WatchEmergencyResponse) GetEmergency() *Emergency {
 	return nil
 }
 
+type MatchLeaksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found, at most 500. It is compared here and kept nowhere.
+	Candidates    []*LeakCandidate `protobuf:"bytes,1,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MatchLeaksRequest) Reset() {
+	*x = MatchLeaksRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MatchLeaksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MatchLeaksRequest) ProtoMessage() {}
+
+func (x *MatchLeaksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MatchLeaksRequest.ProtoReflect.Descriptor instead.
+func (*MatchLeaksRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *MatchLeaksRequest) GetCandidates() []*LeakCandidate {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
+type LeakCandidate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text, at most 16 KiB.
+	Text []byte `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// Where it was found, for people and for the audit log, at most 1,000 bytes.
+	Place         string `protobuf:"bytes,2,opt,name=place,proto3" json:"place,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeakCandidate) Reset() {
+	*x = LeakCandidate{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeakCandidate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeakCandidate) ProtoMessage() {}
+
+func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeakCandidate.ProtoReflect.Descriptor instead.
+func (*LeakCandidate) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *LeakCandidate) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *LeakCandidate) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+type MatchLeaksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Matches       []*LeakMatch           `protobuf:"bytes,1,rep,name=matches,proto3" json:"matches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MatchLeaksResponse) Reset() {
+	*x = MatchLeaksResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MatchLeaksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MatchLeaksResponse) ProtoMessage() {}
+
+func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MatchLeaksResponse.ProtoReflect.Descriptor instead.
+func (*MatchLeaksResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *MatchLeaksResponse) GetMatches() []*LeakMatch {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+// LeakMatch is a candidate that is a secret of a managed version, beyond doubt.
+type LeakMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the candidate, from 0.
+	Candidate uint32 `protobuf:"varint,1,opt,name=candidate,proto3" json:"candidate,omitempty"`
+	Key       string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Version   uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// The version's state, for example "active"; live says that something may accept it.
+	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
+	Live  bool   `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
+	Owner string `protobuf:"bytes,6,opt,name=owner,proto3" json:"owner,omitempty"`
+	// The name of the secret within the version, for example "password".
+	Secret string `protobuf:"bytes,7,opt,name=secret,proto3" json:"secret,omitempty"`
+	// What the policy had done: "page", "approval", "emergency", or empty when the version is not live.
+	Action string `protobuf:"bytes,8,opt,name=action,proto3" json:"action,omitempty"`
+	// The rotation that replaces the version, if there is one.
+	RotationId string `protobuf:"bytes,9,opt,name=rotation_id,json=rotationId,proto3" json:"rotation_id,omitempty"`
+	// This version was found before.
+	Known         bool `protobuf:"varint,10,opt,name=known,proto3" json:"known,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeakMatch) Reset() {
+	*x = LeakMatch{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeakMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeakMatch) ProtoMessage() {}
+
+func (x *LeakMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeakMatch.ProtoReflect.Descriptor instead.
+func (*LeakMatch) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *LeakMatch) GetCandidate() uint32 {
+	if x != nil {
+		return x.Candidate
+	}
+	return 0
+}
+
+func (x *LeakMatch) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *LeakMatch) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *LeakMatch) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetRotationId() string {
+	if x != nil {
+		return x.RotationId
+	}
+	return ""
+}
+
+func (x *LeakMatch) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
 var File_keyturn_v1_control_proto protoreflect.FileDescriptor
 
 const file_keyturn_v1_control_proto_rawDesc = "" +
@@ -5070,13 +5336,35 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x15WatchEmergencyRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"M\n" +
 	"\x16WatchEmergencyResponse\x123\n" +
-	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency*\x8f\x01\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"N\n" +
+	"\x11MatchLeaksRequest\x129\n" +
+	"\n" +
+	"candidates\x18\x01 \x03(\v2\x19.keyturn.v1.LeakCandidateR\n" +
+	"candidates\"9\n" +
+	"\rLeakCandidate\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\x12\x14\n" +
+	"\x05place\x18\x02 \x01(\tR\x05place\"E\n" +
+	"\x12MatchLeaksResponse\x12/\n" +
+	"\amatches\x18\x01 \x03(\v2\x15.keyturn.v1.LeakMatchR\amatches\"\xfc\x01\n" +
+	"\tLeakMatch\x12\x1c\n" +
+	"\tcandidate\x18\x01 \x01(\rR\tcandidate\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
+	"\x04live\x18\x05 \x01(\bR\x04live\x12\x14\n" +
+	"\x05owner\x18\x06 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06secret\x18\a \x01(\tR\x06secret\x12\x16\n" +
+	"\x06action\x18\b \x01(\tR\x06action\x12\x1f\n" +
+	"\vrotation_id\x18\t \x01(\tR\n" +
+	"rotationId\x12\x14\n" +
+	"\x05known\x18\n" +
+	" \x01(\bR\x05known*\x8f\x01\n" +
 	"\vSteerAction\x12\x1c\n" +
 	"\x18STEER_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\xf3\x0e\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\xc0\x0f\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -5103,7 +5391,9 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x10DeclareEmergency\x12#.keyturn.v1.DeclareEmergencyRequest\x1a$.keyturn.v1.DeclareEmergencyResponse\x12Z\n" +
 	"\x0fListEmergencies\x12\".keyturn.v1.ListEmergenciesRequest\x1a#.keyturn.v1.ListEmergenciesResponse\x12Q\n" +
 	"\fGetEmergency\x12\x1f.keyturn.v1.GetEmergencyRequest\x1a .keyturn.v1.GetEmergencyResponse\x12Y\n" +
-	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01B5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
+	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01\x12K\n" +
+	"\n" +
+	"MatchLeaks\x12\x1d.keyturn.v1.MatchLeaksRequest\x1a\x1e.keyturn.v1.MatchLeaksResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
 
 var (
 	file_keyturn_v1_control_proto_rawDescOnce sync.Once
@@ -5118,7 +5408,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 75)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -5192,133 +5482,141 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*GetEmergencyResponse)(nil),     // 69: keyturn.v1.GetEmergencyResponse
 	(*WatchEmergencyRequest)(nil),    // 70: keyturn.v1.WatchEmergencyRequest
 	(*WatchEmergencyResponse)(nil),   // 71: keyturn.v1.WatchEmergencyResponse
-	nil,                              // 72: keyturn.v1.Key.LabelsEntry
-	nil,                              // 73: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 74: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 75: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil),    // 76: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 77: google.protobuf.Duration
-	(*Party)(nil),                    // 78: keyturn.v1.Party
+	(*MatchLeaksRequest)(nil),        // 72: keyturn.v1.MatchLeaksRequest
+	(*LeakCandidate)(nil),            // 73: keyturn.v1.LeakCandidate
+	(*MatchLeaksResponse)(nil),       // 74: keyturn.v1.MatchLeaksResponse
+	(*LeakMatch)(nil),                // 75: keyturn.v1.LeakMatch
+	nil,                              // 76: keyturn.v1.Key.LabelsEntry
+	nil,                              // 77: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 78: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 79: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil),    // 80: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 81: google.protobuf.Duration
+	(*Party)(nil),                    // 82: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	72, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	76, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	76, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	76, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	80, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	80, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	76, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	73, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	80, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	77, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	74, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	75, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	76, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	76, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	76, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	76, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	78, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	79, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	80, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	80, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	80, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	80, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	76, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	80, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	76, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	76, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	76, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	80, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	80, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	80, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	31, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	76, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	80, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	38, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	76, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	77, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	80, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	81, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	41, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	78, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	76, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	82, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	80, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	42, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	77, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	78, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	76, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	76, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	76, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	76, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	81, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	82, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	80, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	80, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	80, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	80, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	47, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
 	58, // 48: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	76, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	80, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
 	61, // 50: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	77, // 51: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	81, // 51: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
 	64, // 52: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	76, // 53: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	76, // 54: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	76, // 55: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	76, // 56: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	80, // 53: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	80, // 54: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	80, // 55: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	80, // 56: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
 	65, // 57: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
 	21, // 58: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	76, // 59: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	80, // 59: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
 	64, // 60: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
 	64, // 61: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
 	64, // 62: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	2,  // 63: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 64: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 65: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 66: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 67: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19, // 68: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17, // 69: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27, // 70: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29, // 71: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	32, // 72: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	34, // 73: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	36, // 74: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	39, // 75: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	43, // 76: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	45, // 77: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	48, // 78: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	50, // 79: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	52, // 80: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	54, // 81: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	56, // 82: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	59, // 83: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	62, // 84: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	66, // 85: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	68, // 86: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	70, // 87: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	3,  // 88: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 89: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 90: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 91: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 92: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20, // 93: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18, // 94: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28, // 95: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30, // 96: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	33, // 97: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	35, // 98: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	37, // 99: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	40, // 100: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	44, // 101: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	46, // 102: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	49, // 103: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	51, // 104: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	53, // 105: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	55, // 106: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	57, // 107: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	60, // 108: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	63, // 109: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	67, // 110: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	69, // 111: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	71, // 112: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	88, // [88:113] is the sub-list for method output_type
-	63, // [63:88] is the sub-list for method input_type
-	63, // [63:63] is the sub-list for extension type_name
-	63, // [63:63] is the sub-list for extension extendee
-	0,  // [0:63] is the sub-list for field type_name
+	73, // 63: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
+	75, // 64: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
+	2,  // 65: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,  // 66: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11, // 67: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13, // 68: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15, // 69: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19, // 70: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17, // 71: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27, // 72: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29, // 73: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	32, // 74: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	34, // 75: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	36, // 76: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	39, // 77: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	43, // 78: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	45, // 79: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	48, // 80: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	50, // 81: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	52, // 82: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	54, // 83: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	56, // 84: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	59, // 85: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	62, // 86: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	66, // 87: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	68, // 88: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	70, // 89: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	72, // 90: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	3,  // 91: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 92: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 93: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 94: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 95: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20, // 96: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18, // 97: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28, // 98: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30, // 99: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	33, // 100: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	35, // 101: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	37, // 102: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	40, // 103: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	44, // 104: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	46, // 105: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	49, // 106: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	51, // 107: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	53, // 108: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	55, // 109: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	57, // 110: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	60, // 111: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	63, // 112: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	67, // 113: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	69, // 114: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	71, // 115: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	74, // 116: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	91, // [91:117] is the sub-list for method output_type
+	65, // [65:91] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -5337,7 +5635,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   75,
+			NumMessages:   79,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

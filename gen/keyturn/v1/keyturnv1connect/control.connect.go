@@ -99,6 +99,9 @@ const (
 	// ControlServiceWatchEmergencyProcedure is the fully-qualified name of the ControlService's
 	// WatchEmergency RPC.
 	ControlServiceWatchEmergencyProcedure = "/keyturn.v1.ControlService/WatchEmergency"
+	// ControlServiceMatchLeaksProcedure is the fully-qualified name of the ControlService's MatchLeaks
+	// RPC.
+	ControlServiceMatchLeaksProcedure = "/keyturn.v1.ControlService/MatchLeaks"
 )
 
 // ControlServiceClient is a client for the keyturn.v1.ControlService service.
@@ -148,6 +151,9 @@ type ControlServiceClient interface {
 	GetEmergency(context.Context, *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error)
 	// WatchEmergency sends the group now and after every change, until it has ended.
 	WatchEmergency(context.Context, *v1.WatchEmergencyRequest) (*connect.ServerStreamForClient[v1.WatchEmergencyResponse], error)
+	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
+	// does what the policies of those that match say. Role scanner; every call is audited.
+	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
 }
 
 // NewControlServiceClient constructs a client for the keyturn.v1.ControlService service. By
@@ -311,6 +317,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("WatchEmergency")),
 			connect.WithClientOptions(opts...),
 		),
+		matchLeaks: connect.NewClient[v1.MatchLeaksRequest, v1.MatchLeaksResponse](
+			httpClient,
+			baseURL+ControlServiceMatchLeaksProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -341,6 +353,7 @@ type controlServiceClient struct {
 	listEmergencies  *connect.Client[v1.ListEmergenciesRequest, v1.ListEmergenciesResponse]
 	getEmergency     *connect.Client[v1.GetEmergencyRequest, v1.GetEmergencyResponse]
 	watchEmergency   *connect.Client[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse]
+	matchLeaks       *connect.Client[v1.MatchLeaksRequest, v1.MatchLeaksResponse]
 }
 
 // Apply calls keyturn.v1.ControlService.Apply.
@@ -552,6 +565,15 @@ func (c *controlServiceClient) WatchEmergency(ctx context.Context, req *v1.Watch
 	return c.watchEmergency.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// MatchLeaks calls keyturn.v1.ControlService.MatchLeaks.
+func (c *controlServiceClient) MatchLeaks(ctx context.Context, req *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error) {
+	response, err := c.matchLeaks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ControlServiceHandler is an implementation of the keyturn.v1.ControlService service.
 type ControlServiceHandler interface {
 	// Apply checks documents and stores them. Role admin or operator.
@@ -599,6 +621,9 @@ type ControlServiceHandler interface {
 	GetEmergency(context.Context, *v1.GetEmergencyRequest) (*v1.GetEmergencyResponse, error)
 	// WatchEmergency sends the group now and after every change, until it has ended.
 	WatchEmergency(context.Context, *v1.WatchEmergencyRequest, *connect.ServerStream[v1.WatchEmergencyResponse]) error
+	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
+	// does what the policies of those that match say. Role scanner; every call is audited.
+	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -758,6 +783,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("WatchEmergency")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceMatchLeaksHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceMatchLeaksProcedure,
+		svc.MatchLeaks,
+		connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keyturn.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceApplyProcedure:
@@ -810,6 +841,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceGetEmergencyHandler.ServeHTTP(w, r)
 		case ControlServiceWatchEmergencyProcedure:
 			controlServiceWatchEmergencyHandler.ServeHTTP(w, r)
+		case ControlServiceMatchLeaksProcedure:
+			controlServiceMatchLeaksHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -917,4 +950,8 @@ func (UnimplementedControlServiceHandler) GetEmergency(context.Context, *v1.GetE
 
 func (UnimplementedControlServiceHandler) WatchEmergency(context.Context, *v1.WatchEmergencyRequest, *connect.ServerStream[v1.WatchEmergencyResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.WatchEmergency is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.MatchLeaks is not implemented"))
 }

@@ -1,0 +1,23 @@
+package cli_test
+
+import (
+	"context"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+)
+
+// managedPassword is the secret of a key that the fake server manages.
+const managedPassword = "Zk3vQ9xT7bLm2NcR8sWdY4hJpA6fGuE5iKoV1qXe"
+
+// MatchLeaks knows one secret.
+func (f *fake) MatchLeaks(_ context.Context, request *keyturnv1.MatchLeaksRequest) (*keyturnv1.MatchLeaksResponse, error) {
+	response := &keyturnv1.MatchLeaksResponse{}
+	for i, candidate := range request.GetCandidates() {
+		if string(candidate.GetText()) == managedPassword {
+			response.Matches = append(response.Matches, &keyturnv1.LeakMatch{
+				Candidate: uint32(i), Key: "prod/orders/db", Version: 3, State: "active", Live: true, Owner: "team-orders", Secret: "password", Action: "page",
+			})
+		}
+	}
+	return response, nil
+}

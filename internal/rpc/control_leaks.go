@@ -1,0 +1,52 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/internal/authz"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// MatchLeaks implements ControlService.
+func (c Control) MatchLeaks(ctx context.Context, request *keyturnv1.MatchLeaksRequest) (*keyturnv1.MatchLeaksResponse, error) {
+	principal, err := c.allow(ctx, authz.Scan, "")
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case c.scans <- struct{}{}:
+		defer func() { <-c.scans }()
+	default:
+		return nil, tooMany(time.Second, "other scanners are asking; ask again")
+	}
+	candidates := make([]engine.LeakCandidate, len(request.GetCandidates()))
+	for i, candidate := range request.GetCandidates() {
+		candidates[i] = engine.LeakCandidate{Text: secret.New(candidate.GetText()), Place: candidate.GetPlace()}
+		clear(candidate.GetText())
+	}
+	visible := func(name key.Name) bool { return authz.Covers(principal.Keys, name) }
+	matches, err := c.config.Engine.MatchLeaks(ctx, actorOf(principal), candidates, visible)
+	if err != nil {
+		return nil, wire(err)
+	}
+	response := &keyturnv1.MatchLeaksResponse{}
+	for i := range matches {
+		m := &matches[i]
+		match := &keyturnv1.LeakMatch{
+			Candidate: uint32(m.Candidate), Key: string(m.Key), Version: uint64(m.Version), State: m.State.String(), Live: m.Live,
+			Owner: m.Owner, Secret: m.Secret, Known: m.Known,
+		}
+		if m.Action != 0 {
+			match.Action = m.Action.String()
+		}
+		if !m.Rotation.IsZero() {
+			match.RotationId = m.Rotation.String()
+		}
+		response.Matches = append(response.Matches, match)
+	}
+	return response, nil
+}
