@@ -37,6 +37,7 @@ var (
 	descSilence    = gaugeDesc("target_silence_seconds", "For how long a host has not answered, for the first 100 by name.", "target")
 	descFull       = gaugeDesc("store_full_seconds", "For how long the store has taken no writes from this server node, because its disk or quota is full; 0 while it takes them.")
 	descStanding   = gaugeDesc("keys_standing", "Keys that stand still after a restore of the server's database, until what verifiers accept is reconciled.")
+	descLeaks      = gaugeDesc("secrets_exposed", "Versions that may be accepted somewhere and whose secret was found where it should not be (M9), up to 100.")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -48,7 +49,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused, descStanding,
-		descSilent, descSilence, descFull,
+		descSilent, descSilence, descFull, descLeaks,
 	} {
 		ch <- desc
 	}
@@ -69,6 +70,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	put(descUnkeyed, float64(v.unkeyed))
 	put(descUnrefused, float64(v.unrefused))
 	put(descStanding, float64(v.standing))
+	put(descLeaks, float64(v.leaks))
 	g.ages(v, now, ch, put)
 	for _, phase := range rotation.Phases() {
 		if phase.Ended() {

@@ -333,6 +333,9 @@ func alertOf(page *Page) alert {
 		if page.Reason == Anomaly {
 			name, summary = "KeyturnAnomaly", "A rule found anomalous use of "+string(page.Key)
 		}
+		if page.Reason == SecretLeaked {
+			name, summary = "KeyturnSecretLeaked", "The secret of "+page.Target+" has leaked"
+		}
 		return alert{
 			Labels:      map[string]string{"alertname": name, "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
 			Annotations: map[string]string{"summary": summary, "description": page.Message, "runbook_url": page.Runbook},

@@ -48,6 +48,7 @@ type view struct {
 	// standingSince is when that was first seen.
 	standingSince time.Time
 	silent        []engine.SilentTarget
+	leaks         int // leaked versions that may be accepted
 	refusal       engine.StoreRefusal
 }
 
@@ -168,6 +169,9 @@ func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*
 	v.takeTargets(source)
 	v.takeStore(source)
 	if err := v.takeAlarms(ctx, source); err != nil {
+		return nil, err
+	}
+	if err := v.takeLeaks(ctx, source); err != nil {
 		return nil, err
 	}
 	return v, nil
