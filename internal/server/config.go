@@ -37,6 +37,8 @@ type Config struct {
 	Plugins map[string]PluginConfig `yaml:"plugins"`
 	// Tokens is about signing keys and the tokens signed with them.
 	Tokens TokensConfig `yaml:"tokens"`
+	// Leaks says from whom leaks are heard of.
+	Leaks LeaksConfig `yaml:"leaks"`
 	// LogName is the name of the audit log, in its checkpoints. Default: keyturn.
 	LogName string `yaml:"logName"`
 }

@@ -94,6 +94,7 @@ func (c *Config) check() []problem {
 	problems = append(problems, c.APIKeys.check()...)
 	problems = append(problems, c.checkPlugins()...)
 	problems = append(problems, c.Tokens.check()...)
+	problems = append(problems, c.Leaks.check()...)
 	return append(problems, c.Limits.check()...)
 }
 

@@ -44,6 +44,7 @@ func TestConfigErrors(t *testing.T) {
 		"dataDir: d\ntokens: {burst: -1}\n":                                                  "server.yaml:2: tokens.burst: -1 is not between 1 and 1000000",
 		"dataDir: d\ntokens:\n  labels: {\"\": x}\n":                                         "server.yaml:3: tokens.labels: label",
 		"dataDir: d\napiKeys: {perSecond: -1}\n":                                             "server.yaml:2: apiKeys.perSecond: -1 is not between 1 and 10000000",
+		"dataDir: d\nleaks: {github: {keys: \"http://example.org/keys\"}}\n":                 "server.yaml:2: leaks.github.keys: it is neither an https:// address nor a file",
 		"dataDir: d\nlimits:\n  forgetClients: soon\n":                                       `server.yaml:3: limits.forgetClients: "soon" is not a duration; write for example 2m`,
 		"dataDir: d\nlisten: 127.0.0.1:1\nlimts: {}\n":                                       `server.yaml:3:1: unknown field "limts"; see docs/reference/server.md for all fields`,
 		"dataDir: d\nplugins:\n  a:\n    exec:\n      path: run\n":                           `server.yaml:5: plugins.a.exec.path: "run" is no absolute path`,

@@ -257,6 +257,7 @@ func (s *Server) routes(options Options) http.Handler {
 	api.Handle(controlPath, authenticated(control))
 	api.Handle("GET /metrics", authenticated(service.Everything(s.telemetry.handler())))
 	s.apiKeyRoutes(api, gate)
+	s.leakRoutes(api, gate, options.Now)
 	mux := http.NewServeMux()
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })

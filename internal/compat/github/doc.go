@@ -1,0 +1,7 @@
+// Package github receives what GitHub's secret scanning finds, by the protocol of its
+// partner program.
+//
+// Guarantees: nothing of a message is looked at before its signature is verified
+// with a key of GitHub's (ECDSA over P-256 and SHA-256). Messages, keys and what is
+// remembered are bounded. A message that was dealt with before is refused.
+package github

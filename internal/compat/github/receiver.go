@@ -1,0 +1,182 @@
+package github
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// The headers of a message.
+const (
+	HeaderKey       = "Github-Public-Key-Identifier"
+	HeaderSignature = "Github-Public-Key-Signature"
+)
+
+const (
+	// MaxBody is the largest message, in bytes, and maxTokens how many tokens it may have.
+	MaxBody   = 1 << 20
+	maxTokens = 5000
+	// maxHeader bounds the headers above.
+	maxHeader = 512
+	// remembered is how many messages are remembered, to be refused.
+	remembered = 10_000
+)
+
+// Matcher compares what was found with the secrets of managed versions.
+type Matcher interface {
+	MatchLeaks(ctx context.Context, actor audit.Actor, candidates []engine.LeakCandidate, visible func(key.Name) bool) ([]engine.LeakMatch, error)
+}
+
+// KeySource returns GitHub's public keys.
+type KeySource interface {
+	Key(ctx context.Context, id string) (*ecdsa.PublicKey, error)
+}
+
+// Config is what a Receiver needs; all fields are required.
+type Config struct {
+	Matcher Matcher
+	Keys    KeySource
+	// Refused hears why a message was refused, one of a few fixed texts.
+	Refused func(r *http.Request, why string)
+}
+
+// Receiver answers GitHub's messages.
+type Receiver struct {
+	config Config
+
+	mu   sync.Mutex
+	seen map[[sha256.Size]byte]bool
+}
+
+// New returns a receiver.
+func New(config Config) *Receiver {
+	return &Receiver{config: config, seen: map[[sha256.Size]byte]bool{}}
+}
+
+// found is one token of a message.
+type found struct {
+	Token  string `json:"token"`
+	Type   string `json:"type"`
+	URL    string `json:"url"`
+	Source string `json:"source"`
+}
+
+// ServeHTTP implements http.Handler. GitHub is not told which tokens are real.
+func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
+	if err != nil {
+		s.refuse(w, r, http.StatusRequestEntityTooLarge, "messages of GitHub's that are too large or incomplete")
+		return
+	}
+	digest := sha256.Sum256(body)
+	switch err := s.verify(r, digest[:]); {
+	case errors.Is(err, errSignature), errors.Is(err, ErrUnknownKey):
+		s.refuse(w, r, http.StatusUnauthorized, "messages without a signature of GitHub's")
+		return
+	case err != nil:
+		s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's, whose public keys cannot be read")
+		return
+	}
+	if !s.take(digest) {
+		s.refuse(w, r, http.StatusConflict, "messages of GitHub's that were dealt with before")
+		return
+	}
+	tokens, err := parse(body)
+	if err != nil {
+		s.refuse(w, r, http.StatusBadRequest, "messages of GitHub's that are none")
+		return
+	}
+	for len(tokens) > 0 {
+		part := tokens[:min(len(tokens), engine.MaxLeakCandidates)]
+		tokens = tokens[len(part):]
+		actor := audit.Actor{ID: "github-secret-scanning", Kind: "partner"}
+		if _, err := s.config.Matcher.MatchLeaks(r.Context(), actor, part, func(key.Name) bool { return true }); err != nil {
+			s.forget(digest) // GitHub sends it again
+			s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's that could not be dealt with now")
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = io.WriteString(w, "[]\n") // the caller is gone if this fails
+}
+
+func (s *Receiver) refuse(w http.ResponseWriter, r *http.Request, status int, why string) {
+	s.config.Refused(r, why)
+	http.Error(w, http.StatusText(status), status)
+}
+
+var errSignature = errors.New("the signature is wrong")
+
+// verify checks the signature of a body by its SHA-256.
+func (s *Receiver) verify(r *http.Request, digest []byte) error {
+	id, text := r.Header.Get(HeaderKey), r.Header.Get(HeaderSignature)
+	if id == "" || text == "" || len(id) > maxHeader || len(text) > maxHeader {
+		return errSignature
+	}
+	signature, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return errSignature
+	}
+	public, err := s.config.Keys.Key(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if !ecdsa.VerifyASN1(public, digest, signature) {
+		return errSignature
+	}
+	return nil
+}
+
+// take reports whether a message was not dealt with before. A signature can be
+// written in several ways, so that the body counts.
+func (s *Receiver) take(digest [sha256.Size]byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen[digest] {
+		return false
+	}
+	if len(s.seen) >= remembered {
+		clear(s.seen) // what is matched again begins nothing again
+	}
+	s.seen[digest] = true
+	return true
+}
+
+func (s *Receiver) forget(digest [sha256.Size]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.seen, digest)
+}
+
+// parse reads a message. Tokens that no secret of a key can be are left out.
+func parse(body []byte) ([]engine.LeakCandidate, error) {
+	var list []found
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, err
+	}
+	if len(list) > maxTokens {
+		return nil, fmt.Errorf("%d tokens, at most %d are expected", len(list), maxTokens)
+	}
+	var candidates []engine.LeakCandidate
+	for i := range list {
+		if len(list[i].Token) > engine.MaxLeakText {
+			continue
+		}
+		place := strings.ToValidUTF8(strings.TrimSpace("GitHub "+list[i].Source+" "+list[i].URL), "?")
+		candidates = append(candidates, engine.LeakCandidate{Text: secret.NewString(list[i].Token), Place: place[:min(len(place), engine.MaxLeakPlace)]})
+	}
+	return candidates, nil
+}
