@@ -82,9 +82,9 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 	t.Setenv("AWS_SECRET_ACCESS_KEY", cloud.Admin.Secret)
 	t.Setenv("AWS_CONFIG_FILE", os.DevNull)
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", os.DevNull)
-	policy := strings.NewReplacer("name: partners", "name: third-party", "min: 0s", "min: 2s").Replace(apiKeyPolicy)
+	policy := strings.NewReplacer("name: partners", "name: third-party", "min: 0s", "min: 1s").Replace(apiKeyPolicy)
 	w := newAPIKeyWorld(t, apiKeyPolicy, "")
-	w.apply(t, policy+"---\n"+example(t, "aws-iam/deployer.yaml", "usageDelay: 4h", "usageDelay: 2s\n    endpoint: "+cloud.URL))
+	w.apply(t, policy+"---\n"+example(t, "aws-iam/deployer.yaml", "usageDelay: 4h", "usageDelay: 1s\n    endpoint: "+cloud.URL))
 	w.finish(t, w.rotateKey(t, name, "first"), "done")
 	var mu sync.Mutex
 	var shown []string
@@ -124,6 +124,7 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 // while git uses it through a real OpenSSH server. No request is refused, and with
 // the old key git is not let in any more.
 func TestDeployKeyRotatesUnderUse(t *testing.T) {
+	t.Parallel()
 	forge := forgetest.New(t)
 	deployKeyUnderUse(t, forgetest.Repository, forge.User, forge.SSH, forge.HostKey, example(t, "deploy-key/shop.yaml",
 		"https://git.example.com/api/v1", forge.API, "/run/secrets/forge-token", forge.TokenFile,
@@ -148,7 +149,7 @@ func exampleHostKey(t *testing.T) string {
 func deployKeyUnderUse(t *testing.T, repository, user, address, hostKey, document string) {
 	t.Helper()
 	const name = "ci/shop-deploy"
-	policy := strings.NewReplacer("name: partners", "name: third-party", "max: 1m", "max: 1s, onMax: revoke").Replace(apiKeyPolicy)
+	policy := strings.NewReplacer("name: partners", "name: third-party", "max: 1m", "max: 300ms, onMax: revoke").Replace(apiKeyPolicy)
 	w := newAPIKeyWorld(t, apiKeyPolicy, "")
 	w.apply(t, policy+"---\n"+document)
 	w.finish(t, w.rotateKey(t, name, "first"), "done")
