@@ -41,7 +41,7 @@ demo: build ## rotate real keys under load, on this machine, within 90 seconds
 .PHONY: test
 test: ## install the real parts that are missing, then run every test
 	@scripts/install-parts test
-	go test -timeout 10m -p $(JOBS) $(TESTFLAGS) $(PKG)
+	go test -timeout 14m -parallel 4 -p $(JOBS) $(TESTFLAGS) $(PKG)
 
 .PHONY: race
 race: ## run every test under the race detector (needs a C compiler)
