@@ -226,6 +226,7 @@ func New(config Config) (*Engine, error) {
 	watched := &watchedStore{Store: config.Store, now: config.Now}
 	return &Engine{
 		config: config, store: watched, watched: watched, log: config.Logger, silence: silence, workers: newWorkers(config.Workers),
+		leaks: leakPepper{turn: make(chan struct{}, 1)},
 		ticks: make(chan struct{}, 1), schedules: make(chan struct{}, 1), reviews: make(chan struct{}, 1),
 	}, nil
 }

@@ -9,7 +9,7 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/store"
@@ -38,10 +38,11 @@ type fingerprinted struct {
 	Secret  string      `json:"secret"`
 }
 
-// leakPepper is opened once.
+// leakPepper is opened once. Whoever opens it has the turn; the others wait for that
+// as long as their contexts allow, and not for a lock: it takes as long as the store.
 type leakPepper struct {
-	mu   sync.Mutex
-	made *keeper.Fingerprinter
+	turn chan struct{}
+	made atomic.Pointer[keeper.Fingerprinter]
 }
 
 const pepperSize = 32
@@ -50,10 +51,17 @@ func pepperPlace() keeper.Place { return keeper.Place{Key: "keyturn/leaks/pepper
 
 // fingerprinter opens the pepper, and draws one if there is none.
 func (e *Engine) fingerprinter(ctx context.Context) (*keeper.Fingerprinter, error) {
-	e.leaks.mu.Lock()
-	defer e.leaks.mu.Unlock()
-	if e.leaks.made != nil {
-		return e.leaks.made, nil
+	if made := e.leaks.made.Load(); made != nil {
+		return made, nil
+	}
+	select {
+	case e.leaks.turn <- struct{}{}:
+		defer func() { <-e.leaks.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if made := e.leaks.made.Load(); made != nil {
+		return made, nil
 	}
 	sealed, err := e.readPepper(ctx)
 	if errors.Is(err, store.ErrNotFound) {
@@ -70,8 +78,9 @@ func (e *Engine) fingerprinter(ctx context.Context) (*keeper.Fingerprinter, erro
 		return nil, fmt.Errorf("the pepper of fingerprints: %w", err)
 	}
 	defer clear(pepper)
-	e.leaks.made = keeper.NewFingerprinter(pepper)
-	return e.leaks.made, nil
+	made := keeper.NewFingerprinter(pepper)
+	e.leaks.made.Store(made)
+	return made, nil
 }
 
 func (e *Engine) readPepper(ctx context.Context) (sealed []byte, err error) {
