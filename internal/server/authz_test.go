@@ -167,12 +167,16 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := d.Report(ctx, &keyturnv1.ReportRequest{PartyId: "me", Samples: []*keyturnv1.Sample{{Key: name, Healthy: true}}})
 			return err
 		}},
+		{"MatchLeaks", "admin scanner", false, func(c control, _ delivery, _ string) error {
+			_, err := c.MatchLeaks(ctx, &keyturnv1.MatchLeaksRequest{Candidates: []*keyturnv1.LeakCandidate{{Text: []byte("not-a-secret-of-ours"), Place: "a test"}}})
+			return err
+		}},
 		{"Leave", "admin agent", false, func(_ control, d delivery, _ string) error {
 			_, err := d.Leave(ctx, &keyturnv1.LeaveRequest{PartyId: "me"})
 			return err
 		}},
 	}
-	roles := []string{"admin", "operator", "approver", "viewer", "agent", "join"}
+	roles := []string{"admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner"}
 	tokens := map[string]string{}
 	for _, role := range roles {
 		token, err := w.control(w.root).CreateToken(ctx, &keyturnv1.CreateTokenRequest{Name: "me", Role: role, Keys: []string{"dev/**"}})

@@ -366,7 +366,7 @@ func TestEmergencyWithARegionCutOff(t *testing.T) {
 	id = g.rotate(t, &keyturnv1.RotateRequest{Reason: "it is being abused", Emergency: true, Strategy: "contain-first"})
 	material := g.tap.material(t, 2)
 	eventually(t, "eu refuses the compromised version", func() bool { return isRefused(tryLogin(t.Context(), g.primary.Addr(), material)) })
-	g.paged(t, `"rotation":"`+id+`"`, `"regions":[{"region":"us","verifiers":1`, `"severity":"page"`)
+	g.paged(t, `"rotation":"`+id+`"`, `{"region":"us","verifiers":1`, `"severity":"page"`)
 	r := g.wait(t, id, func(r *keyturnv1.Rotation) bool { return slices.Equal(behind(r), []string{"us"}) })
 	for _, p := range r.GetRegions() {
 		if refused := p.GetRefusing() == p.GetVerifiers(); refused != (p.GetRegion() == "eu") {
