@@ -26,6 +26,8 @@ func floors() []Place {
 		{Path: "internal/authz", Floor: 1, Only: words, Foreign: none, Pure: true, NoContext: true},
 		// Beside them, what knows nothing of keys.
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
+		{Path: "internal/grant", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
+		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
@@ -35,7 +37,7 @@ func floors() []Place {
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
 		{Path: "provider/conformance", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
 		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider", "provider/conformance"}, Foreign: none, ForTests: true},
-		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable", "internal/passfile"}, words...), Beside: []string{"provider"}, Apart: true},
+		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable", "internal/passfile", "internal/grant"}, words...), Beside: []string{"provider"}, Apart: true},
 		{Path: "internal/store", Floor: 2, Only: []string{"key", "internal/passfile"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
@@ -53,6 +55,7 @@ func floors() []Place {
 		{Path: "internal/token", Floor: 3, Only: interfaces()},
 		{Path: "internal/apikey", Floor: 3, Only: interfaces()},
 		{Path: "internal/notices", Floor: 3, Only: interfaces()},
+		{Path: "internal/broker", Floor: 3, Only: append([]string{"internal/grant", "internal/dpop"}, interfaces()...), Beside: []string{"internal/token"}},
 		{Path: "gen", Floor: 3, Only: none},
 
 		// 4: thin transports.
@@ -66,7 +69,7 @@ func floors() []Place {
 		{Path: "internal/gateway", Floor: 5},
 
 		// The outer side: it speaks to the server through gen and the network alone.
-		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable"}, words...), Never: inner()},
+		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
 		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "internal/harden", "gen/..."}, words...), Never: inner()},
@@ -100,7 +103,7 @@ func interfaces() []string {
 func transports() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
-		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey",
+		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey", "internal/broker",
 	}
 }
 

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
 	"github.com/keyturn/keyturn/internal/apikey"
 	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/broker"
 	"github.com/keyturn/keyturn/internal/emergency"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
@@ -59,6 +61,7 @@ type Server struct {
 	tokens    *tokens
 	// emergencies declares groups.
 	emergencies *emergency.Service
+	broker      *broker.Broker
 
 	servers   []*http.Server
 	address   string
@@ -123,6 +126,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
 	s.tokens.signer.Start(ctx)
+	s.broker.Start(ctx)
 	if err := s.serve(ctx, options, own); err != nil {
 		return nil, errors.Join(err, s.Stop(ctx))
 	}
@@ -157,6 +161,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		return err
 	}
 	s.hub.Use(s.engine)
+	s.broker = s.newBroker()
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
 	s.emergencies = emergency.New(emergency.Config{Store: s.store, Engine: s.engine, Logger: s.log, Now: options.Now, Random: rand.Reader})
@@ -193,6 +198,9 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 		return err
 	}
 	s.caFile = caFile
+	if s.config.Tokens.ClientCertificates {
+		tlsConfig.ClientAuth = tls.RequestClientCert // who issued it matters to the rules of signing keys alone
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w; set another address as listen in the configuration", err)
@@ -262,7 +270,7 @@ func (s *Server) routes(options Options) http.Handler {
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
-	return s.tokens.route(gate, mux)
+	return s.brokerRoutes(gate, s.tokens.route(gate, mux))
 }
 
 // compression says from which size on an answer is compressed: what is encrypted
@@ -334,6 +342,7 @@ func (s *Server) Stop(ctx context.Context) error {
 				problems = append(problems, err, server.Close())
 			}
 		}
+		s.broker.Stop(ctx)
 		s.stopSweeping()
 		s.running.Wait()
 		s.engine.Stop()

@@ -27,6 +27,11 @@ type TokensConfig struct {
 	// Defaults: 100 and 1,000.
 	PerSecond float64 `yaml:"perSecond"`
 	Burst     int     `yaml:"burst"`
+	// IssuePerSecond is how many tokens one address may ask for per second. Default: 1,000.
+	IssuePerSecond float64 `yaml:"issuePerSecond"`
+	// ClientCertificates asks clients for a TLS certificate, for rules that go by it and
+	// for tokens that are bound to it.
+	ClientCertificates bool `yaml:"clientCertificates"`
 	// Region and Labels are those of the server's signer, as a party.
 	Region string            `yaml:"region"`
 	Labels map[string]string `yaml:"labels"`
@@ -37,6 +42,7 @@ func (c *TokensConfig) fill() {
 	fill(&c.Skew, 2*time.Second)
 	fill(&c.PerSecond, 100)
 	fill(&c.Burst, 1000)
+	fill(&c.IssuePerSecond, 1000)
 }
 
 // Bounds of the tokens block.
@@ -57,6 +63,7 @@ func (c *TokensConfig) check() []problem {
 	between("outage", c.Outage >= minOutage && c.Outage <= maxOutage, c.Outage, minOutage, maxOutage)
 	between("skew", c.Skew >= minSkew && c.Skew <= maxSkew, c.Skew, minSkew, maxSkew)
 	between("perSecond", c.PerSecond > 0 && c.PerSecond <= maxRate, c.PerSecond, "more than 0", int(maxRate))
+	between("issuePerSecond", c.IssuePerSecond > 0 && c.IssuePerSecond <= maxRate, c.IssuePerSecond, "more than 0", int(maxRate))
 	between("burst", c.Burst >= 1 && c.Burst <= maxRate, c.Burst, 1, int(maxRate))
 	if len(c.Labels) > maxTokenLabels {
 		problems = append(problems, problem{field: "tokens.labels", message: fmt.Sprintf("there are %d, at most %d are allowed", len(c.Labels), maxTokenLabels)})

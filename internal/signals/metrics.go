@@ -37,7 +37,7 @@ type metrics struct {
 	anomalies                 *prometheus.CounterVec
 	rules                     *bound
 	sweep                     *prometheus.HistogramVec
-	verifications             *prometheus.CounterVec
+	verifications, tokens     *prometheus.CounterVec
 
 	regions, cohorts *bound
 	// pairs are keys with cohorts.
@@ -86,7 +86,9 @@ func newMetrics(maxKeys int) *metrics {
 			"API keys that were shown to this server node, by what they were: good, malformed, unknown, suspended, expired, limited.", "result"),
 		anomalies: counter("anomalies_total",
 			"What rules found, by rule and what became of it: dry-run, no-data, alert, suspend, emergency, limit, failed.", "rule", "result"),
-		rules:  newBound(maxRules),
+		rules: newBound(maxRules),
+		tokens: counter("tokens_issued_total",
+			"Requests for tokens to this server node, by what the client proved (federated, api-key, token, certificate; invalid: nothing) and result: ok, or why it was refused.", "by", "result"),
 		sweeps: counter("sweeps_total", "Readings of the gauges from the engine, by result.", "result"),
 		sweep:  histogram("sweep_duration_seconds", "Time that reading the gauges from the engine took.", short()),
 	}
@@ -120,7 +122,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.acceptance, m.recovery,
 		m.propagation, m.attempts, m.effects, m.uses, m.failures, m.complete, m.ratio, m.examined, m.findings,
-		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications, m.anomalies,
+		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications, m.anomalies, m.tokens,
 	}
 }
 
@@ -174,6 +176,9 @@ func (m *metrics) zero() {
 	}
 	for _, result := range []string{"good", "malformed", "unknown", "suspended", "expired", "limited"} {
 		m.verifications.WithLabelValues(result)
+	}
+	for _, by := range []string{"federated", "api-key", "token", "certificate"} {
+		m.tokens.WithLabelValues(by, "ok")
 	}
 	for _, result := range []string{"ok", "failed"} {
 		m.sweeps.WithLabelValues(result)
@@ -276,6 +281,11 @@ func (s *Signals) Reconciled(ratio float64, known bool) {
 }
 
 func boolLabel(b bool) string { return strconv.FormatBool(b) }
+
+// TokensIssued counts requests for tokens by what the client proved, with the result.
+func (s *Signals) TokensIssued(by, result string) prometheus.Counter {
+	return s.metrics.tokens.WithLabelValues(by, result)
+}
 
 // Verifications counts API keys that were shown and had the result.
 func (s *Signals) Verifications(result string) prometheus.Counter {

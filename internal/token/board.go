@@ -58,6 +58,8 @@ type Board struct {
 	// sets are the published ones by key, pages what is served by path.
 	sets  map[key.Name]*published
 	pages map[string]*Page
+	// paths are keys by the paths of their issuers.
+	paths map[string]key.Name
 	// rev is up to which revision sets follow the store; said is when the node last
 	// told so. loaded: all were read.
 	rev    uint64
@@ -87,7 +89,7 @@ func NewBoard(config BoardConfig) *Board {
 	orDefault(&config.Look, 50*time.Millisecond)
 	orDefault(&config.Poll, time.Second)
 	orDefault(&config.Flush, 200*time.Millisecond)
-	return &Board{config: config, sets: map[key.Name]*published{}, pages: map[string]*Page{}, changed: make(chan struct{}), fetched: map[fetchOf]fetch{}}
+	return &Board{config: config, sets: map[key.Name]*published{}, pages: map[string]*Page{}, paths: map[string]key.Name{}, changed: make(chan struct{}), fetched: map[fetchOf]fetch{}}
 }
 
 func orDefault[T comparable](v *T, otherwise T) {

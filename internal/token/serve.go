@@ -98,6 +98,10 @@ func (b *Board) show(doc *store.Doc) (news bool, err error) {
 	}
 	maps.DeleteFunc(b.pages, func(_ string, page *Page) bool { return page.key == name })
 	maps.Copy(b.pages, pages)
+	maps.DeleteFunc(b.paths, func(_ string, of key.Name) bool { return of == name })
+	if s.Issuer != "" && !s.External {
+		b.paths[issuerPath(s.Issuer)] = name
+	}
 	b.sets[name] = p
 	close(b.changed)
 	b.changed = make(chan struct{})
@@ -111,6 +115,38 @@ type discovery struct {
 	ResponseTypes []string `json:"response_types_supported"`
 	SubjectTypes  []string `json:"subject_types_supported"`
 	Algorithms    []string `json:"id_token_signing_alg_values_supported"`
+
+	// Of issuers that give tokens (RFC 8414, RFC 9449, section 5.1).
+	TokenEndpoint   string   `json:"token_endpoint,omitempty"`
+	Introspection   string   `json:"introspection_endpoint,omitempty"`
+	Revocation      string   `json:"revocation_endpoint,omitempty"`
+	Grants          []string `json:"grant_types_supported,omitempty"`
+	Authentication  []string `json:"token_endpoint_auth_methods_supported,omitempty"`
+	ProofAlgorithms []string `json:"dpop_signing_alg_values_supported,omitempty"`
+	BoundToTLS      bool     `json:"tls_client_certificate_bound_access_tokens,omitempty"`
+}
+
+// grantTypes are those of RFC 8693 and RFC 6749.
+func grantTypes() []string {
+	return []string{"urn:ietf:params:oauth:grant-type:token-exchange", "client_credentials"}
+}
+
+// The paths of an issuer's endpoints, below its own.
+const (
+	TokenPath      = "/oauth/token" //nolint:gosec // a path
+	IntrospectPath = "/oauth/introspect"
+	RevokePath     = "/oauth/revoke"
+)
+
+// Issuer returns the signing key whose issuer has a path, and the issuer. Keys with
+// which applications sign themselves are not among them. It fails with ErrUnknown.
+func (b *Board) Issuer(path string) (key.Name, string, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if name, ok := b.paths[path]; ok {
+		return name, b.sets[name].Issuer, nil
+	}
+	return "", "", ErrUnknown
 }
 
 // pagesOf returns what is served of a key, by path.
@@ -146,6 +182,12 @@ func pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 		return pages, nil
 	}
 	meta := discovery{Issuer: s.Issuer, Keys: s.Issuer + "/.well-known/jwks.json", ResponseTypes: []string{"id_token"}, SubjectTypes: []string{"public"}, Algorithms: []string{}}
+	if !s.External {
+		meta.TokenEndpoint, meta.Introspection, meta.Revocation = s.Issuer+TokenPath, s.Issuer+IntrospectPath, s.Issuer+RevokePath
+		meta.Grants, meta.BoundToTLS = grantTypes(), true
+		meta.Authentication = []string{"client_secret_basic", "client_secret_post", "tls_client_auth"}
+		meta.ProofAlgorithms = []string{"EdDSA", "ES256", "ES384", "PS256", "RS256"}
+	}
 	for i := range s.Versions {
 		if v := &s.Versions[i]; v.At[Published].Listed && !slices.Contains(meta.Algorithms, v.Algorithm) {
 			meta.Algorithms = append(meta.Algorithms, v.Algorithm)

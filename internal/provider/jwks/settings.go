@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/keyturn/keyturn/internal/grant"
 	"github.com/keyturn/keyturn/provider"
 )
 
@@ -229,6 +230,16 @@ func parse(config provider.Config) (settings, error) {
 		}
 		names[v.name] = true
 		s.verifiers = append(s.verifiers, v)
+	}
+	b.known = append(b.known, "grants")
+	if list, is := b.fields["grants"]; is {
+		_, found := grant.Parse(list)
+		for _, p := range found {
+			b.wrong(p.Path, p.Text, p.Hint)
+		}
+		if s.external {
+			b.wrong("grants", "applications sign themselves, so that the server has no tokens to give", "leave it out, or set signer: keyturn")
+		}
 	}
 	b.unknown()
 	return s, errors.Join(problems...)

@@ -1,0 +1,211 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/grant"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+const (
+	// maxWaiting bounds the tokens that wait for their entries, maxBatch how many are
+	// entered at once.
+	maxWaiting = 10_000
+	maxBatch   = 500
+	// maxCovered bounds the clients that are covered by an entry of the span.
+	maxCovered = 65_536
+	// enterTime bounds one transaction.
+	enterTime = 5 * time.Second
+)
+
+// refusal is what is summed up.
+type refusal struct {
+	key    key.Name
+	source grant.Source
+	reason string
+}
+
+// waiting is a token whose entry is not written yet.
+type waiting struct {
+	entry *audit.Entry
+	done  chan error
+}
+
+// covered is a client whose tokens an entry of this span covers.
+type covered struct {
+	until time.Time
+	more  int
+}
+
+// entries gathers what is to be entered, so that many tokens share a transaction.
+type entries struct {
+	mu       sync.Mutex
+	queue    []waiting
+	covered  map[string]*covered
+	refusals map[refusal]int
+	wake     chan struct{}
+}
+
+func (e *entries) init() {
+	e.covered, e.refusals, e.wake = map[string]*covered{}, map[refusal]int{}, make(chan struct{}, 1)
+}
+
+// cover returns once an entry covers a token. shared: one that was written for the
+// same client and rule within the span does.
+func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, now time.Time, span time.Duration) error {
+	id := string(entry.Key) + "\x00" + entry.Target + "\x00" + entry.Actor.ID
+	e.mu.Lock()
+	if shared {
+		if c := e.covered[id]; c != nil {
+			if now.Before(c.until) && c.until.Sub(now) <= span {
+				c.more++
+				e.mu.Unlock()
+				return nil
+			}
+			if c.more > 0 {
+				entry.Detail["more"] = strconv.Itoa(c.more)
+			}
+		}
+	}
+	if len(e.queue) >= maxWaiting {
+		e.mu.Unlock()
+		return fmt.Errorf("%w: too many tokens wait for the audit log", ErrAway)
+	}
+	w := waiting{entry: entry, done: make(chan error, 1)}
+	e.queue = append(e.queue, w)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+	select {
+	case err := <-w.done:
+		if err == nil && shared {
+			e.mu.Lock()
+			if len(e.covered) < maxCovered || e.covered[id] != nil {
+				e.covered[id] = &covered{until: now.Add(span)}
+			}
+			e.mu.Unlock()
+		}
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: the audit log: %w", ErrAway, ctx.Err())
+	}
+}
+
+// refused counts; reasons are a few.
+func (e *entries) refused(r refusal) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.refusals[r]; ok || len(e.refusals) < maxBatch {
+		e.refusals[r]++
+	}
+}
+
+// record enters what waits, until ctx ends.
+func (b *Broker) record(ctx context.Context) {
+	sums := time.NewTicker(b.config.AuditSpan)
+	defer sums.Stop()
+	for {
+		withSums := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.entries.wake:
+		case <-sums.C:
+			withSums = true
+		}
+		if err := b.enter(ctx, withSums); err != nil && ctx.Err() == nil {
+			b.config.Logger.WarnContext(ctx, "tokens could not be entered into the audit log; they are refused meanwhile", "error", err)
+		}
+	}
+}
+
+// enter writes what waits; sums writes counts as well.
+func (b *Broker) enter(ctx context.Context, sums bool) error {
+	for {
+		b.entries.mu.Lock()
+		n := min(len(b.entries.queue), maxBatch)
+		batch := b.entries.queue[:n:n]
+		b.entries.queue = b.entries.queue[n:]
+		b.entries.mu.Unlock()
+		var counts []audit.Entry
+		if sums {
+			counts = b.entries.sums(b.config.Now())
+			sums = false
+		}
+		if len(batch)+len(counts) == 0 {
+			return nil
+		}
+		bounded, cancel := context.WithTimeout(ctx, enterTime)
+		err := b.config.Journal.Transact(bounded, audit.Actor{ID: "keyturn", Kind: "server"}, func(_ store.Tx, enter func(audit.Entry)) error {
+			for _, w := range batch {
+				enter(*w.entry)
+			}
+			for _, c := range counts {
+				enter(c)
+			}
+			return nil
+		})
+		cancel()
+		if err != nil {
+			err = fmt.Errorf("%w: the audit log: %w", ErrAway, err)
+		}
+		for _, w := range batch {
+			w.done <- err
+		}
+		if err != nil {
+			b.entries.fail(err)
+			return err
+		}
+	}
+}
+
+// fail refuses all that wait.
+func (e *entries) fail(err error) {
+	e.mu.Lock()
+	queue := e.queue
+	e.queue = nil
+	e.mu.Unlock()
+	for _, w := range queue {
+		w.done <- err
+	}
+}
+
+// sums returns what was counted, and forgets it and clients that came no more.
+func (e *entries) sums(now time.Time) []audit.Entry {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []audit.Entry
+	for r, n := range e.refusals {
+		list = append(list, audit.Entry{
+			Actor: audit.Actor{ID: "anonymous", Kind: "workload"}, Action: "token.refuse", Key: r.key, Outcome: audit.OutcomeDenied,
+			Detail: map[string]string{"by": r.source.String(), "cause": r.reason, "times": strconv.Itoa(n)},
+		})
+	}
+	clear(e.refusals)
+	more := map[key.Name]int{}
+	for id, c := range e.covered {
+		if now.Before(c.until) {
+			continue
+		}
+		name, _, _ := cutKey(id)
+		more[name] += c.more
+		delete(e.covered, id)
+	}
+	for name, n := range more {
+		if n > 0 {
+			list = append(list, audit.Entry{
+				Actor: audit.Actor{ID: "keyturn", Kind: "server"}, Action: "token.issue-more", Key: name, Outcome: audit.OutcomeOK,
+				Detail: map[string]string{"times": strconv.Itoa(n)},
+			})
+		}
+	}
+	return list
+}
