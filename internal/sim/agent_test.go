@@ -44,6 +44,8 @@ type agent struct {
 	// order numbers the answers; said is the latest answer to each telling.
 	order uint64
 	said  map[telling]hub.Outcome
+	// met are the tellings after whose latest answer it has connected anew.
+	met map[telling]bool
 }
 
 // telling is one telling of a party.
@@ -80,7 +82,7 @@ func newAgent(w *world, id, region string) *agent {
 	a := &agent{
 		w: w, id: id, region: region, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
 		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
-		said: map[telling]hub.Outcome{},
+		said: map[telling]hub.Outcome{}, met: map[telling]bool{},
 	}
 	for _, k := range w.keys {
 		if len(a.keys) == 0 || w.rng.IntN(2) == 0 {
@@ -270,6 +272,7 @@ func (l *agentLife) meet(holdings []engine.Holding) {
 	defer l.mu.Unlock()
 	for _, h := range holdings {
 		k := l.w.key(h.Key)
+		l.met[telling{h.Key, h.Epoch}] = true
 		if _, known := k.state.Presenter(l.id); !known && h.Version != 0 {
 			l.stranger[h.Key] = true
 		}
@@ -328,6 +331,7 @@ func (l *agentLife) outcome(o hub.Outcome) {
 	l.order++
 	o.Order = l.order
 	l.said[telling{o.Key, o.Epoch}] = o
+	delete(l.met, telling{o.Key, o.Epoch})
 	l.last[o.Key], l.unsent[o.Key] = o, o
 	signal(l.send)
 }

@@ -48,7 +48,7 @@ func (w *world) putBack() {
 				k.returned[state.Verifiers[i].ID] = state.Floor
 			}
 		}
-		k.state = state
+		k.state, k.unmarked = state, len(state.Versions) > 0
 		clear(k.requests)
 		clear(k.measured)
 	}

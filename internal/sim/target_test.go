@@ -42,6 +42,8 @@ type keyTruth struct {
 	// accept what is in use: nobody was to reach them any more. Beside each is the
 	// state's floor before that restore was noticed.
 	returned map[string]uint64
+	// unmarked: the store was put back, and no server has noticed yet.
+	unmarked bool
 }
 
 // measurement is the answer to the latest call that measured use.
@@ -193,7 +195,14 @@ func (s *systemOf) do(ctx context.Context, call provider.Call, what string, e *e
 		_ = effect()
 		return errTimeout
 	case lateCall:
-		w.straggle(label, w.some(90*time.Second), func() { _ = effect() })
+		restores := w.faults[restore]
+		w.straggle(label, w.some(90*time.Second), func() {
+			// What was sent before a store was put back has arrived when servers start on
+			// it, or never will: see docs/design/0012-restore.md.
+			if w.faults[restore] == restores {
+				_ = effect()
+			}
+		})
 		return errTimeout
 	case falseSuccess:
 		// It took note of the call: what came before it and is late is refused.
