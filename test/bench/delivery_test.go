@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,11 +24,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
-	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 const (
@@ -149,19 +146,8 @@ func delivery(b *testing.B, count int) {
 		{name: "ours", open: func(*testing.B) server.StoreConfig { return server.StoreConfig{} }},
 		{name: "postgres", suffix: "_postgres", open: func(b *testing.B) server.StoreConfig {
 			b.Helper()
-			database := pgtest.Start(b, pgserver.Config{Durable: true})
-			pgtest.Exec(b, database, "postgres", "CREATE DATABASE ours")
-			address, err := url.Parse(database.SuperuserURL("ours"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			password, _ := address.User.Password()
-			file := filepath.Join(b.TempDir(), "password")
-			if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
-				b.Fatal(err)
-			}
-			address.User = url.User(address.User.Username())
-			return server.StoreConfig{Postgres: &server.PostgresConfig{URL: address.String(), PasswordFile: file}}
+			data, _ := postgresStore(b)
+			return data
 		}},
 	}
 	// Each cleans up before the next one begins: there are not files enough for two.

@@ -21,7 +21,6 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/keeper/file"
-	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
@@ -30,7 +29,6 @@ import (
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
-	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 const (
@@ -148,13 +146,8 @@ func inventory(b *testing.B, path string, count int, inPostgres bool) (s stocked
 // configuration says of it, and its URL.
 func emptyDatabase(b *testing.B) (config, url string) {
 	b.Helper()
-	server := pgtest.Start(b, pgserver.Config{Durable: true})
-	pgtest.Exec(b, server, "postgres", "CREATE DATABASE keyturn")
-	password := filepath.Join(b.TempDir(), "store.password")
-	if err := os.WriteFile(password, []byte(server.Password()+"\n"), 0o600); err != nil {
-		b.Fatal(err)
-	}
-	return fmt.Sprintf("store: {postgres: {url: %q, passwordFile: %q}}\n", server.URL(pgserver.Superuser, "", "keyturn"), password), server.SuperuserURL("keyturn")
+	data, url := postgresStore(b)
+	return fmt.Sprintf("store: {postgres: {url: %q, passwordFile: %q}}\n", data.Postgres.URL, data.Postgres.PasswordFile), url
 }
 
 // move moves the store as keyturn migrate-store does it, and asks for ticks there.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,15 +63,7 @@ spec:
 // ours three seconds.
 func BenchmarkManyRotations(b *testing.B) {
 	primary := pgtest.Start(b, pgserver.Config{Durable: true})
-	pgtest.Exec(
-		b, primary, "postgres",
-		"CREATE ROLE rotator LOGIN CREATEROLE PASSWORD '"+rotatorsOwn+"'",
-		"GRANT pg_signal_backend TO rotator", "GRANT pg_read_all_stats TO rotator", "CREATE DATABASE "+database,
-	)
-	password := filepath.Join(b.TempDir(), "rotator.password")
-	if err := os.WriteFile(password, []byte(rotatorsOwn+"\n"), 0o600); err != nil {
-		b.Fatal(err)
-	}
+	password := rotator(b, primary)
 	documents := manyPolicy
 	names := make([]key.Name, manyKeys)
 	for i := range names {

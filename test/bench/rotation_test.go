@@ -49,20 +49,28 @@ spec:
     replicas: [{host: "%s", region: us}]
 `
 
-// BenchmarkRotation rotates a password of PostgreSQL, a primary and a hot
-// standby that flush to disk, from the command to the destruction of the old
-// version, with zero bake, quiet and quarantine.
-func BenchmarkRotation(b *testing.B) {
-	primary, standby := pgtest.StartPair(b, pgserver.Config{Region: "eu", Durable: true}, "us")
+// rotator prepares a server for rotations: the administrator's role, and an empty
+// database. It returns the file of the administrator's password.
+func rotator(b *testing.B, primary *pgserver.Server) (password string) {
+	b.Helper()
 	pgtest.Exec(
 		b, primary, "postgres",
 		"CREATE ROLE rotator LOGIN CREATEROLE PASSWORD '"+rotatorsOwn+"'",
 		"GRANT pg_signal_backend TO rotator", "GRANT pg_read_all_stats TO rotator", "CREATE DATABASE "+database,
 	)
-	password := filepath.Join(b.TempDir(), "rotator.password")
+	password = filepath.Join(b.TempDir(), "rotator.password")
 	if err := os.WriteFile(password, []byte(rotatorsOwn+"\n"), 0o600); err != nil {
 		b.Fatal(err)
 	}
+	return password
+}
+
+// BenchmarkRotation rotates a password of PostgreSQL, a primary and a hot
+// standby that flush to disk, from the command to the destruction of the old
+// version, with zero bake, quiet and quarantine.
+func BenchmarkRotation(b *testing.B) {
+	primary, standby := pgtest.StartPair(b, pgserver.Config{Region: "eu", Durable: true}, "us")
+	password := rotator(b, primary)
 	w := newWorld(b, nil, fmt.Sprintf(rotationPolicy, keyName, primary.Addr(), database, password, standby.Addr()))
 	for range 2 {
 		w.rotate(b) // each role exists from now on, and every cache is warm

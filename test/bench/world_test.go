@@ -16,8 +16,10 @@ import (
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 const keyName = "prod/orders/db"
@@ -101,6 +103,19 @@ func (w *world) apply(b *testing.B, documents string) {
 			b.Fatal(problem)
 		}
 	}
+}
+
+// postgresStore starts a PostgreSQL for servers to keep their data in. It returns
+// what their configuration says of it, and the superuser's URL.
+func postgresStore(b *testing.B) (data server.StoreConfig, url string) {
+	b.Helper()
+	database := pgtest.Start(b, pgserver.Config{Durable: true})
+	pgtest.Exec(b, database, "postgres", "CREATE DATABASE keyturn")
+	password := filepath.Join(b.TempDir(), "store.password")
+	if err := os.WriteFile(password, []byte(database.Password()+"\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return server.StoreConfig{Postgres: &server.PostgresConfig{URL: database.URL(pgserver.Superuser, "", "keyturn"), PasswordFile: password}}, database.SuperuserURL("keyturn")
 }
 
 func rootsOf(b *testing.B, path string) *x509.CertPool {
