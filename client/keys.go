@@ -183,7 +183,10 @@ func (k *Keys) report(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			k.reportOnce(ctx)
+			// One that was cut off might have arrived, and would be counted twice.
+			sending, cancel := outlive(ctx, flushTimeout)
+			k.reportOnce(sending)
+			cancel()
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 			k.reportOnce(last)
@@ -191,6 +194,21 @@ func (k *Keys) report(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// outlive returns a context that ends d after another one.
+func outlive(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel()
+		case <-longer.Done():
+		}
+	})
+	return longer, func() { stop(); cancel() }
 }
 
 func (k *Keys) reportOnce(ctx context.Context) {
