@@ -17,7 +17,7 @@ import (
 
 const (
 	// firstAnswerSoon is how long a stream may take for its first answer before
-	// a poll asks for the same.
+	// a poll asks for the same, or to connect before another server is asked.
 	firstAnswerSoon = 3 * time.Second
 	// connectLate is how long connecting may take when there is no other server to go
 	// to: it is a little more than what its parts may take.
@@ -27,8 +27,8 @@ const (
 	comeBackMost, restartLate = time.Minute, 30 * time.Second
 	// answerLate is how long a connection may stand without an answer to anything.
 	answerLate = time.Minute
-	// firstAnswerLate is when a stream without any answer counts as blocked,
-	// although polls get through.
+	// firstAnswerLate is when a stream without any answer counts as blocked, although
+	// polls get through, and when a server that connected is left for another one.
 	firstAnswerLate = 10 * time.Second
 	// heartbeatDefault applies when the server states no heartbeat.
 	heartbeatDefault = time.Minute
@@ -83,7 +83,7 @@ func (l *link) run(ctx context.Context) {
 		l.answers = 0
 		var err error
 		if l.mode == ModeStream {
-			l.wire.patience(patienceFor(l.wire.nodes().number(), l.failures))
+			l.wire.patience(patienceFor(l.wire.nodes().number(), l.failures) + l.crowded())
 			err = l.runStream(ctx)
 		} else {
 			err = l.runPoll(ctx)
@@ -216,7 +216,7 @@ func (l *link) receive(ctx context.Context, answers chan<- *keyturnv1.WatchRespo
 func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, answers <-chan *keyturnv1.WatchResponse, ended <-chan error) error {
 	heartbeat, probed := heartbeatDefault, false
 	server := l.wire.nodes().current()
-	soon, began := firstAnswerSoon, time.Now()
+	soon, began := firstAnswerSoon+l.crowded(), time.Now()
 	watchdog := time.NewTimer(soon)
 	defer watchdog.Stop()
 	if l.patient() {
@@ -228,9 +228,12 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 			return ctx.Err()
 		case took := <-connected:
 			// A server that was slow to connect has many others to answer as well: asking
-			// it a second time would only add to them.
-			if l.answers == 0 && !probed && l.patient() {
-				soon, began = max(firstAnswerSoon, took), time.Now()
+			// it a second time would only add to them, and so would asking another server
+			// that has the same to do.
+			if l.answers == 0 && !probed {
+				if soon, began = max(firstAnswerSoon, took), time.Now(); !l.patient() {
+					soon = firstAnswerLate
+				}
 				watchdog.Reset(soon)
 			}
 		case answer, open := <-answers:
@@ -284,6 +287,15 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 			l.refreshNow(ctx)
 		}
 	}
+}
+
+// crowded is how much longer than usual a server may take to connect: those who were
+// at one that stops come to the others within the time that it stated.
+func (l *link) crowded() time.Duration {
+	if time.Now().Before(l.quiet) {
+		return l.within
+	}
+	return 0
 }
 
 // patient reports whether the time to connect does not count as time to answer:

@@ -87,3 +87,45 @@ func TestGoesToAnotherServer(t *testing.T) {
 		}
 	})
 }
+
+// TestBusyServerIsNotLeft: of several servers one that takes connections in good
+// time and is slow to answer is busy. Its parties wait: going round would give the
+// others as much to do.
+func TestBusyServerIsNotLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list, config := several(t, 2)
+		list[0].Set(clienttest.Login(orders, "orders_a", "pw-1"))
+		cfg := config(1)
+		slow := list[0].Config().HTTPClient.Transport.(*http.Transport).DialContext
+		dials := 0
+		cfg.HTTPClient.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := slow(ctx, network, "localhost:1")
+			if dials++; dials > 1 {
+				return conn, err // for the acknowledgement
+			}
+			return &late{Conn: conn, until: time.Now().Add(8 * time.Second)}, err
+		}
+		p := watch(t, cfg, nil, client.Known{Key: orders})
+		p.next(9 * time.Second)
+		for _, s := range p.told() {
+			if s.Err != nil || s.Mode != client.ModeStream {
+				t.Errorf("%+v", s)
+			}
+		}
+		if dials > 2 {
+			t.Errorf("%d connections", dials)
+		}
+	})
+}
+
+// late is a connection that brings no answer for a while.
+type late struct {
+	net.Conn
+	until time.Time
+}
+
+func (c *late) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	<-time.NewTimer(time.Until(c.until)).C
+	return n, err
+}
