@@ -205,8 +205,17 @@ func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed []*arr
 	err = e.store.View(ctx, func(tx store.Tx) error {
 		changed = nil
 		states := map[key.Name]rotation.State{}
+		parties, err := readParties(ctx, tx, batch)
+		if err != nil {
+			return err
+		}
 		for _, a := range batch {
-			same, err := e.isAttached(ctx, tx, a, states)
+			known, registered := parties[a.party.ID]
+			if !registered {
+				changed = append(changed, a)
+				continue
+			}
+			same, err := e.isAttached(ctx, tx, a, &known.PartyRecord, states)
 			if err != nil {
 				return err
 			}
@@ -224,16 +233,9 @@ func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed []*arr
 
 // isAttached reports whether a party is registered just so, and then sets what it
 // is to present. states are those that were read so far.
-func (e *Engine) isAttached(ctx context.Context, tx store.Tx, a *arrival, states map[key.Name]rotation.State) (bool, error) {
+func (e *Engine) isAttached(ctx context.Context, tx store.Tx, a *arrival, known *PartyRecord, states map[key.Name]rotation.State) (bool, error) {
 	a.tells = map[key.Name]Tell{}
-	known, _, err := readParty(ctx, tx, a.party.ID)
-	if errors.Is(err, ErrNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if !sameParty(&known, &a.party) || len(known.Keys) != len(a.holdings) {
+	if !sameParty(known, &a.party) || len(known.Keys) != len(a.holdings) {
 		return false, nil
 	}
 	for i, h := range a.holdings {
@@ -242,6 +244,7 @@ func (e *Engine) isAttached(ctx context.Context, tx store.Tx, a *arrival, states
 		}
 		state, read := states[h.Key]
 		if !read {
+			var err error
 			if state, err = e.readState(ctx, tx, h.Key); err != nil {
 				return false, err
 			}
@@ -284,8 +287,13 @@ func (c *change) attach(list []*arrival) error {
 			return err
 		}
 	}
+	parties, err := readParties(c.ctx, c.tx, good)
+	if err != nil {
+		return err
+	}
 	for _, a := range good {
-		if err := c.register(a); err != nil {
+		known, registered := parties[a.party.ID]
+		if err := c.register(a, &known, !registered); err != nil {
 			return err
 		}
 	}
@@ -327,12 +335,7 @@ func (c *change) meet(name key.Name, m *meeting) error {
 func isOwnFault(err error) bool { return errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) }
 
 // register writes a party's record, and takes it from the keys that it presents no more.
-func (c *change) register(a *arrival) error {
-	known, doc, err := readParty(c.ctx, c.tx, a.party.ID)
-	isNew := errors.Is(err, ErrNotFound)
-	if err != nil && !isNew {
-		return err
-	}
+func (c *change) register(a *arrival, known *storedParty, isNew bool) error {
 	party := a.party
 	party.Joined, party.Keys = known.Joined, nil
 	if isNew {
@@ -355,7 +358,7 @@ func (c *change) register(a *arrival) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindParty, Name: party.ID, Rev: doc.Rev, Body: body})
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindParty, Name: party.ID, Rev: known.doc.Rev, Body: body})
 	return err
 }
 

@@ -61,6 +61,34 @@ func readParty(ctx context.Context, tx store.Tx, id string) (PartyRecord, store.
 	return party, doc, err
 }
 
+// storedParty is a party as it is stored.
+type storedParty struct {
+	PartyRecord
+	doc store.Doc
+}
+
+// readParties reads the records of those who arrive, by name. Those who are not
+// registered are absent.
+func readParties(ctx context.Context, tx store.Tx, list []*arrival) (map[string]storedParty, error) {
+	ids := make([]string, len(list))
+	for i, a := range list {
+		ids[i] = a.party.ID
+	}
+	docs, err := store.GetAll(ctx, tx.Docs, KindParty, ids)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]storedParty, len(docs))
+	for id, doc := range docs {
+		party := storedParty{doc: doc}
+		if err := decodeInto(doc.Body, &party.PartyRecord); err != nil {
+			return nil, err
+		}
+		all[id] = party
+	}
+	return all, nil
+}
+
 // Holding is what a party says it holds of one key.
 type Holding struct {
 	Key     key.Name

@@ -122,6 +122,44 @@ func Revision(ctx context.Context, docs Docs, kind, name string) (Doc, error) {
 	return doc, err
 }
 
+// Several is implemented by Docs that can read many documents at a lower cost than
+// one by one; see GetAll.
+type Several interface {
+	// GetAll returns those that exist of the named documents, each once, in no order.
+	// There are 1 to 10,000 names.
+	GetAll(ctx context.Context, kind string, names []string) ([]Doc, error)
+}
+
+// GetAll returns those that exist of the named documents, by name, in the cheapest
+// way that docs knows. There are at most 10,000 names.
+func GetAll(ctx context.Context, docs Docs, kind string, names []string) (map[string]Doc, error) {
+	found := make(map[string]Doc, len(names))
+	if len(names) == 0 {
+		return found, nil
+	}
+	if err := CheckLimit(len(names)); err != nil {
+		return nil, err
+	}
+	if cheap, ok := docs.(Several); ok {
+		all, err := cheap.GetAll(ctx, kind, names)
+		for i := range all {
+			found[all[i].Name] = all[i]
+		}
+		return found, err
+	}
+	for _, name := range names {
+		doc, err := docs.Get(ctx, kind, name)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[name] = doc
+	}
+	return found, nil
+}
+
 // Index finds documents. Results hold at most limit documents; limit is 1 to 10,000.
 type Index interface {
 	// List returns documents whose name begins with prefix and sorts after the

@@ -26,6 +26,27 @@ func (d docs) Revision(ctx context.Context, kind, name string) (store.Doc, error
 	return d.find(ctx, kind, name, "SELECT rev, due FROM docs WHERE kind = $1 AND name = $2")
 }
 
+// GetAll implements store.Several: one round trip for all.
+func (d docs) GetAll(ctx context.Context, kind string, names []string) ([]store.Doc, error) {
+	wanted := make([]string, 0, len(names))
+	for _, name := range names {
+		if plain(name) {
+			wanted = append(wanted, name)
+		}
+	}
+	found, err := index(d).find(ctx, kind, len(names), "SELECT name, rev, due, body FROM docs WHERE kind = $1 AND name = ANY($3) LIMIT $2", wanted)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range wanted {
+		d.known.setDoc(kind, name, 0)
+	}
+	for i := range found {
+		d.known.setDoc(kind, found[i].Name, toInt(found[i].Rev))
+	}
+	return found, nil
+}
+
 // find reads one document; more is where the columns behind rev and due go.
 func (d docs) find(ctx context.Context, kind, name, query string, more ...any) (store.Doc, error) {
 	if err := d.reading(ctx); err != nil {

@@ -2,6 +2,8 @@ package storetest
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -55,6 +57,55 @@ func testDocs(t *testing.T, s store.Store) {
 	if _, found := get(t, s, "other", "a"); !found {
 		t.Error("a document of another kind is gone")
 	}
+}
+
+// testGetAll: documents read together are those read one by one, within the
+// transaction that writes them as well.
+func testGetAll(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	rev := put(t, s, store.Doc{Kind: "k", Name: "a", Due: epoch, Body: []byte("1")})
+	put(t, s, store.Doc{Kind: "k", Name: "b"})
+	put(t, s, store.Doc{Kind: "k", Name: "c"})
+	put(t, s, store.Doc{Kind: "other", Name: "absent"})
+	names := []string{"a", "absent", "a", "b", "new", "no\x00text", ""}
+	look := func(tx store.Tx, want ...string) {
+		t.Helper()
+		all, err := store.GetAll(ctx, tx.Docs, "k", names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Sorted(maps.Keys(all)); !slices.Equal(got, want) {
+			t.Errorf("read %q, want %q", got, want)
+		}
+		for name, doc := range all {
+			alone, err := tx.Docs.Get(ctx, "k", name)
+			if err != nil || !reflect.DeepEqual(doc, alone) {
+				t.Errorf("read together %+v, alone %+v, %v", doc, alone, err)
+			}
+		}
+	}
+	view(t, s, func(tx store.Tx) error {
+		look(tx, "a", "b")
+		none, err := store.GetAll(ctx, tx.Docs, "k", nil)
+		if err != nil || len(none) != 0 {
+			t.Errorf("no names: %v, %v", none, err)
+		}
+		_, err = store.GetAll(ctx, tx.Docs, "k", make([]string, store.MaxLimit+1))
+		wantError(t, "too many names", err, store.ErrInvalid)
+		return nil
+	})
+	update(t, s, func(tx store.Tx) error {
+		look(tx, "a", "b")
+		// What is known to be absent may be created, what is known to exist replaced.
+		if _, err := tx.Docs.Put(ctx, store.Doc{Kind: "k", Name: "new", Body: []byte("2")}); err != nil {
+			t.Errorf("create: %v", err)
+		}
+		if _, err := tx.Docs.Put(ctx, store.Doc{Kind: "k", Name: "a", Rev: rev, Body: []byte("3")}); err != nil {
+			t.Errorf("replace: %v", err)
+		}
+		look(tx, "a", "b", "new")
+		return nil
+	})
 }
 
 // testRevisions: every write anywhere gets a larger revision, from whichever

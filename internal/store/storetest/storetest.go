@@ -45,6 +45,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"watch/rolled-back", testWatchIgnoresRolledBack},
 		{"durable", testReopen},
 		{"docs", testDocs},
+		{"docs/together", testGetAll},
 		{"docs/revisions", testRevisions},
 		{"docs/limits", testDocLimits},
 		{"docs/model", testDocsModel},
