@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,10 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
-	"os/exec"
-	"os/signal"
 	"regexp"
-	"runtime/pprof"
 	"strings"
 	"sync"
 	"testing"
@@ -25,12 +21,6 @@ import (
 	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
-)
-
-// The roles of child processes.
-const (
-	roleKeyturn = "keyturn" // the agents are clients of Keyturn
-	roleBare    = "bare"    // they read fixed messages from HTTP/2 streams
 )
 
 // orders tell a child process what to do, on its standard input.
@@ -42,6 +32,8 @@ type orders struct {
 	Key   string
 	First int
 	Count int
+	// Together is how many connect at the same time when they do so first.
+	Together int
 }
 
 // news is a line of a child's standard output.
@@ -65,38 +57,15 @@ type connections struct {
 	Streams, Failures, Errors, Permanent int
 }
 
-// runAgents is the main function of a child process.
-func runAgents(role string) error {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	var o orders
-	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
-		return err
-	}
+// runAgents is the main function of a child process that is agents.
+func runAgents(ctx context.Context, role string, o orders) error {
 	pem, err := os.ReadFile(o.CAFile)
 	if err != nil {
 		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	// A child ends with its parent, however that ended: its standard input closes.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		cancel()
-	}()
-	if path := os.Getenv("KEYTURN_BENCH_CHILD_PROFILE"); path != "" {
-		f, err := os.Create(fmt.Sprintf("%s.%d", path, o.First))
-		if err != nil {
-			return err
-		}
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
-	tell := &reporter{out: json.NewEncoder(os.Stdout), joining: make(chan struct{}, joinTogether), count: o.Count, held: map[uint64]*news{}}
+	tell := &reporter{out: json.NewEncoder(os.Stdout), joining: make(chan struct{}, o.Together), count: o.Count, held: map[uint64]*news{}}
 	go tell.statuses(ctx)
 	var running sync.WaitGroup
 	for i := range o.Count {
@@ -119,10 +88,10 @@ func runAgents(role string) error {
 	return nil
 }
 
-// joinTogether is how many agents of one process connect at the same time when
-// they do so first. On a machine that is busy with handshakes a client would
-// otherwise believe that streams are blocked on its way, and fall back to polling.
-const joinTogether = 25
+// joinTogether is how many agents connect at the same time when they do so first.
+// On a machine that is busy with handshakes a client would otherwise believe that
+// streams are blocked on its way, and fall back to polling.
+const joinTogether = 500
 
 type reporter struct {
 	// joining holds an element for each agent that is not connected yet.
@@ -303,12 +272,15 @@ func watchBare(ctx context.Context, o *orders, roots *x509.CertPool, _ string, t
 
 // agents are those of several child processes.
 type agents struct {
-	news    chan news
-	changed chan struct{}
-	each    int
+	news     chan news
+	changed  chan struct{}
+	each     int
+	children []*child
 
 	mu       sync.Mutex
 	statuses []connections
+	// last is when the latest status came.
+	last time.Time
 }
 
 // startAgents starts agents in child processes and returns when all are
@@ -319,7 +291,7 @@ func startAgents(b *testing.B, role string, o orders, processes int) (*agents, t
 	began := time.Now()
 	for p := range processes {
 		part := o
-		part.First, part.Count = o.First+p*a.each, a.each
+		part.First, part.Count, part.Together = o.First+p*a.each, a.each, joinTogether/processes
 		if part.Key == "" {
 			part.Key = keyName
 		}
@@ -345,6 +317,13 @@ func (a *agents) wait(b *testing.B, within time.Duration, met func(connections) 
 	}
 }
 
+// settled is when the connections changed last.
+func (a *agents) settled() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.last
+}
+
 func (a *agents) total() (sum connections) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -361,53 +340,36 @@ func (a *agents) total() (sum connections) {
 
 func (a *agents) start(b *testing.B, role string, o orders, place int) {
 	b.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
-	}
-	child := exec.Command(self)
-	child.Env = append(os.Environ(), childVariable+"="+role)
-	child.Stderr = os.Stderr
-	in, err := child.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := child.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		b.Fatal(err)
-	}
-	if err := json.NewEncoder(in).Encode(o); err != nil {
-		b.Fatal(err)
-	}
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		for decoder := json.NewDecoder(bufio.NewReader(out)); ; {
-			var n news
-			if decoder.Decode(&n) != nil {
-				return // the child has ended
-			}
-			if n.Status == nil {
-				a.news <- n
-				continue
-			}
-			a.mu.Lock()
-			a.statuses[place] = *n.Status
-			a.mu.Unlock()
-			select {
-			case a.changed <- struct{}{}:
-			default:
-			}
+	c := startChild(b, role, o, func(decoder *json.Decoder) error {
+		var n news
+		if err := decoder.Decode(&n); err != nil {
+			return err
 		}
-	}()
-	b.Cleanup(func() {
-		_ = in.Close() // tells it to end
-		<-read
-		_ = child.Wait() // it was told to end
+		if n.Status == nil {
+			a.news <- n
+			return nil
+		}
+		a.mu.Lock()
+		a.statuses[place], a.last = *n.Status, time.Now()
+		a.mu.Unlock()
+		select {
+		case a.changed <- struct{}{}:
+		default:
+		}
+		return nil
 	})
+	a.children = append(a.children, c)
+}
+
+// end ends the agents of the last processes.
+func (a *agents) end(processes int) {
+	rest := len(a.children) - processes
+	for _, c := range a.children[rest:] {
+		c.stop()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.children, a.statuses = a.children[:rest], a.statuses[:rest]
 }
 
 // hold waits until all agents hold the version and returns when it was published,

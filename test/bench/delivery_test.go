@@ -52,9 +52,33 @@ spec: {provider: instant, policy: fleet}
 `
 
 // instant is a system that does at once what it is asked for.
-type instant struct {
+type instant struct{ accepted set }
+
+// set is what an instant system accepts.
+type set interface {
+	put(element string, in bool) error
+	has(element string) (bool, error)
+}
+
+// memory is a set of one process.
+type memory struct {
 	mu       sync.Mutex
-	accepted map[string]bool
+	elements map[string]bool
+}
+
+func newInstant() *instant { return &instant{accepted: &memory{elements: map[string]bool{}}} }
+
+func (m *memory) put(element string, in bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.elements[element] = in
+	return nil
+}
+
+func (m *memory) has(element string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.elements[element], nil
 }
 
 func (s *instant) Check(provider.Config) (provider.Topology, error) {
@@ -72,25 +96,25 @@ func (s *instant) Mint(_ context.Context, _ provider.Call, request provider.Mint
 	}, nil
 }
 
-func (s *instant) set(v provider.Version, accepted bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.accepted[v.Material.Secrets["password"].RevealString()] = accepted
-	return nil
+// login is what tells the versions of all keys apart.
+func login(call provider.Call, v provider.Version) string {
+	return fmt.Sprintf("%s %s", call.Key, v.Material.Secrets["password"].RevealString())
 }
 
-func (s *instant) Accept(_ context.Context, _ provider.Call, _ string, v provider.Version) error {
-	return s.set(v, true)
+func (s *instant) Accept(_ context.Context, call provider.Call, _ string, v provider.Version) error {
+	return s.accepted.put(login(call, v), true)
 }
 
-func (s *instant) Refuse(_ context.Context, _ provider.Call, _ string, v provider.Version) error {
-	return s.set(v, false)
+func (s *instant) Refuse(_ context.Context, call provider.Call, _ string, v provider.Version) error {
+	return s.accepted.put(login(call, v), false)
 }
 
-func (s *instant) Probe(_ context.Context, _ provider.Call, _ string, v provider.Version) (provider.Verdict, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.accepted[v.Material.Secrets["password"].RevealString()] {
+func (s *instant) Probe(_ context.Context, call provider.Call, _ string, v provider.Version) (provider.Verdict, error) {
+	accepted, err := s.accepted.has(login(call, v))
+	if err != nil {
+		return provider.Verdict(0), err
+	}
+	if accepted {
 		return provider.Accepted, nil
 	}
 	return provider.Refused, nil
@@ -176,7 +200,7 @@ func showDelivery(b *testing.B, suffix string, count int, ours, floor delivered)
 
 func deliverKeyturn(b *testing.B, data server.StoreConfig, count int) (d delivered) {
 	b.Helper()
-	w := newWorldOn(b, data, map[string]provider.Driver{"instant": &instant{accepted: map[string]bool{}}}, deliveryPolicy)
+	w := newWorldOn(b, data, map[string]provider.Driver{"instant": newInstant()}, deliveryPolicy)
 	fleet, joined := startAgents(b, roleKeyturn, orders{Address: w.address, CAFile: w.caFile, Token: w.token, Count: count}, agentProcesses)
 	d.joined = joined
 	for n := range publications + 1 {

@@ -14,7 +14,7 @@ var scoreboard = &board{}
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(childVariable); role != "" {
-		if err := runAgents(role); err != nil {
+		if err := runChild(role); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

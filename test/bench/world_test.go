@@ -24,8 +24,10 @@ import (
 
 const keyName = "prod/orders/db"
 
-// world is a server in this process, and an operator's way to it over TLS.
+// world is a server, and an operator's way to it over TLS.
 type world struct {
+	// pid is the process of the server, unless it is this one.
+	pid     int
 	address string
 	caFile  string
 	token   string
@@ -74,18 +76,26 @@ func startServer(b *testing.B, config server.Config, drivers map[string]provider
 	}
 	var once sync.Once
 	b.Cleanup(func() { once.Do(stop) })
-	token, err := os.ReadFile(srv.TokenFile())
-	if err != nil {
-		b.Fatal(err)
-	}
-	restart := func() {
+	w := operate(b, srv.Address(), srv.CAFile(), srv.TokenFile())
+	w.stop = func() { once.Do(stop) }
+	w.restart = func() {
 		b.Helper()
 		stop()
 		if srv, err = server.Start(b.Context(), config, options); err != nil {
 			b.Fatal(err)
 		}
 	}
-	w := &world{restart: restart, stop: func() { once.Do(stop) }, address: srv.Address(), caFile: srv.CAFile(), token: strings.TrimSpace(string(token)), roots: rootsOf(b, srv.CAFile())}
+	return w
+}
+
+// operate is an operator's way to a server.
+func operate(b *testing.B, address, caFile, tokenFile string) *world {
+	b.Helper()
+	token, err := os.ReadFile(tokenFile)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w := &world{address: address, caFile: caFile, token: strings.TrimSpace(string(token)), roots: rootsOf(b, caFile)}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
 	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.address)
