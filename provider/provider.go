@@ -6,7 +6,7 @@
 // of one key. A System is an Issuer, which mints versions, and a Verifier,
 // which accepts and refuses them at its endpoints and can be probed. What a
 // system can do beyond that it says by implementing the optional interfaces
-// Meter, Preflighter, Lister, Destroyer, Forgetter and io.Closer.
+// Meter, Preflighter, Lister, Fencer, Destroyer, Forgetter and io.Closer.
 //
 // Contract for every method that reaches outside:
 //
@@ -145,6 +145,19 @@ type Held struct {
 	// Attributes are those of the material, as far as the endpoint knows them: all
 	// that Refuse, Usage and Mint need to leave the version alone or to find it.
 	Attributes map[string]string
+}
+
+// Fencer is implemented by systems that compare fences and can note one without
+// changing what they accept. After a restore of Keyturn's database it turns away
+// what was sent before and has not arrived yet, however late that is, and what a
+// server sends that was believed to be gone.
+type Fencer interface {
+	// Fence makes the endpoint refuse Accept and Refuse of call.Key with a smaller
+	// fence from now on, for all that it holds of the key. When it returns, those that
+	// came before have ended, and what is read there afterwards stays so until a call
+	// with call.Fence or a larger one. It lowers no fence. An endpoint that follows
+	// another one has nothing to note.
+	Fence(ctx context.Context, call Call, endpoint string) error
 }
 
 // Destroyer is implemented by systems that hold material of their own for a

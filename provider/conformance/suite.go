@@ -97,6 +97,7 @@ func Tests() []Test {
 		{"UseOfOneVersionOnly", "refusing one version ends no use of another", testUseOfOneVersion},
 		{"RestoreAfterRefuse", "a refused version can come back", testRestore},
 		{"HeldTellsWhatIsAccepted", "the system tells what it holds", testHeld},
+		{"FenceTurnsAwayWhatIsLate", "a fence changes nothing but that smaller ones are refused", testFence},
 		{"LateRefuseHarmsNoNewerVersion", "a late call harms no newer version", testLateRefuse},
 		{"RefuseOfWhatWasNeverAccepted", "refusing what was never accepted succeeds", testNeverAccepted},
 		{"Concurrency", "calls for several versions and endpoints run together", testConcurrency},

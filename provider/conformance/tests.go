@@ -240,6 +240,36 @@ func testHeld(f *fixture) {
 	}
 }
 
+// testFence: a call that was made before the fence was raised, and comes after, is
+// turned away, although nothing was changed meanwhile; a later one is not.
+func testFence(f *fixture) {
+	fencer, ok := f.system.(provider.Fencer)
+	if !ok {
+		f.skip("the system notes no fence")
+	}
+	v := f.mint()
+	f.accept(v)
+	before, late := f.call(), f.call()
+	raised := f.call()
+	for _, endpoint := range f.endpoints() {
+		for _, call := range []provider.Call{raised, raised, before} { // repeated, and one that lowers nothing
+			if err := f.note(fencer.Fence(f.ctx, call, endpoint)); err != nil {
+				f.fatalf("Fence at %q: %v", endpoint, err)
+			}
+		}
+	}
+	f.verdict(v, provider.Accepted)
+	if err := f.note(f.system.Refuse(f.ctx, late, f.endpoints()[0], v)); err == nil {
+		f.errorf("Refuse with fence %d succeeded after fence %d was noted", late.Fence, raised.Fence)
+	}
+	f.verdict(v, provider.Accepted)
+	f.refuse(v)
+	f.verdict(v, provider.Refused)
+	if err := f.note(fencer.Fence(f.ctx, f.call(), "no such endpoint")); err == nil {
+		f.errorf("Fence took an unknown endpoint")
+	}
+}
+
 // testLateRefuse goes round all slots once, so that the last version takes the
 // place of the first, and then repeats the refusal of the first.
 func testLateRefuse(f *fixture) {

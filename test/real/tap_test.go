@@ -145,7 +145,13 @@ var (
 	_ provider.Preflighter = (*tapped)(nil)
 	_ provider.Destroyer   = (*tapped)(nil)
 	_ provider.Lister      = (*tapped)(nil)
+	_ provider.Fencer      = (*tapped)(nil)
 )
+
+// Fence implements provider.Fencer.
+func (s *tapped) Fence(ctx context.Context, call provider.Call, endpoint string) error {
+	return s.System.(provider.Fencer).Fence(ctx, call, endpoint)
+}
 
 // Held implements provider.Lister.
 func (s *tapped) Held(ctx context.Context, call provider.Call) ([]provider.Held, error) {

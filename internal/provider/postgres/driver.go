@@ -57,6 +57,7 @@ var (
 	_ provider.System      = (*system)(nil)
 	_ provider.Meter       = (*system)(nil)
 	_ provider.Preflighter = (*system)(nil)
+	_ provider.Fencer      = (*system)(nil)
 )
 
 func (s settings) topology() provider.Topology {
