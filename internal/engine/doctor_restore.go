@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -22,15 +21,8 @@ const maxStandingShown = 100
 
 // recoveryChecks says what a restore left to be done.
 func (e *Engine) recoveryChecks(ctx context.Context) ([]Check, error) {
-	var record RestoreRecord
-	err := e.store.View(ctx, func(tx store.Tx) (err error) {
-		record, _, err = readRestore(ctx, tx)
-		return err
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
+	record, left, err := e.underWay(ctx)
+	if err != nil || record.At.IsZero() {
 		return nil, err
 	}
 	shown, standing, err := e.standingKeys(ctx)
@@ -45,6 +37,9 @@ func (e *Engine) recoveryChecks(ctx context.Context) ([]Check, error) {
 	if standing > 0 {
 		checks[0].Status = "warning"
 		checks[0].Message = fmt.Sprintf("%s; %d keys stand still", what, standing)
+		if left > 0 {
+			checks[0].Message += fmt.Sprintf(", for another %v at least: so long may calls that were sent before arrive", left.Round(time.Second))
+		}
 		checks[0].Hint = "see docs/runbooks/restore.md"
 	}
 	for _, s := range shown {

@@ -181,6 +181,7 @@ type Engine struct {
 	// arrivals are parties that attach.
 	arrivals arrivals
 	held     heldLeases
+	passage  passage
 	leaks    leakPepper
 	news     follower
 	// silence is which targets do not answer this node.

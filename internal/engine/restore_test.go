@@ -5,13 +5,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
@@ -24,6 +27,9 @@ type listing struct {
 	changes int
 	// silent makes every question fail.
 	silent bool
+	// asked are the questions and the fences, as they came.
+	asked []string
+	fence uint64
 }
 
 func (l *listing) Open(context.Context, provider.Config, provider.Env) (provider.System, error) {
@@ -50,6 +56,7 @@ func (l *listing) Refuse(ctx context.Context, call provider.Call, endpoint strin
 func (l *listing) Held(context.Context, provider.Call) ([]provider.Held, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.asked = append(l.asked, "held")
 	if l.silent {
 		return nil, errors.New("it does not answer")
 	}
@@ -58,6 +65,14 @@ func (l *listing) Held(context.Context, provider.Call) ([]provider.Held, error) 
 		list = append(list, provider.Held{Endpoint: "one", Version: v, Accepted: accepted})
 	}
 	return list, nil
+}
+
+func (l *listing) Fence(_ context.Context, call provider.Call, endpoint string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = append(l.asked, "fence "+endpoint)
+	l.fence = max(l.fence, call.Fence)
+	return nil
 }
 
 func (l *listing) set(f func()) {
@@ -241,6 +256,85 @@ func mustVerifier(t *testing.T, w *world) interface {
 		t.Fatal(err)
 	}
 	return verifier
+}
+
+// TestCallsUnderWayArriveFirst: nothing is asked before the longest time that a call
+// may take is over since a restored store was noticed, by a clock that does not jump;
+// a server that ends meanwhile has not waited for the next one. doctor says so. Then
+// the fence is raised before the first question, and later questions do not wait.
+func TestCallsUnderWayArriveFirst(t *testing.T) {
+	w, l, seen := restoredWorld(t)
+	l.set(func() { l.asked = nil })
+	var passed atomic.Int64
+	began := time.Now()
+	w.config.Monotonic = func() time.Time { return began.Add(time.Duration(passed.Load())) }
+	w.Engine = w.another(t)
+	waits := func(what string) {
+		t.Helper()
+		if err := w.Recover(t.Context(), seen); err != nil {
+			t.Fatal(err)
+		}
+		w.Start(t.Context())
+		eventually(t, what, func() bool { state := w.standing(t); return strings.Contains(state.WhyStanding(), "may arrive") })
+		w.jump(time.Hour) // the clock by which jobs are due
+		eventually(t, "doctor says that calls may arrive", func() bool {
+			checks, err := w.Doctor(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.ContainsFunc(checks, func(c engine.Check) bool {
+				return c.Name == "restore" && c.Status == "warning" && strings.Contains(c.Message, "arrive")
+			})
+		})
+		tries := func() (told int) {
+			err := w.store.View(t.Context(), func(tx store.Tx) error {
+				events, err := tx.Events.Load(t.Context(), "a/b", 0, 1000)
+				told = 0
+				for _, event := range events {
+					if event.Type == "trouble" {
+						told++
+					}
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return told
+		}
+		before := tries()
+		eventually(t, what+", and is tried again", func() bool { return tries() > before })
+		l.set(func() {
+			if len(l.asked) > 0 {
+				t.Errorf("%s, and the system was asked: %q", what, l.asked)
+			}
+		})
+	}
+	waits("it waits")
+	passed.Store(int64(w.config.EffectTime) - 1)
+	w.Stop()
+	w.Engine = w.another(t)
+	waits("the next server waits as long")
+	passed.Add(int64(w.config.EffectTime))
+	eventually(t, "the system is asked", func() bool { state := w.standing(t); return len(state.Differences()) == 2 })
+	floor := w.standing(t).Floor
+	l.set(func() {
+		if len(l.asked) < 2 || l.asked[0] != "fence one" || l.asked[1] != "held" || l.fence <= floor {
+			t.Errorf("asked %q behind fence %d; the restore's number is %d", l.asked, l.fence, floor)
+		}
+		l.asked = nil
+	})
+	w.Stop()
+	w.Engine = w.another(t)
+	w.Start(t.Context())
+	if _, err := w.Reconcile(t.Context(), alice, engine.ReconcileRequest{Key: "a/b"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a later question does not wait", func() bool {
+		asked := 0
+		l.set(func() { asked = len(l.asked) })
+		return asked > 0
+	})
 }
 
 // TestNoDataKeepsStandingStill: as long as the system does not answer the key

@@ -14,6 +14,12 @@ import (
 // CloseStore takes the store away from a running server.
 func CloseStore(s *Server) error { return s.store.Stop() }
 
+// WithEffectTime returns the options with another bound of effects.
+func WithEffectTime(o Options, d time.Duration) Options {
+	o.effectTime = d
+	return o
+}
+
 // Dumper is the server's store.
 func (s *Server) Dumper() store.Dumper { return s.store }
 

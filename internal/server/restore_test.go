@@ -141,7 +141,8 @@ func TestRestoreDrill(t *testing.T) {
 	refused("twice", on, file, id, postgres.ErrNotEmpty, "DROP SCHEMA")
 	same(t, "SQLite to PostgreSQL", want, postgresDigest(t, database))
 	system.forget("dev/db ")
-	w = startServerWith(t, on, drivers)
+	options := server.WithEffectTime(server.Options{LogTo: t.Output(), Drivers: drivers}, 2*time.Second)
+	w = startServerAs(t, on, options)
 	w.settled(t)
 
 	// PostgreSQL to SQLite.
@@ -154,7 +155,7 @@ func TestRestoreDrill(t *testing.T) {
 	must(t, err)
 	same(t, "PostgreSQL to SQLite", want, sqliteDigest(t, filepath.Join(dir, "keyturn.db")))
 	system.forget("dev/db ")
-	w = startServerWith(t, configOf(dir), drivers)
+	w = startServerAs(t, configOf(dir), options)
 	w.settled(t)
 }
 

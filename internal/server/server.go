@@ -44,6 +44,9 @@ type Options struct {
 	Now func() time.Time
 	// Version is that of the program; backups name it.
 	Version string
+
+	// effectTime is for tests; 0 is the engine's.
+	effectTime time.Duration
 }
 
 // Server is a running server. Its methods may be called concurrently.
@@ -155,7 +158,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	}
 	s.engine, err = engine.New(engine.Config{
 		Store: s.store, Keeper: keys, Drivers: s.drivers(options), Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
-		Logger: s.log, Now: options.Now, Random: rand.Reader, Seen: s.keepSeen,
+		Logger: s.log, Now: options.Now, Random: rand.Reader, Seen: s.keepSeen, EffectTime: options.effectTime,
 	})
 	if err != nil {
 		return err

@@ -87,7 +87,11 @@ func startServer(tb testing.TB, config server.Config) *world {
 // startServerWith does so with given systems.
 func startServerWith(tb testing.TB, config server.Config, drivers map[string]provider.Driver) *world {
 	tb.Helper()
-	options := server.Options{LogTo: tb.Output(), Drivers: drivers}
+	return startServerAs(tb, config, server.Options{LogTo: tb.Output(), Drivers: drivers})
+}
+
+func startServerAs(tb testing.TB, config server.Config, options server.Options) *world {
+	tb.Helper()
 	s, err := server.Start(tb.Context(), config, options)
 	if err != nil {
 		tb.Fatal(err)
