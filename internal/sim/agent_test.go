@@ -44,8 +44,8 @@ type agent struct {
 	// order numbers the answers; said is the latest answer to each telling.
 	order uint64
 	said  map[telling]hub.Outcome
-	// met are the tellings after whose latest answer it has connected anew.
-	met map[telling]bool
+	// well are the versions that it has reported on since its latest answer.
+	well map[key.Name]key.Version
 }
 
 // telling is one telling of a party.
@@ -82,7 +82,7 @@ func newAgent(w *world, id, region string) *agent {
 	a := &agent{
 		w: w, id: id, region: region, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
 		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
-		said: map[telling]hub.Outcome{}, met: map[telling]bool{},
+		said: map[telling]hub.Outcome{}, well: map[key.Name]key.Version{},
 	}
 	for _, k := range w.keys {
 		if len(a.keys) == 0 || w.rng.IntN(2) == 0 {
@@ -272,7 +272,6 @@ func (l *agentLife) meet(holdings []engine.Holding) {
 	defer l.mu.Unlock()
 	for _, h := range holdings {
 		k := l.w.key(h.Key)
-		l.met[telling{h.Key, h.Epoch}] = true
 		if _, known := k.state.Presenter(l.id); !known && h.Version != 0 {
 			l.stranger[h.Key] = true
 		}
@@ -331,7 +330,7 @@ func (l *agentLife) outcome(o hub.Outcome) {
 	l.order++
 	o.Order = l.order
 	l.said[telling{o.Key, o.Epoch}] = o
-	delete(l.met, telling{o.Key, o.Epoch})
+	delete(l.well, o.Key)
 	l.last[o.Key], l.unsent[o.Key] = o, o
 	signal(l.send)
 }
@@ -478,6 +477,7 @@ func (l *agentLife) report(at *life) {
 		sample := engine.Sample{Presenter: l.id, Attempts: 1, Healthy: true}
 		l.mu.Lock()
 		l.reported[k.name] = max(l.reported[k.name], h.version)
+		l.well[k.name] = h.version
 		l.mu.Unlock()
 		_ = at.hub.Report(l.ctx, k.name, h.version, sample)
 	}

@@ -64,8 +64,13 @@ func (w *world) fold(event store.Event) int {
 			k.begun(m.Rotation)
 		}
 	}
-	if _, answers := body.(rotation.Acked); answers {
+	switch body := body.(type) {
+	case rotation.Acked:
 		k.checkAnswers()
+	case rotation.Reconciled:
+		for _, f := range body.Found {
+			k.asked[f.Verifier] = true
+		}
 	}
 	for i := range before.Rotations {
 		k.checkPassage(&before.Rotations[i], &after)
@@ -83,7 +88,7 @@ func (w *world) fold(event store.Event) int {
 }
 
 // checkAnswers: what counts as a presenter's answer is the latest that it gave to its
-// telling, of those that have arrived.
+// telling, of those that have arrived. A good report takes a bad answer back.
 func (k *keyTruth) checkAnswers() {
 	for i := range k.state.Presenters {
 		p := &k.state.Presenters[i]
@@ -93,14 +98,14 @@ func (k *keyTruth) checkAnswers() {
 		}
 		a.mu.Lock()
 		said, answered := a.said[telling{k.name, p.Epoch}]
-		met := a.met[telling{k.name, p.Epoch}]
+		well := a.well[k.name]
 		a.mu.Unlock()
 		switch {
-		case met:
-			// What it said on connecting is an answer too, and has no order.
 		case !answered:
 			k.w.violate("answers", "%s counts as having answered to epoch %d of %s, and has not", p.ID, p.Epoch, k.name)
-		case p.Heard >= said.Order && p.Failed == said.OK:
+		case p.Failed != said.OK, p.Heard < said.Order, !p.Failed && well == p.Told:
+			// It is taken, or on its way, or was taken back by a good report.
+		default:
 			k.w.violate("answers", "%s answered %v to epoch %d of %s, and counts as if it had not", p.ID, said.OK, p.Epoch, k.name)
 		}
 	}

@@ -137,6 +137,18 @@ func mistakes() []mistake {
 			500, false,
 		},
 		{
+			"restore: systems are asked while old calls may arrive", "engine/reconcile.go",
+			"if left > 0 {", "if left > time.Hour {",
+			[]string{"found", "no lockout", "revoked", "no loss"},
+			500, false,
+		},
+		{
+			"restore: no fence is raised before systems are asked", "engine/reconcile.go",
+			"err = e.fence(ctx, call)", "err = nil",
+			[]string{"found", "no lockout", "revoked", "no loss"},
+			1500, false,
+		},
+		{
 			"cache: a state of another revision is taken", "engine/cache.go",
 			"if !ok || cached.rev != rev {", "if !ok || cached.rev > rev {",
 			[]string{"converges", "history", "doctor"},

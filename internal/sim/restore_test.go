@@ -26,6 +26,7 @@ func (w *world) keepBackup() {
 // putBack ends all servers, puts the backup into the place of the store, marks it
 // as restored, and starts the servers again. Outside nothing goes back.
 func (w *world) putBack() {
+	w.outlive()
 	for _, n := range w.nodes {
 		if n.life != nil {
 			n.life.crash()
@@ -49,6 +50,7 @@ func (w *world) putBack() {
 			}
 		}
 		k.state, k.unmarked = state, len(state.Versions) > 0
+		clear(k.asked)
 		clear(k.requests)
 		clear(k.measured)
 	}

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"slices"
 	"testing/synctest"
 	"time"
@@ -85,9 +84,7 @@ func (w *world) next() {
 		w.pass(len(ready) > 0)
 		return
 	}
-	slices.SortFunc(ready, func(a, b *request) int {
-		return cmp.Or(cmp.Compare(a.label, b.label), cmp.Compare(a.step, b.step))
-	})
+	slices.SortFunc(ready, byLabel)
 	r := ready[w.rng.IntN(len(ready))]
 	if !r.repeat && r.kind != kindInner && w.delayed(r, now) {
 		w.mu.Unlock()

@@ -44,6 +44,8 @@ type keyTruth struct {
 	returned map[string]uint64
 	// unmarked: the store was put back, and no server has noticed yet.
 	unmarked bool
+	// asked are the endpoints that said what they accept since the last restore.
+	asked map[string]bool
 }
 
 // measurement is the answer to the latest call that measured use.
@@ -96,7 +98,7 @@ func (w *world) buildKeys() {
 		k := &keyTruth{
 			w: w, name: key.Name(fmt.Sprint("k", i+1)), kind: systemKind(1 + w.rng.IntN(3)), contained: map[key.Version]bool{},
 			requests: map[string]key.RotationID{}, left: map[string]map[key.Version]bool{}, measured: map[key.Version]measurement{}, lost: map[key.Version]bool{},
-			returned: map[string]uint64{},
+			returned: map[string]uint64{}, asked: map[string]bool{},
 		}
 		if k.kind == oneUser && w.rng.IntN(2) == 0 {
 			k.kind = twoUsers
@@ -155,8 +157,20 @@ func (d driver) Open(_ context.Context, config provider.Config, _ provider.Env) 
 	name, _ := config["key"].(string)
 	t, err := d.Check(config)
 	s := &systemOf{l: d.l, k: d.l.w.key(key.Name(name)), topology: t}
-	if s.k != nil && s.k.kind != anyNumber {
+	lists, fenced := s.k != nil && s.k.kind != anyNumber, !d.l.w.plan.unfenced
+	switch {
+	case lists && fenced:
+		return struct {
+			listingSystem
+			fencingSystem
+		}{listingSystem{s}, fencingSystem{s}}, err
+	case lists:
 		return listingSystem{s}, err
+	case fenced:
+		return struct {
+			*systemOf
+			fencingSystem
+		}{s, fencingSystem{s}}, err
 	}
 	return s, err
 }
@@ -181,6 +195,9 @@ func (s *systemOf) do(ctx context.Context, call provider.Call, what string, e *e
 	w := s.l.w
 	label := fmt.Sprintf("%s -> %s/%s: %s #%d", s.l.name, s.k.name, e.name, what, call.Fence)
 	r := &request{kind: kindCall, of: s.l, label: label, from: s.l.region, to: e.region, faults: faults}
+	if slices.Contains(faults, lateCall) {
+		r.began, r.effect = time.Now(), effect
+	}
 	met, err := w.wait(ctx, r)
 	if err != nil {
 		return err
@@ -195,14 +212,7 @@ func (s *systemOf) do(ctx context.Context, call provider.Call, what string, e *e
 		_ = effect()
 		return errTimeout
 	case lateCall:
-		restores := w.faults[restore]
-		w.straggle(label, w.some(90*time.Second), func() {
-			// What was sent before a store was put back has arrived when servers start on
-			// it, or never will: see docs/design/0012-restore.md.
-			if w.faults[restore] == restores {
-				_ = effect()
-			}
-		})
+		w.straggle(label, w.some(callLate), func() { _ = effect() })
 		return errTimeout
 	case falseSuccess:
 		// It took note of the call: what came before it and is late is refused.
@@ -235,6 +245,33 @@ func (w *world) straggle(label string, after time.Duration, effect func()) {
 			effect()
 		}
 	}()
+}
+
+const (
+	// callLasts is how long a call may take where nothing compares fences: the engine's
+	// EffectTime.
+	callLasts = 20 * time.Second
+	// callLate is how late a call may arrive where fences are compared.
+	callLate = 90 * time.Second
+)
+
+// outlive has changes that are under way arrive although whoever sent them has gone:
+// where no fences are compared each within its time.
+func (w *world) outlive() {
+	longest := callLate
+	if w.plan.unfenced {
+		longest = callLasts
+	}
+	w.mu.Lock()
+	calls := slices.Clone(w.waiting)
+	w.mu.Unlock()
+	calls = slices.DeleteFunc(calls, func(r *request) bool { return r.effect == nil || time.Since(r.began) >= longest })
+	slices.SortFunc(calls, byLabel)
+	for _, r := range calls {
+		if w.coin() {
+			w.straggle(r.label+" outlives its server", w.some(longest-time.Since(r.began)), func() { _ = r.effect() })
+		}
+	}
 }
 
 func (e *endpoint) crash(down time.Duration) {
@@ -279,6 +316,9 @@ func (s *systemOf) guarded(call provider.Call, e *endpoint, slot, what string, v
 	s.l.w.effect(s.k, e, call, what, v)
 	if !s.l.w.plan.unfenced && (call.Fence < e.fences[slot] || call.Fence < e.heard) {
 		return errFence
+	}
+	if s.k.asked[e.name] && call.Fence <= s.l.w.fenceThen {
+		s.l.w.violate("found", "%s %v of %s was sent before a restore, and reached %s after that was asked what it accepts", what, v, s.k.name, e.name)
 	}
 	e.fences[slot] = call.Fence
 	return nil
@@ -404,6 +444,20 @@ func (k *keyTruth) wanted(name string, v key.Version) bool {
 	}
 	slot, _ := verifier.Slot(v)
 	return slot.Acceptance <= rotation.Accepted
+}
+
+// fencingSystem compares fences.
+type fencingSystem struct{ s *systemOf }
+
+// Fence implements provider.Fencer.
+func (f fencingSystem) Fence(ctx context.Context, call provider.Call, name string) error {
+	e := f.s.k.endpoint(name)
+	return f.s.do(ctx, call, "fence", e, []fault{lostCall, lostAnswer, targetCrash, serverCrash}, func() error {
+		if !f.s.k.replica(e) {
+			e.hear(call.Fence)
+		}
+		return nil
+	})
 }
 
 // listingSystem keeps note of which versions it holds.

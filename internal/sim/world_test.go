@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,6 +116,14 @@ type request struct {
 	repeat bool
 	// dull: it happens all the time and mostly does nothing.
 	dull bool
+	// effect is what a call that began then changes, for one that may outlive its
+	// caller; nil otherwise.
+	effect func() error
+	began  time.Time
+}
+
+func byLabel(a, b *request) int {
+	return cmp.Or(cmp.Compare(a.label, b.label), cmp.Compare(a.step, b.step))
 }
 
 // kind is what a request is about.
