@@ -13,6 +13,7 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/dpop"
 	"github.com/keyturn/keyturn/internal/grant"
+	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/token"
 	"github.com/keyturn/keyturn/key"
@@ -65,6 +66,8 @@ type Config struct {
 	Verifier Verifier
 	Logger   *slog.Logger
 	Now      func() time.Time
+	// Keeper seals the secret of nonces, which all nodes share.
+	Keeper keeper.Keeper
 	// Grants returns the rules of a signing key as its config block states them, nil if
 	// it has none.
 	Grants func(ctx context.Context, name key.Name) (any, error)
@@ -74,8 +77,10 @@ type Config struct {
 	// HTTP fetches other issuers' keys. Default: a client with bounds.
 	HTTP func(roots *x509.CertPool) *http.Client
 	// Issued hears of every token that was given or refused, by what the client proved
-	// and the result; it must not block. May be nil.
-	Issued func(source grant.Source, result string)
+	// and the result, Revoked of every one that was revoked here; they must not block.
+	// May be nil.
+	Issued  func(source grant.Source, result string)
+	Revoked func()
 	// Skew is how far clocks may differ. Default: 30 s, of jobs' issuers.
 	Skew time.Duration
 	// KeysFresh is for how long keys of other issuers are used without asking, KeysStale
@@ -128,7 +133,10 @@ func New(config Config) *Broker {
 	if config.Issued == nil {
 		config.Issued = func(grant.Source, string) {}
 	}
-	b := &Broker{config: config, proofs: dpop.NewSeen(maxProofs), nonces: newNonces()}
+	if config.Revoked == nil {
+		config.Revoked = func() {}
+	}
+	b := &Broker{config: config, proofs: dpop.NewSeen(maxProofs)}
 	b.upstreams.known = map[upstreamOf]*upstream{}
 	b.rules.known = map[key.Name]ruleSet{}
 	b.entries.init()
@@ -136,11 +144,18 @@ func New(config Config) *Broker {
 	return b
 }
 
-// Start begins to enter decisions and to follow revocations, until Stop.
-func (b *Broker) Start(ctx context.Context) {
+// Start begins to enter decisions and to follow revocations, until Stop. It fails
+// when the store or the keeper does not answer. Nothing is asked before.
+func (b *Broker) Start(ctx context.Context) error {
+	shared, err := openNonces(ctx, &b.config)
+	if err != nil {
+		return err
+	}
+	b.nonces = nonces{secret: shared, skew: b.config.Skew}
 	ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	b.running.Go(func() { b.record(ctx) })
 	b.running.Go(func() { b.follow(ctx) })
+	return nil
 }
 
 // Stop ends what Start began, and enters what is left.

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -49,11 +50,13 @@ type entries struct {
 	queue    []waiting
 	covered  map[string]*covered
 	refusals map[refusal]int
-	wake     chan struct{}
+	// more counts tokens of clients that came no more, by key.
+	more map[key.Name]int
+	wake chan struct{}
 }
 
 func (e *entries) init() {
-	e.covered, e.refusals, e.wake = map[string]*covered{}, map[refusal]int{}, make(chan struct{}, 1)
+	e.covered, e.refusals, e.more, e.wake = map[string]*covered{}, map[refusal]int{}, map[key.Name]int{}, make(chan struct{}, 1)
 }
 
 // cover returns once an entry covers a token. shared: one that was written for the
@@ -61,6 +64,7 @@ func (e *entries) init() {
 func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, now time.Time, span time.Duration) error {
 	id := string(entry.Key) + "\x00" + entry.Target + "\x00" + entry.Actor.ID
 	e.mu.Lock()
+	told := 0
 	if shared {
 		if c := e.covered[id]; c != nil {
 			if now.Before(c.until) && c.until.Sub(now) <= span {
@@ -71,6 +75,7 @@ func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, no
 			if c.more > 0 {
 				entry.Detail["more"] = strconv.Itoa(c.more)
 			}
+			told, c.more = c.more, 0 // by this entry, and no other
 		}
 	}
 	if len(e.queue) >= maxWaiting {
@@ -86,12 +91,18 @@ func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, no
 	}
 	select {
 	case err := <-w.done:
-		if err == nil && shared {
+		if shared {
 			e.mu.Lock()
-			if len(e.covered) < maxCovered || e.covered[id] != nil {
+			defer e.mu.Unlock()
+			c := e.covered[id]
+			switch {
+			case err != nil && c != nil:
+				c.more += told
+			case err == nil && c != nil && now.Before(c.until):
+				// Another request was faster; this one has an entry of its own.
+			case err == nil && (c != nil || len(e.covered) < maxCovered):
 				e.covered[id] = &covered{until: now.Add(span)}
 			}
-			e.mu.Unlock()
 		}
 		return err
 	case <-ctx.Done():
@@ -136,8 +147,9 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 		b.entries.queue = b.entries.queue[n:]
 		b.entries.mu.Unlock()
 		var counts []audit.Entry
+		told := func() {}
 		if sums {
-			counts = b.entries.sums(b.config.Now())
+			counts, told = b.entries.sums(b.config.Now())
 			sums = false
 		}
 		if len(batch)+len(counts) == 0 {
@@ -164,6 +176,7 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 			b.entries.fail(err)
 			return err
 		}
+		told()
 	}
 }
 
@@ -178,34 +191,45 @@ func (e *entries) fail(err error) {
 	}
 }
 
-// sums returns what was counted, and forgets it and clients that came no more.
-func (e *entries) sums(now time.Time) []audit.Entry {
+// sums returns what was counted, and forgets clients that came no more. What was
+// entered is forgotten with told, so that an outage of the log loses no count.
+func (e *entries) sums(now time.Time) (list []audit.Entry, told func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	var list []audit.Entry
-	for r, n := range e.refusals {
+	for id, c := range e.covered {
+		if now.Before(c.until) {
+			continue
+		}
+		if name, _, _ := cutKey(id); c.more > 0 && (e.more[name] > 0 || len(e.more) < maxBatch) {
+			e.more[name] += c.more
+		}
+		delete(e.covered, id)
+	}
+	refusals, more := maps.Clone(e.refusals), maps.Clone(e.more)
+	for r, n := range refusals {
 		list = append(list, audit.Entry{
 			Actor: audit.Actor{ID: "anonymous", Kind: "workload"}, Action: "token.refuse", Key: r.key, Outcome: audit.OutcomeDenied,
 			Detail: map[string]string{"by": r.source.String(), "cause": r.reason, "times": strconv.Itoa(n)},
 		})
 	}
-	clear(e.refusals)
-	more := map[key.Name]int{}
-	for id, c := range e.covered {
-		if now.Before(c.until) {
-			continue
-		}
-		name, _, _ := cutKey(id)
-		more[name] += c.more
-		delete(e.covered, id)
-	}
 	for name, n := range more {
-		if n > 0 {
-			list = append(list, audit.Entry{
-				Actor: audit.Actor{ID: "keyturn", Kind: "server"}, Action: "token.issue-more", Key: name, Outcome: audit.OutcomeOK,
-				Detail: map[string]string{"times": strconv.Itoa(n)},
-			})
+		list = append(list, audit.Entry{
+			Actor: audit.Actor{ID: "keyturn", Kind: "server"}, Action: "token.issue-more", Key: name, Outcome: audit.OutcomeOK,
+			Detail: map[string]string{"times": strconv.Itoa(n)},
+		})
+	}
+	return list, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		subtract(e.refusals, refusals)
+		subtract(e.more, more)
+	}
+}
+
+func subtract[K comparable](from, what map[K]int) {
+	for k, n := range what {
+		if from[k] -= n; from[k] <= 0 {
+			delete(from, k)
 		}
 	}
-	return list
 }

@@ -95,7 +95,7 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 	if err != nil {
 		return proven, issued, err
 	}
-	thumbprint, err := b.proof(request)
+	possessed, err := b.proof(request)
 	if err != nil {
 		return proven, issued, err
 	}
@@ -122,8 +122,12 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 		return proven, issued, err
 	}
 	cnf := map[string]string{}
-	if thumbprint != "" {
-		cnf["jkt"] = thumbprint
+	if possessed != nil {
+		// Remembered no sooner: who is nobody must not fill what is remembered.
+		if err := b.proofs.Add(possessed, b.config.Now()); err != nil {
+			return proven, issued, err
+		}
+		cnf["jkt"] = possessed.Thumbprint
 	} else if len(request.Certificates) > 0 && (rule.Bind != 0 || request.UseCertificate) {
 		sum := sha256.Sum256(request.Certificates[0].Raw)
 		cnf["x5t#S256"] = base64.RawURLEncoding.EncodeToString(sum[:])
@@ -146,20 +150,18 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 	return proven, issued, err
 }
 
-// proof checks the proof of possession of a request; there need not be one.
-func (b *Broker) proof(request *Request) (thumbprint string, err error) {
-	if len(request.Proofs) == 0 {
-		return "", nil
+// proof checks the proof of possession of a request; nil: there is none. Whether it
+// was shown before is not known yet.
+func (b *Broker) proof(request *Request) (*dpop.Proof, error) {
+	switch len(request.Proofs) {
+	case 0:
+		return nil, nil
+	case 1:
+		now := b.config.Now()
+		p, err := dpop.Check(request.Proofs[0], &dpop.Expect{Method: "POST", URL: request.URL, Now: now, Nonce: b.nonces.check(now)})
+		return &p, err
 	}
-	if len(request.Proofs) > 1 {
-		return "", fmt.Errorf("%w: there are several", dpop.ErrProof)
-	}
-	now := b.config.Now()
-	p, err := dpop.Check(request.Proofs[0], &dpop.Expect{Method: "POST", URL: request.URL, Now: now, Nonce: b.nonces.check(now)})
-	if err != nil {
-		return "", err
-	}
-	return p.Thumbprint, b.proofs.Add(&p, now)
+	return nil, fmt.Errorf("%w: there are several", dpop.ErrProof)
 }
 
 // certificate returns who a certificate stands for, by each authority that a rule

@@ -99,8 +99,11 @@ func (b *Broker) Revoke(ctx context.Context, name key.Name, compact string, acto
 		return fmt.Errorf("%w: %w", ErrAway, err)
 	}
 	b.revoked.mu.Lock()
-	defer b.revoked.mu.Unlock()
 	b.revoked.known[doc.Name] = claims.Expires
+	b.revoked.mu.Unlock()
+	if err == nil {
+		b.config.Revoked()
+	}
 	return nil
 }
 

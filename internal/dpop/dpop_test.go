@@ -156,14 +156,17 @@ func TestSeen(t *testing.T) {
 	}
 }
 
-// FuzzCheck: only proofs that were signed for this request are accepted.
+// FuzzCheck: a proof that is accepted names a key and an ID, counts now, and counts
+// for no other method, URL, time or token, nor for a key that did not sign it.
 func FuzzCheck(f *testing.F) {
 	m := ed(f)
 	good := m.make(f, nil)
 	f.Add(good)
 	f.Add(m.make(f, func(c map[string]any) { c["htm"] = "GET" }))
+	f.Add(m.make(f, func(c map[string]any) { c["ath"] = dpop.HashOf("other") }))
+	f.Add(m.make(f, func(c map[string]any) { c["iat"] = 1e300 }))
 	f.Add("..")
-	parts := strings.Split(good, ".")
+	other := strings.Split(ed(f).make(f, nil), ".")[0]
 	f.Fuzz(func(t *testing.T, compact string) {
 		p, err := dpop.Check(compact, expect())
 		if err != nil {
@@ -172,8 +175,26 @@ func FuzzCheck(f *testing.F) {
 			}
 			return
 		}
-		if got := strings.Split(compact, "."); (got[0] != parts[0] || got[1] != parts[1]) && p.Thumbprint == "" {
-			t.Errorf("accepted %q", compact)
+		if len(p.Thumbprint) != 43 || p.ID == "" || !p.Until.After(now()) || p.Until.After(now().Add(2*dpop.Window+time.Second)) {
+			t.Errorf("%+v", p)
+		}
+		for what, edit := range map[string]func(e *dpop.Expect){
+			"another method": func(e *dpop.Expect) { e.Method = "GET" },
+			"another URL":    func(e *dpop.Expect) { e.URL = target + "/x" },
+			"later":          func(e *dpop.Expect) { e.Now = p.Until.Add(time.Second) },
+			"a token":        func(e *dpop.Expect) { e.Token = "the token" },
+		} {
+			e := expect()
+			if edit(e); what == "a token" && strings.Contains(compact, ".") {
+				e.Token = compact // no proof can hold its own hash
+			}
+			if _, err := dpop.Check(compact, e); !errors.Is(err, dpop.ErrProof) {
+				t.Errorf("it counts for %s: %v", what, err)
+			}
+		}
+		parts := strings.Split(compact, ".")
+		if _, err := dpop.Check(other+"."+parts[1]+"."+parts[2], expect()); !errors.Is(err, dpop.ErrProof) {
+			t.Errorf("it counts for a key that did not sign it: %v", err)
 		}
 	})
 }

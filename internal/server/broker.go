@@ -15,15 +15,16 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/grant"
 	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
 
 // newBroker makes the service that gives tokens; the engine must be there.
-func (s *Server) newBroker() *broker.Broker {
+func (s *Server) newBroker(keys keeper.Keeper) *broker.Broker {
 	return broker.New(broker.Config{
-		Store: s.store, Journal: s.engine, Signer: s.tokens.signer, Verifier: s.tokens.board, Logger: s.log, Now: s.clock.Now,
+		Store: s.store, Keeper: keys, Journal: s.engine, Signer: s.tokens.signer, Verifier: s.tokens.board, Logger: s.log, Now: s.clock.Now,
 		Grants: s.grants, Client: s.clientOf, Stale: s.config.Tokens.Outage,
 		Issued: func(source grant.Source, result string) { s.telemetry.TokensIssued(source.String(), result).Inc() },
 	})

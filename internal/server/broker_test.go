@@ -109,8 +109,8 @@ func signJWT(t *testing.T, private any, algorithm jose.SignatureAlgorithm, kid, 
 	return compact
 }
 
-// brokering starts a server that gives tokens.
-func brokering(t *testing.T, config server.Config, u *upstream) *world {
+// brokering starts a server that gives tokens, by more rules of its key as well.
+func brokering(t *testing.T, config server.Config, u *upstream, more ...string) *world {
 	t.Helper()
 	w := startServerWith(t, config, nil)
 	source := signingDocuments(w.Address()+"/orders", "EdDSA", "https://127.0.0.1:1/")
@@ -130,7 +130,7 @@ func brokering(t *testing.T, config server.Config, u *upstream) *world {
         from: {tokens: [svc-*]}
         audiences: [orders]
         scopes: [orders:read]
-`, u.URL, jobAudience, u.URL, jobAudience)
+`, u.URL, jobAudience, u.URL, jobAudience) + strings.Join(more, "")
 	for _, p := range w.apply(t, w.root, source).GetProblems() {
 		if p.GetSeverity() == "error" {
 			t.Fatalf("%v", p)
@@ -147,6 +147,12 @@ func brokering(t *testing.T, config server.Config, u *upstream) *world {
 // post sends a form to an issuer's endpoint.
 func (w *world) post(t *testing.T, path string, form url.Values, header map[string]string) (answered, map[string]any) {
 	t.Helper()
+	return w.postBy(t, w.http, path, form, header)
+}
+
+// postBy does so by a client, which may have a certificate.
+func (w *world) postBy(t *testing.T, client *http.Client, path string, form url.Values, header map[string]string) (answered, map[string]any) {
+	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.Address()+"/orders"+path, strings.NewReader(form.Encode()))
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +161,7 @@ func (w *world) post(t *testing.T, path string, form url.Values, header map[stri
 	for name, value := range header {
 		request.Header.Set(name, value)
 	}
-	response, err := w.http.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}

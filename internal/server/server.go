@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -129,7 +128,9 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)
 	s.tokens.signer.Start(ctx)
-	s.broker.Start(ctx)
+	if err := s.broker.Start(ctx); err != nil {
+		return nil, errors.Join(err, s.Stop(ctx))
+	}
 	if err := s.serve(ctx, options, own); err != nil {
 		return nil, errors.Join(err, s.Stop(ctx))
 	}
@@ -164,7 +165,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		return err
 	}
 	s.hub.Use(s.engine)
-	s.broker = s.newBroker()
+	s.broker = s.newBroker(keys)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
 	s.emergencies = emergency.New(emergency.Config{Store: s.store, Engine: s.engine, Logger: s.log, Now: options.Now, Random: rand.Reader})
@@ -201,9 +202,6 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 		return err
 	}
 	s.caFile = caFile
-	if s.config.Tokens.ClientCertificates {
-		tlsConfig.ClientAuth = tls.RequestClientCert // who issued it matters to the rules of signing keys alone
-	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.config.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w; set another address as listen in the configuration", err)

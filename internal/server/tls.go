@@ -31,6 +31,9 @@ const (
 // CA that clients should trust; empty if the certificate is the operator's own.
 func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error) {
 	base := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	if config.Tokens.ClientCertificates {
+		base.ClientAuth = tls.RequestClientCert // who issued it matters to the rules of signing keys alone
+	}
 	if config.TLS.Cert != "" {
 		own := &ownPair{config: &config.TLS}
 		if err := own.load(); err != nil {

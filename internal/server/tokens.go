@@ -94,7 +94,7 @@ func newTokens(s *Server, options Options) (*tokens, error) {
 	}
 	t := &tokens{server: s, node: node}
 	c := &s.config.Tokens
-	t.board = token.NewBoard(token.BoardConfig{Store: s.store, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew})
+	t.board = token.NewBoard(token.BoardConfig{Store: s.store, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew, ClientCertificates: c.ClientCertificates})
 	t.signer = token.NewSigner(token.SignerConfig{
 		Store: s.store, Board: t.board, Connect: t.connect, Report: t.report, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew,
 	})

@@ -45,6 +45,8 @@ type BoardConfig struct {
 	Outage time.Duration
 	// Skew is how far the clocks of nodes and readers may differ. Default: 2 s.
 	Skew time.Duration
+	// ClientCertificates: clients are asked for a certificate, which metadata says.
+	ClientCertificates bool
 	// Look is the least time between two looks at the store, Poll the longest, and
 	// Flush how often fetches are noted. Defaults: 50 ms, 1 s and 200 ms.
 	Look, Poll, Flush time.Duration

@@ -85,7 +85,7 @@ func (b *Board) show(doc *store.Doc) (news bool, err error) {
 	if p.keys, err = keysAt(&s, Published); err != nil {
 		return false, fmt.Errorf("published set of %s: %w", doc.Name, err)
 	}
-	pages, err := pagesOf(key.Name(doc.Name), &s)
+	pages, err := b.pagesOf(key.Name(doc.Name), &s)
 	if err != nil {
 		return false, fmt.Errorf("published set of %s: %w", doc.Name, err)
 	}
@@ -150,7 +150,7 @@ func (b *Board) Issuer(path string) (key.Name, string, error) {
 }
 
 // pagesOf returns what is served of a key, by path.
-func pagesOf(name key.Name, s *set) (map[string]*Page, error) {
+func (b *Board) pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 	pages := map[string]*Page{}
 	if s.Issuer == "" {
 		return pages, nil
@@ -184,8 +184,11 @@ func pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 	meta := discovery{Issuer: s.Issuer, Keys: s.Issuer + "/.well-known/jwks.json", ResponseTypes: []string{"id_token"}, SubjectTypes: []string{"public"}, Algorithms: []string{}}
 	if !s.External {
 		meta.TokenEndpoint, meta.Introspection, meta.Revocation = s.Issuer+TokenPath, s.Issuer+IntrospectPath, s.Issuer+RevokePath
-		meta.Grants, meta.BoundToTLS = grantTypes(), true
-		meta.Authentication = []string{"client_secret_basic", "client_secret_post", "tls_client_auth"}
+		meta.Grants = grantTypes()
+		meta.Authentication = []string{"client_secret_basic", "client_secret_post"}
+		if b.config.ClientCertificates {
+			meta.Authentication, meta.BoundToTLS = append(meta.Authentication, "tls_client_auth"), true
+		}
 		meta.ProofAlgorithms = []string{"EdDSA", "ES256", "ES384", "PS256", "RS256"}
 	}
 	for i := range s.Versions {

@@ -1,0 +1,249 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/broker"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/secret"
+)
+
+// TestEveryTokenIsCovered: a job's token has an entry of its own; those of a client
+// share one for each span, and the next says how many there were. While the log
+// cannot be written nothing is given that no entry covers, and no count is lost.
+func TestEveryTokenIsCovered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, newStore(), nil)
+		for range 3 {
+			n.must(byJob(n.jobs.token(nil)))
+		}
+		if entries := n.count("token.issue"); len(entries) != 3 {
+			t.Fatalf("%d entries for 3 jobs", len(entries))
+		}
+		for range 10 {
+			n.must(byClient())
+		}
+		if entries := n.count("token.issue"); len(entries) != 4 {
+			t.Errorf("%d entries for 3 jobs and a client", len(entries))
+		}
+		n.link.away.Store(true)
+		n.must(byClient()) // covered
+		n.refuses("a job without the log", byJob(n.jobs.token(nil)), broker.ErrAway)
+		time.Sleep(span + time.Second)
+		n.refuses("a client without the log", byClient(), broker.ErrAway)
+		n.link.away.Store(false)
+		for range 2 {
+			n.must(byClient())
+		}
+		time.Sleep(3 * span)
+		synctest.Wait()
+		counted := 0
+		for _, e := range append(n.count("token.issue"), n.count("token.issue-more")...) {
+			for _, detail := range []string{"more", "times"} {
+				if n, err := strconv.Atoi(e.Detail[detail]); err == nil {
+					counted += n
+				}
+			}
+		}
+		if own := len(n.count("token.issue")); own != 5 || counted != 11 {
+			t.Errorf("%d entries, and %d tokens that are counted, of 16", own, counted)
+		}
+	})
+}
+
+// TestRefusalsAreSummed: a thousand refusals are one entry, and one result.
+func TestRefusalsAreSummed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, newStore(), nil)
+		for range 1000 {
+			n.refuses("a wrong secret", byClient(func(r *broker.Request) { r.Secret = secret.NewString("x") }), broker.ErrClient)
+		}
+		n.refuses("a scope", byClient(func(r *broker.Request) { r.Scopes = []string{"write"} }), broker.ErrScope)
+		time.Sleep(span + time.Second)
+		synctest.Wait()
+		causes := map[string]string{}
+		for _, e := range n.count("token.refuse") {
+			causes[e.Detail["cause"]] = e.Detail["times"]
+		}
+		if len(causes) != 2 || causes["client"] != "1000" || causes["scope"] != "1" || n.results["client"] != 1000 {
+			t.Errorf("%v, %v", causes, n.results)
+		}
+	})
+}
+
+// TestProofsOfNobody: a proof is remembered when its client is known, not before:
+// who is nobody cannot fill what is remembered. Then it counts once.
+func TestProofsOfNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, newStore(), nil)
+		p := newProofs(t)
+		n.refuses("a proof without a nonce", byClient(p.with("")), broker.ErrNonce)
+		good := p.with(n.Nonce())
+		n.refuses("a proof of nobody", byClient(good, func(r *broker.Request) { r.Secret = secret.NewString("x") }), broker.ErrClient)
+		issued := n.must(byClient(good))
+		if cnf, _ := n.of(&issued).Claims["cnf"].(map[string]string); !issued.Bound || len(cnf["jkt"]) != 43 {
+			t.Errorf("bound to %v", cnf)
+		}
+		n.refuses("a replay", byClient(good), broker.ErrProof)
+		n.refuses("two proofs", byClient(good, func(r *broker.Request) { r.Proofs = append(r.Proofs, r.Proofs...) }), broker.ErrProof)
+	})
+}
+
+// TestNoncesAreShared: a nonce of one node is good at each that shares its store, for
+// two to four minutes, also where the clock is behind, and after a restart; at others
+// it is none.
+func TestNoncesAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := newStore()
+		behind := func(c *broker.Config) { c.Now = func() time.Time { return time.Now().Add(-20 * time.Second) } }
+		one, two, stranger := newNode(t, shared, nil), newNode(t, shared, behind), newNode(t, newStore(), nil)
+		p := newProofs(t)
+		for range 8 { // over the borders of spans
+			nonce := one.Nonce()
+			two.must(byClient(p.with(nonce)))
+			one.must(byClient(p.with(two.Nonce())))
+			stranger.refuses("a nonce of another installation", byClient(p.with(nonce)), broker.ErrNonce)
+			time.Sleep(35 * time.Second)
+		}
+		nonce := one.Nonce()
+		again := newNode(t, shared, nil)
+		again.must(byClient(p.with(nonce)))
+		time.Sleep(110 * time.Second)
+		again.must(byClient(p.with(nonce)))
+		time.Sleep(130 * time.Second)
+		again.refuses("an old nonce", byClient(p.with(nonce)), broker.ErrNonce)
+	})
+}
+
+// TestStartWithoutTheStore: it fails and leaves nothing behind.
+func TestStartWithoutTheStore(t *testing.T) {
+	away := &link{Store: newStore()}
+	away.away.Store(true)
+	b := broker.New(broker.Config{Store: away, Keeper: glass{}, Now: time.Now})
+	if err := b.Start(t.Context()); !errors.Is(err, errAway) {
+		t.Error(err)
+	}
+	b.Stop(t.Context())
+}
+
+// TestRevocationsAreFollowed: what one node revokes the other knows when it has read;
+// one that cannot read says so; what has expired is forgotten.
+func TestRevocationsAreFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := newStore()
+		start := time.Now()
+		one, two := newNode(t, shared, nil), newNode(t, shared, nil)
+		synctest.Wait()
+		allowed := func(*token.Claims) error { return nil }
+		actor := audit.Actor{ID: "op", Kind: "user"}
+		revoke := func(n *node, compact string, want error) {
+			t.Helper()
+			if err := n.Revoke(t.Context(), orders, compact, actor, allowed); !errors.Is(err, want) {
+				t.Errorf("%s: %v, want %v", compact, err, want)
+			}
+		}
+		revoke(one, "good-1", nil)
+		revoke(one, "good-1", nil)
+		revoke(one, "no token", nil) // RFC 7009, section 2.2
+		if err := one.Revoke(t.Context(), orders, "good-2", actor, func(*token.Claims) error { return broker.ErrGrant }); !errors.Is(err, broker.ErrGrant) {
+			t.Errorf("it was not allowed, and %v", err)
+		}
+		if _, err := one.Introspect(orders, "good-1"); !errors.Is(err, token.ErrToken) {
+			t.Errorf("at the same node: %v", err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if _, err := two.Introspect(orders, "good-1"); !errors.Is(err, token.ErrToken) {
+			t.Errorf("at the other one, after %v: %v", time.Since(start), err)
+		}
+		if _, err := two.Introspect(orders, "good-2"); err != nil {
+			t.Error(err)
+		}
+		if entries := one.count("token.revoke"); len(entries) != 1 || one.revoked != 1 {
+			t.Errorf("%d entries, %d counted", len(entries), one.revoked)
+		}
+		two.link.away.Store(true)
+		revoke(two, "good-3", broker.ErrAway)
+		time.Sleep(4 * time.Minute)
+		if _, err := two.Introspect(orders, "good-2"); err != nil {
+			t.Errorf("within the time that it may go on: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		if _, err := two.Introspect(orders, "good-2"); !errors.Is(err, broker.ErrAway) {
+			t.Errorf("afterwards: %v", err)
+		}
+		if _, err := two.Introspect(orders, "good-1"); !errors.Is(err, token.ErrToken) {
+			t.Errorf("a revoked one afterwards: %v", err)
+		}
+	})
+}
+
+// TestSweepOfRevocations: a revocation is deleted when its token has expired.
+func TestSweepOfRevocations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := newStore()
+		expires := time.Now().Add(3 * time.Minute)
+		n := newNode(t, shared, func(c *broker.Config) { c.Verifier = soon{expires} })
+		if err := n.Revoke(t.Context(), orders, "x", audit.Actor{ID: "op", Kind: "user"}, func(*token.Claims) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		kept := func() int {
+			count := 0
+			err := shared.View(t.Context(), func(tx store.Tx) error {
+				docs, err := tx.Index.List(t.Context(), "token-revoked", "", "", 10)
+				count = len(docs)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return count
+		}
+		time.Sleep(3 * time.Minute)
+		if kept() != 1 {
+			t.Error("it is forgotten before its token has expired, by whatever clock")
+		}
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		if kept() != 0 {
+			t.Error("it is kept for ever")
+		}
+	})
+}
+
+type soon struct{ expires time.Time }
+
+func (s soon) Verify(key.Name, string, token.Expect) (token.Claims, error) {
+	return token.Claims{ID: "soon", Version: 1, Expires: s.expires}, nil
+}
+
+// TestManyAtOnce: concurrent requests of many clients and jobs each get a token.
+func TestManyAtOnce(t *testing.T) {
+	n := newNode(t, newStore(), nil)
+	var running sync.WaitGroup
+	for range 8 {
+		running.Go(func() {
+			for range 20 {
+				if _, err := n.Give(context.WithoutCancel(t.Context()), byClient()); err != nil {
+					t.Error(err)
+				}
+				if _, err := n.Give(context.WithoutCancel(t.Context()), byJob(n.jobs.token(nil))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	running.Wait()
+	if jobs := len(n.count("token.issue")); jobs < 160 {
+		t.Errorf("%d entries", jobs)
+	}
+}
