@@ -55,10 +55,16 @@ type upstream struct {
 	client *http.Client
 
 	mu      sync.Mutex
-	keys    []crypto.PublicKey
+	keys    keySet
 	fetched time.Time
 	tried   time.Time
 	failure error
+}
+
+// keySet are the keys of an issuer, and their names.
+type keySet struct {
+	public []crypto.PublicKey
+	names  map[string]bool
 }
 
 func boundedClient(roots *x509.CertPool) *http.Client {
@@ -108,8 +114,9 @@ func readRoots(path string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// keySet returns the issuer's keys. again asks for those that it has now.
-func (u *upstream) keySet(ctx context.Context, now time.Time, fresh, stale time.Duration, again bool) ([]crypto.PublicKey, error) {
+// current returns the issuer's keys. again asks for those that it has now; asked says
+// whether it was.
+func (u *upstream) current(ctx context.Context, now time.Time, fresh, stale time.Duration, again bool) (keys keySet, asked bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	age := now.Sub(u.fetched)
@@ -122,18 +129,18 @@ func (u *upstream) keySet(ctx context.Context, now time.Time, fresh, stale time.
 		cancel()
 		if u.failure = err; err == nil {
 			u.keys, u.fetched = keys, now
-			return keys, nil
+			return keys, true, nil
 		}
 	}
-	if u.keys != nil && now.Sub(u.fetched) < stale {
-		return u.keys, nil
+	if u.keys.public != nil && now.Sub(u.fetched) < stale {
+		return u.keys, false, nil
 	}
-	return nil, fmt.Errorf("%w: the keys of %s: %w", ErrAway, u.of.issuer, errors.Join(u.failure, errors.New("they were not to be had")))
+	return keySet{}, false, fmt.Errorf("%w: the keys of %s: %w", ErrAway, u.of.issuer, errors.Join(u.failure, errors.New("they were not to be had")))
 }
 
 // fetch gets the keys. The metadata must name the issuer itself (OpenID Connect
 // Discovery 1.0, section 4.3).
-func (u *upstream) fetch(ctx context.Context) ([]crypto.PublicKey, error) {
+func (u *upstream) fetch(ctx context.Context) (keySet, error) {
 	where := u.of.keys
 	if where == "" {
 		var meta struct {
@@ -141,32 +148,32 @@ func (u *upstream) fetch(ctx context.Context) ([]crypto.PublicKey, error) {
 			Keys   string `json:"jwks_uri"`
 		}
 		if err := u.get(ctx, strings.TrimSuffix(u.of.issuer, "/")+"/.well-known/openid-configuration", &meta); err != nil {
-			return nil, err
+			return keySet{}, err
 		}
 		if meta.Issuer != u.of.issuer {
-			return nil, errors.New("its metadata is that of another issuer")
+			return keySet{}, errors.New("its metadata is that of another issuer")
 		}
 		if !strings.HasPrefix(meta.Keys, "https://") && !strings.HasPrefix(u.of.issuer, "http://") {
-			return nil, errors.New("its metadata names keys in plain text")
+			return keySet{}, errors.New("its metadata names keys in plain text")
 		}
 		where = meta.Keys
 	}
 	var set jose.JSONWebKeySet
 	if err := u.get(ctx, where, &set); err != nil {
-		return nil, err
+		return keySet{}, err
 	}
 	if len(set.Keys) > maxKeys {
-		return nil, fmt.Errorf("it has %d keys, at most %d are read", len(set.Keys), maxKeys)
+		return keySet{}, fmt.Errorf("it has %d keys, at most %d are read", len(set.Keys), maxKeys)
 	}
-	var keys []crypto.PublicKey
+	keys := keySet{names: map[string]bool{}}
 	for i := range set.Keys {
 		// Shared secrets and keys for encryption verify nothing.
 		if k := &set.Keys[i]; k.IsPublic() && k.Valid() && (k.Use == "" || k.Use == "sig") {
-			keys = append(keys, k.Key)
+			keys.public, keys.names[k.KeyID] = append(keys.public, k.Key), true
 		}
 	}
-	if len(keys) == 0 {
-		return nil, errors.New("its set has no key for signatures")
+	if len(keys.public) == 0 {
+		return keySet{}, errors.New("its set has no key for signatures")
 	}
 	return keys, nil
 }
@@ -200,10 +207,12 @@ func errSubject(why string) error {
 	return fmt.Errorf("%w: the subject token is not accepted (%s)", ErrRequest, why)
 }
 
-// issuerOf reads whose a token says it is. Nothing of it is believed.
-func issuerOf(compact string) (string, error) {
+// said is what a token says of itself. Nothing of it is believed.
+type said struct{ issuer, keyID string }
+
+func saidBy(compact string) (said, error) {
 	if len(compact) > token.MaxToken || strings.Count(compact, ".") != 2 {
-		return "", errSubject("it is no JWS in the compact serialisation, or is too long")
+		return said{}, errSubject("it is no JWS in the compact serialisation, or is too long")
 	}
 	allowed := make([]jose.SignatureAlgorithm, 0, len(algorithms()))
 	for _, a := range algorithms() {
@@ -211,20 +220,20 @@ func issuerOf(compact string) (string, error) {
 	}
 	parsed, err := jose.ParseSignedCompact(compact, allowed)
 	if err != nil {
-		return "", errSubject("it cannot be read, or its algorithm is not allowed")
+		return said{}, errSubject("it cannot be read, or its algorithm is not allowed")
 	}
-	var said struct {
+	var claims struct {
 		Issuer string `json:"iss"`
 	}
-	if json.Unmarshal(parsed.UnsafePayloadWithoutVerification(), &said) != nil || said.Issuer == "" {
-		return "", errSubject("it does not say who made it")
+	if json.Unmarshal(parsed.UnsafePayloadWithoutVerification(), &claims) != nil || claims.Issuer == "" {
+		return said{}, errSubject("it does not say who made it")
 	}
-	return said.Issuer, nil
+	return said{claims.Issuer, parsed.Signatures[0].Protected.KeyID}, nil
 }
 
 // subject verifies a token of another issuer.
 func (b *Broker) subject(ctx context.Context, all []grant.Rule, compact string) (grant.Proven, error) {
-	said, err := issuerOf(compact)
+	about, err := saidBy(compact)
 	if err != nil {
 		return grant.Proven{}, err
 	}
@@ -232,30 +241,36 @@ func (b *Broker) subject(ctx context.Context, all []grant.Rule, compact string) 
 	err = errSubject("no rule names its issuer")
 	for i := range all {
 		r := &all[i]
-		if r.Source != grant.Federated || r.Issuer != said || tried[upstreamOf{r.Issuer, r.Keys, r.CA}] {
+		if r.Source != grant.Federated || r.Issuer != about.issuer || tried[upstreamOf{r.Issuer, r.Keys, r.CA}] {
 			continue
 		}
 		tried[upstreamOf{r.Issuer, r.Keys, r.CA}] = true
 		var proven grant.Proven
-		if proven, err = b.verifyWith(ctx, r, compact); err == nil {
+		if proven, err = b.verifyWith(ctx, r, about.keyID, compact); err == nil {
 			return proven, nil
 		}
 	}
 	return grant.Proven{}, err
 }
 
-func (b *Broker) verifyWith(ctx context.Context, r *grant.Rule, compact string) (grant.Proven, error) {
+func (b *Broker) verifyWith(ctx context.Context, r *grant.Rule, keyID, compact string) (grant.Proven, error) {
 	u, err := b.upstreamFor(r)
 	if err != nil {
 		return grant.Proven{}, fmt.Errorf("%w: %w", ErrAway, err)
 	}
 	now := b.config.Now()
 	for _, again := range []bool{false, true} {
-		keys, err := u.keySet(ctx, now, b.config.KeysFresh, b.config.KeysStale, again)
+		keys, asked, err := u.current(ctx, now, b.config.KeysFresh, b.config.KeysStale, again)
 		if err != nil {
 			return grant.Proven{}, err
 		}
-		verifier := oidc.NewVerifier(r.Issuer, &oidc.StaticKeySet{PublicKeys: keys}, &oidc.Config{
+		if unknown := keyID != "" && !keys.names[keyID]; unknown && !again {
+			continue
+		} else if unknown && !asked {
+			// The issuer was asked a moment ago, and may have a new key since.
+			return grant.Proven{}, fmt.Errorf("%w: %s is asked for its keys again in %v at most", ErrAway, r.Issuer, fetchPause)
+		}
+		verifier := oidc.NewVerifier(r.Issuer, &oidc.StaticKeySet{PublicKeys: keys.public}, &oidc.Config{
 			SupportedSigningAlgs: algorithms(), Now: func() time.Time { return now.Add(-b.config.Skew) },
 			SkipClientIDCheck: true, // every rule has an audience of its own
 		})

@@ -52,6 +52,20 @@ func TestKeysOfIssuers(t *testing.T) {
 	})
 }
 
+// TestNewKeyOfAnIssuer: a token of a key that the issuer has made since it was asked is
+// not turned away for good: who shows it is told to ask again, and then let in.
+func TestNewKeyOfAnIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, newStore(), nil)
+		n.must(byJob(n.jobs.named("first")))
+		n.refuses("a name that nobody has", byJob(n.jobs.named("second")), broker.ErrAway)
+		n.jobs.change(func() { n.jobs.name = "second" })
+		n.refuses("a moment later", byJob(n.jobs.named("second")), broker.ErrAway)
+		time.Sleep(5 * time.Second)
+		n.must(byJob(n.jobs.named("second")))
+	})
+}
+
 // TestAnswersOfIssuers: an issuer that answers nonsense lets nobody in, and does no
 // harm.
 func TestAnswersOfIssuers(t *testing.T) {

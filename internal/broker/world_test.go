@@ -242,10 +242,12 @@ type jobs struct {
 	answer  map[string]string
 	away    bool
 	fetches int
+	// name is that of the first key.
+	name string
 }
 
 func newJobs(t testing.TB) *jobs {
-	j := &jobs{t: t, answer: map[string]string{}}
+	j := &jobs{t: t, answer: map[string]string{}, name: "first"}
 	j.rotate(false)
 	return j
 }
@@ -266,8 +268,8 @@ func (j *jobs) rotate(keep bool) {
 
 func (j *jobs) set() string {
 	var set jose.JSONWebKeySet
-	for i, private := range j.private {
-		set.Keys = append(set.Keys, jose.JSONWebKey{Key: private.Public(), KeyID: fmt.Sprint(i), Use: "sig"})
+	for _, private := range j.private {
+		set.Keys = append(set.Keys, jose.JSONWebKey{Key: private.Public(), KeyID: j.name, Use: "sig"})
 	}
 	body, err := json.Marshal(set)
 	if err != nil {
@@ -320,7 +322,14 @@ func (j *jobs) token(edit map[string]any) string {
 	return sign(j.t, private, "JWT", false, claims)
 }
 
-func sign(t testing.TB, private *ecdsa.PrivateKey, typ string, embed bool, claims map[string]any) string {
+// named is one that names the key it is signed with.
+func (j *jobs) named(kid string) string {
+	now := time.Now().Unix()
+	claims := map[string]any{"iss": issuer, "sub": "repo:acme/orders", "aud": audience, "iat": now, "exp": now + 3600, "repository": "acme/orders"}
+	return sign(j.t, jose.JSONWebKey{Key: j.private[0], KeyID: kid}, "JWT", false, claims)
+}
+
+func sign(t testing.TB, private any, typ string, embed bool, claims map[string]any) string {
 	payload, err := json.Marshal(claims)
 	if err != nil {
 		t.Fatal(err)

@@ -76,6 +76,20 @@ func readRestore(ctx context.Context, tx store.Tx) (RestoreRecord, store.Doc, er
 	return record, doc, err
 }
 
+// LastRestore returns when a store was last put back to an earlier state; zero if it
+// never was.
+func LastRestore(ctx context.Context, s store.Store) (at time.Time, err error) {
+	err = s.View(ctx, func(tx store.Tx) error {
+		record, _, err := readRestore(ctx, tx)
+		at = record.At
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return time.Time{}, nil
+	}
+	return at, err
+}
+
 // Recover must be called before Start. Where the store was put back to an earlier
 // state it makes every key stand still and be reconciled, and lets revisions and
 // fences jump ahead of all that the missing time can have used. seen is the last

@@ -14,6 +14,7 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/internal/sim/memstore"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
@@ -497,4 +498,20 @@ func TestDestroyedVersionComesBack(t *testing.T) {
 		l.set(func() { refused = !l.held[1] })
 		return refused
 	})
+}
+
+// TestLastRestore: whoever must not trust what is missing learns when the store was
+// put back.
+func TestLastRestore(t *testing.T) {
+	s := memstore.New()
+	if at, err := engine.LastRestore(t.Context(), s); err != nil || !at.IsZero() {
+		t.Errorf("a store that never was: %v, %v", at, err)
+	}
+	when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	if err := engine.MarkRestored(t.Context(), s, engine.RestoreRecord{At: when}); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := engine.LastRestore(t.Context(), s); err != nil || !at.Equal(when) {
+		t.Errorf("%v, %v", at, err)
+	}
 }

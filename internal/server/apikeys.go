@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -143,26 +144,36 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
 }
 
-// applier gives the versions of API keys the rules of their keys when these are
-// applied.
+// applier gives the versions of API keys, and published signing keys, the rules of
+// their keys when these are applied.
 type applier struct {
 	*engine.Engine
 	apiKeys *apikey.Service
+	tokens  *tokens
 }
 
 // Apply implements rpc.Engine. What is applied is stored even if the rules could not
 // be passed on; applying it again passes them on.
 func (a applier) Apply(ctx context.Context, actor audit.Actor, request engine.ApplyRequest) (engine.ApplyResult, error) {
 	result, err := a.Engine.Apply(ctx, actor, request)
-	if err != nil || request.DryRun || a.apiKeys.Len() == 0 {
+	signing := a.tokens.board.Keys()
+	if err != nil || request.DryRun || a.apiKeys.Len() == 0 && len(signing) == 0 {
 		return result, err
 	}
 	for i := range result.Changes {
 		change := &result.Changes[i]
-		if change.Kind != policy.KindKey || change.Op != policy.Changed && change.Op != policy.Unchanged {
+		if change.Kind != policy.KindKey {
 			continue
 		}
-		if err := a.govern(ctx, key.Name(change.Name)); err != nil {
+		name := key.Name(change.Name)
+		var err error
+		switch {
+		case change.Op != policy.Deleted && slices.Contains(signing, name):
+			err = a.tokens.govern(ctx, name)
+		case change.Op == policy.Changed || change.Op == policy.Unchanged:
+			err = a.govern(ctx, name)
+		}
+		if err != nil {
 			return result, fmt.Errorf("key %s is applied, and its versions have the rules of before; apply it again: %w", change.Name, err)
 		}
 	}

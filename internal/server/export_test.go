@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/provider/jwks"
 	"github.com/keyturn/keyturn/internal/rpc"
 	"github.com/keyturn/keyturn/internal/store"
@@ -18,6 +20,11 @@ func CloseStore(s *Server) error { return s.store.Stop() }
 func WithEffectTime(o Options, d time.Duration) Options {
 	o.effectTime = d
 	return o
+}
+
+// MarkRestored notes in the store of a running server that it was put back now.
+func MarkRestored(ctx context.Context, s *Server) error {
+	return engine.MarkRestored(ctx, s.store, engine.RestoreRecord{At: s.clock.Now()})
 }
 
 // Dumper is the server's store.

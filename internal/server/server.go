@@ -123,6 +123,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if _, shared := s.store.(store.Clock); shared {
 		s.running.Go(func() { s.followRevocations(sweeping) })
 	}
+	s.tokens.governAll(ctx)
 	s.telemetry.start(ctx, s.engine)
 	s.apiKeys.Start(ctx)
 	s.engine.Start(ctx)
@@ -170,7 +171,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
 	s.emergencies = emergency.New(emergency.Config{Store: s.store, Engine: s.engine, Logger: s.log, Now: options.Now, Random: rand.Reader})
 	s.service = rpc.New(rpc.Config{
-		Engine: applier{s.engine, s.apiKeys}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
+		Engine: applier{s.engine, s.apiKeys, s.tokens}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
 		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies,
 	})
 	return err

@@ -94,13 +94,13 @@ func newTokens(s *Server, options Options) (*tokens, error) {
 	}
 	t := &tokens{server: s, node: node}
 	c := &s.config.Tokens
-	t.board = token.NewBoard(token.BoardConfig{Store: s.store, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew, ClientCertificates: c.ClientCertificates})
+	t.board = token.NewBoard(token.BoardConfig{Store: s.store, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew, ClientCertificates: c.ClientCertificates, Restored: s.restored})
 	t.signer = token.NewSigner(token.SignerConfig{
 		Store: s.store, Board: t.board, Connect: t.connect, Report: t.report, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew,
 	})
 	limits := newLimiters(c.PerSecond, c.Burst)
 	t.sets = jwks.New(jwks.Config{Board: t.board})
-	t.public = jwks.New(jwks.Config{Board: t.board, Admit: func(r *http.Request) bool {
+	t.public = jwks.New(jwks.Config{Board: t.board, Fetched: s.telemetry.SetFetched, Admit: func(r *http.Request) bool {
 		admitted := limits.of(addressOf(r)).AllowN(options.Now(), 1)
 		if !admitted {
 			s.tally.add("fetches of signing keys; tokens.perSecond and tokens.burst say how many an address may make", "lastFrom", addressOf(r))
@@ -149,6 +149,42 @@ func (b board) Change(ctx context.Context, change provided.Change) (provided.Sta
 func (b board) Standing(ctx context.Context, name key.Name, endpoint string, v key.Version) (provided.Standing, error) {
 	standing, err := b.Board.Standing(ctx, name, endpoint, v)
 	return provided.Standing(standing), err
+}
+
+// govern makes what is published of a key follow its config as it was applied.
+func (t *tokens) govern(ctx context.Context, name key.Name) error {
+	view, err := t.server.engine.Key(ctx, name)
+	if errors.Is(err, engine.ErrNotFound) {
+		return nil // it was deleted; what was published of it stays
+	}
+	if err != nil || view.Resource.Spec.Provider != "jwks" {
+		return err
+	}
+	settings, err := provided.SettingsOf(view.Resource.Spec.Config)
+	if err != nil {
+		return err
+	}
+	governed := token.Settings{
+		Issuer: settings.Issuer, TokenLife: settings.TokenLife, CacheLife: settings.CacheLife, External: settings.External, Readers: map[string]token.Reader{},
+	}
+	for endpoint, reader := range settings.Readers {
+		governed.Readers[endpoint] = token.Reader(reader)
+	}
+	return t.board.Govern(ctx, name, governed)
+}
+
+// governAll does so for all keys: a server may have died after a config was applied.
+func (t *tokens) governAll(ctx context.Context) {
+	for _, name := range t.board.Keys() {
+		if err := t.govern(ctx, name); err != nil && ctx.Err() == nil {
+			t.server.log.WarnContext(ctx, "what a signing key publishes does not follow its config; apply it again", "key", name, "error", err)
+		}
+	}
+}
+
+// restored returns when the store was last put back to an earlier state.
+func (s *Server) restored(ctx context.Context) (time.Time, error) {
+	return engine.LastRestore(ctx, s.store)
 }
 
 // party is the ID of this node's signer.

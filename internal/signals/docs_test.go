@@ -55,6 +55,7 @@ func everything(t *testing.T) map[string]*dto.MetricFamily {
 	f.Sampled(signals.Sample{Key: "prod/db", Attempts: 1})
 	f.Examined([]engine.Check{{Name: "audit completeness", Status: "ok"}})
 	f.Reconciled(1, true)
+	f.SetFetched("prod/db", 2)
 	f.Found(engine.Finding{Rule: "new-network", Key: "prod/db", Result: "alert"})
 	f.eventually(func() bool { _, there := f.value("keyturn_sweep_timestamp_seconds"); return there })
 	f.end()

@@ -38,6 +38,8 @@ type metrics struct {
 	rules                     *bound
 	sweep                     *prometheus.HistogramVec
 	verifications, tokens     *prometheus.CounterVec
+	revoked, fetches          *prometheus.CounterVec
+	newest                    *newest
 
 	regions, cohorts *bound
 	// pairs are keys with cohorts.
@@ -89,6 +91,10 @@ func newMetrics(maxKeys int) *metrics {
 		rules: newBound(maxRules),
 		tokens: counter("tokens_issued_total",
 			"Requests for tokens to this server node, by what the client proved (federated, api-key, token, certificate; invalid: nothing) and result: ok, or why it was refused.", "by", "result"),
+		revoked: counter("tokens_revoked_total", "Tokens that were revoked at this server node, before they expired."),
+		fetches: counter("jwks_fetches_total",
+			"Fetches of sets of a signing key at this server node, by the newest version in them; of a key only the newest version is shown. Sets that a reader held already count.", "key", "version"),
+		newest: newNewest(maxKeys),
 		sweeps: counter("sweeps_total", "Readings of the gauges from the engine, by result.", "result"),
 		sweep:  histogram("sweep_duration_seconds", "Time that reading the gauges from the engine took.", short()),
 	}
@@ -122,7 +128,7 @@ func (m *metrics) collectors() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.started, m.ended, m.cutovers, m.cutover, m.phases, m.stages, m.holds, m.revocation, m.refusal, m.acceptance, m.recovery,
 		m.propagation, m.attempts, m.effects, m.uses, m.failures, m.complete, m.ratio, m.examined, m.findings,
-		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications, m.anomalies, m.tokens,
+		m.dropped, m.spans, m.pages, m.pageQueue, m.sweeps, m.sweep, m.verifications, m.anomalies, m.tokens, m.revoked, m.fetches,
 	}
 }
 
@@ -180,6 +186,7 @@ func (m *metrics) zero() {
 	for _, by := range []string{"federated", "api-key", "token", "certificate"} {
 		m.tokens.WithLabelValues(by, "ok")
 	}
+	m.revoked.WithLabelValues()
 	for _, result := range []string{"ok", "failed"} {
 		m.sweeps.WithLabelValues(result)
 	}
@@ -281,11 +288,6 @@ func (s *Signals) Reconciled(ratio float64, known bool) {
 }
 
 func boolLabel(b bool) string { return strconv.FormatBool(b) }
-
-// TokensIssued counts requests for tokens by what the client proved, with the result.
-func (s *Signals) TokensIssued(by, result string) prometheus.Counter {
-	return s.metrics.tokens.WithLabelValues(by, result)
-}
 
 // Verifications counts API keys that were shown and had the result.
 func (s *Signals) Verifications(result string) prometheus.Counter {

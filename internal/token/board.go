@@ -47,6 +47,9 @@ type BoardConfig struct {
 	Skew time.Duration
 	// ClientCertificates: clients are asked for a certificate, which metadata says.
 	ClientCertificates bool
+	// Restored returns when the store was last put back to an earlier state; zero if
+	// never. What was signed before is unknown then. May be nil.
+	Restored func(ctx context.Context) (time.Time, error)
 	// Look is the least time between two looks at the store, Poll the longest, and
 	// Flush how often fetches are noted. Defaults: 50 ms, 1 s and 200 ms.
 	Look, Poll, Flush time.Duration
@@ -60,8 +63,8 @@ type Board struct {
 	// sets are the published ones by key, pages what is served by path.
 	sets  map[key.Name]*published
 	pages map[string]*Page
-	// paths are keys by the paths of their issuers.
-	paths map[string]key.Name
+	// paths are issuers by their paths.
+	paths map[string]issuerOf
 	// rev is up to which revision sets follow the store; said is when the node last
 	// told so. loaded: all were read.
 	rev    uint64
@@ -91,7 +94,7 @@ func NewBoard(config BoardConfig) *Board {
 	orDefault(&config.Look, 50*time.Millisecond)
 	orDefault(&config.Poll, time.Second)
 	orDefault(&config.Flush, 200*time.Millisecond)
-	return &Board{config: config, sets: map[key.Name]*published{}, pages: map[string]*Page{}, paths: map[string]key.Name{}, changed: make(chan struct{}), fetched: map[fetchOf]fetch{}}
+	return &Board{config: config, sets: map[key.Name]*published{}, pages: map[string]*Page{}, paths: map[string]issuerOf{}, changed: make(chan struct{}), fetched: map[fetchOf]fetch{}}
 }
 
 func orDefault[T comparable](v *T, otherwise T) {
@@ -141,10 +144,13 @@ func (b *Board) Change(ctx context.Context, change Change) (Standing, error) {
 		}
 		doc = read
 		s.settle(doc.Rev)
-		if err := claim(ctx, tx, &s, &change); err != nil {
-			return err
+		now := b.config.Now().UTC()
+		if !s.Governed {
+			if err := b.rename(ctx, tx, change.Key, &s, change.Issuer, now); err != nil {
+				return err
+			}
 		}
-		if err := s.apply(&change, b.config.Now().UTC(), b.config.Outage); err != nil {
+		if err := s.apply(&change, now, b.config.Outage); err != nil {
 			return err
 		}
 		body, err := json.Marshal(s)
@@ -174,38 +180,6 @@ func readSet(ctx context.Context, tx store.Tx, name key.Name) (set, store.Doc, e
 	}
 	s, err := decode[set](&doc)
 	return s, doc, err
-}
-
-// claim takes the issuer for the key, and gives up the one it had.
-func claim(ctx context.Context, tx store.Tx, s *set, change *Change) error {
-	if s.Issuer == change.Issuer {
-		return nil
-	}
-	path := "issuer " + issuerPath(change.Issuer)
-	doc, err := tx.Docs.Get(ctx, kindIssuer, path)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		doc = store.Doc{Kind: kindIssuer, Name: path, Body: []byte(change.Key)}
-		if _, err := tx.Docs.Put(ctx, doc); err != nil {
-			return err
-		}
-	case err != nil:
-		return err
-	case string(doc.Body) != string(change.Key):
-		return fmt.Errorf("%w: %s is that of key %s, by its path", ErrTaken, change.Issuer, doc.Body)
-	}
-	if s.Issuer == "" || issuerPath(s.Issuer) == issuerPath(change.Issuer) {
-		return nil
-	}
-	return release(ctx, tx, s.Issuer)
-}
-
-func release(ctx context.Context, tx store.Tx, issuer string) error {
-	doc, err := tx.Docs.Get(ctx, kindIssuer, "issuer "+issuerPath(issuer))
-	if err != nil {
-		return err
-	}
-	return tx.Docs.Delete(ctx, kindIssuer, doc.Name, doc.Rev)
 }
 
 // settle notes at which revision of the document that is read its listings were so.
@@ -238,7 +212,17 @@ func (s *set) apply(change *Change, now time.Time, outage time.Duration) error {
 	if change.Fence < at.Fence {
 		return fmt.Errorf("%w: fence %d, that of %s at %s is %d", ErrFenced, change.Fence, change.Version, change.Endpoint, at.Fence)
 	}
-	s.configure(change, now, outage)
+	if !s.Governed {
+		readers := map[string]Reader{}
+		for _, name := range append(change.Endpoints, change.Endpoint) {
+			readers[name] = Reader{s.Endpoints[name].Shared, s.Endpoints[name].From}
+		}
+		readers[change.Endpoint] = Reader{change.Shared, change.From}
+		s.govern(&Settings{TokenLife: change.TokenLife, CacheLife: change.CacheLife, External: change.External, Readers: readers}, now, outage)
+	}
+	if _, known := s.Endpoints[change.Endpoint]; !known {
+		s.Endpoints[change.Endpoint] = endpoint{Shared: change.Shared, From: change.From}
+	}
 	at.Fence = change.Fence
 	if at.Listed != change.Listed {
 		e := s.Endpoints[change.Endpoint]
@@ -252,28 +236,6 @@ func (s *set) apply(change *Change, now time.Time, outage time.Duration) error {
 	}
 	v.At[change.Endpoint] = at
 	return nil
-}
-
-// configure takes over what the key's config says.
-func (s *set) configure(change *Change, now time.Time, outage time.Duration) {
-	if change.CacheLife < s.CacheLife {
-		// Until every node serves the shorter life, and what they served before is over.
-		s.LongLife, s.LongUntil = max(s.LongLife, s.CacheLife), now.Add(outage+2*s.CacheLife)
-	} else if now.After(s.LongUntil) {
-		s.LongLife, s.LongUntil = 0, time.Time{}
-	}
-	s.Issuer, s.TokenLife, s.CacheLife, s.External = change.Issuer, change.TokenLife, change.CacheLife, change.External
-	if s.Endpoints == nil {
-		s.Endpoints = map[string]endpoint{}
-	}
-	gone := func(name string) bool { return name != change.Endpoint && !slices.Contains(change.Endpoints, name) }
-	maps.DeleteFunc(s.Endpoints, func(name string, _ endpoint) bool { return gone(name) })
-	for i := range s.Versions {
-		maps.DeleteFunc(s.Versions[i].At, func(name string, _ listing) bool { return gone(name) })
-	}
-	e := s.Endpoints[change.Endpoint]
-	e.Shared, e.From = change.Shared, change.From
-	s.Endpoints[change.Endpoint] = e
 }
 
 // Standing says how a version stands at an endpoint.
@@ -483,11 +445,13 @@ func (b *Board) Drop(ctx context.Context, name key.Name, number key.Version) err
 		}
 		s.Versions = slices.DeleteFunc(s.Versions, func(v version) bool { return v.Number == number })
 		if len(s.Versions) == 0 {
-			if err := release(ctx, tx, s.Issuer); err != nil && !errors.Is(err, store.ErrNotFound) {
-				return err
+			for _, issuer := range s.issuers() {
+				if err := release(ctx, tx, name, issuer); err != nil {
+					return err
+				}
 			}
 			// Caches may still hold a set of each endpoint.
-			s = set{Seq: s.Seq, CacheLife: s.CacheLife, LongLife: s.LongLife, LongUntil: s.LongUntil, Endpoints: s.Endpoints}
+			s = set{Seq: s.Seq, CacheLife: s.CacheLife, LongLife: s.LongLife, LongUntil: s.LongUntil, LongestLife: s.LongestLife, Endpoints: s.Endpoints}
 		}
 		if doc.Body, err = json.Marshal(s); err != nil {
 			return err

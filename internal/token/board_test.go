@@ -256,8 +256,15 @@ func TestIssuersAreUnique(t *testing.T) {
 			t.Errorf("an issuer that is taken: %v", err)
 		}
 		w.list(n, 1, "api", true, func(c *token.Change) { c.Issuer = "https://keys.example.com/new" })
+		if list := kids(t, n, apiSet); !has(list, "v1") {
+			t.Errorf("under the path of before: %v", list)
+		}
+		if _, err := n.Change(t.Context(), w.changed(3, "api", true, other)); !errors.Is(err, token.ErrTaken) {
+			t.Errorf("an issuer whose tokens may be valid: %v", err)
+		}
+		time.Sleep(outage + tokenLife + 2*skew)
 		if _, err := n.Find(apiSet); !errors.Is(err, token.ErrUnknown) {
-			t.Errorf("the path of before: %v", err)
+			t.Errorf("the path of before, afterwards: %v", err)
 		}
 		if _, err := n.Change(t.Context(), w.changed(3, "api", true, other)); err != nil {
 			t.Errorf("an issuer that was given up: %v", err)

@@ -225,12 +225,33 @@ func (a *active) counts(now time.Time) []expiry {
 
 // Tokens counts the tokens of a version that have not expired, to the knowledge of
 // every server node. It is zero only when none can be valid any more; with more
-// than none it may be too low by what was signed in the last seconds.
+// than none it may be too low by what was signed in the last seconds. After a restore
+// of the store what was written later is missing: until the longest life of a token
+// has passed there may be tokens that nobody knows of.
 func (b *Board) Tokens(ctx context.Context, name key.Name, v key.Version) (provider.Usage, error) {
 	now := b.config.Now()
 	nodes := map[string]*provider.Holder{}
-	err := b.config.Store.View(ctx, func(tx store.Tx) error {
+	var restored time.Time
+	var err error
+	if b.config.Restored != nil {
+		if restored, err = b.config.Restored(ctx); err != nil {
+			return provider.Usage{}, err
+		}
+	}
+	err = b.config.Store.View(ctx, func(tx store.Tx) error {
 		clear(nodes)
+		if !restored.IsZero() {
+			s, _, err := readSet(ctx, tx, name)
+			if err != nil {
+				return err
+			}
+			// A node of before may have been cut off, and have signed on for an outage.
+			until := restored.Add(b.config.Outage + max(s.TokenLife, s.LongestLife) + b.config.Skew)
+			if now.Before(until) {
+				nodes[""] = &provider.Holder{Sessions: 1, Application: fmt.Sprintf(
+					"tokens signed before the store was restored, which nobody counted; the last expires by %s", until.UTC().Format(time.RFC3339))}
+			}
+		}
 		for after := ""; ; {
 			docs, err := tx.Index.List(ctx, kindUse, usePrefix(name, v), after, batch)
 			if err != nil {

@@ -30,6 +30,13 @@ type set struct {
 	Issuer    string        `json:"issuer"`
 	TokenLife time.Duration `json:"tokenLife"`
 	CacheLife time.Duration `json:"cacheLife"`
+	// LongestLife is the longest that TokenLife ever was.
+	LongestLife time.Duration `json:"longestLife,omitempty"`
+	// Governed: what the key's config says was passed on when it was applied. A change
+	// of what is listed leaves it alone, since it may have begun before.
+	Governed bool `json:"governed,omitempty"`
+	// Former are issuers of before, whose sets are served on for a time.
+	Former []former `json:"former,omitempty"`
 	// External: applications sign, not the server.
 	External bool `json:"external,omitempty"`
 	// Seq grows with every change of what is listed.
@@ -41,6 +48,13 @@ type set struct {
 	Endpoints map[string]endpoint `json:"endpoints,omitempty"`
 	// Versions in the order of their numbers.
 	Versions []version `json:"versions,omitempty"`
+}
+
+// former is an issuer that the key had before.
+type former struct {
+	Issuer string `json:"issuer"`
+	// Until is when the last token with it has expired.
+	Until time.Time `json:"until"`
 }
 
 // endpoint is who reads a set.

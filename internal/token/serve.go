@@ -30,10 +30,17 @@ type Page struct {
 	Public bool
 
 	key      key.Name
+	newest   key.Version
 	endpoint string
 	seq      uint64
 	from     []netip.Prefix
+	// until is when it is served no more; zero: for ever.
+	until time.Time
 }
+
+// Newest returns the key whose page it is, and the newest version that it names; 0
+// if it names none.
+func (p *Page) Newest() (key.Name, key.Version) { return p.key, p.newest }
 
 // Find returns what is served under a path, from memory. It fails with ErrUnknown
 // when there is nothing, and with ErrNotReady while this node cannot know whether
@@ -46,11 +53,13 @@ func (b *Board) Find(path string) (*Page, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
+	if !ok || page.isOver(b.config.Now()) {
 		return nil, ErrUnknown
 	}
 	return page, nil
 }
+
+func (p *Page) isOver(now time.Time) bool { return !p.until.IsZero() && !now.Before(p.until) }
 
 // fresh reports whether the node may serve what it has; the caller holds the lock.
 func (b *Board) fresh() error {
@@ -98,9 +107,12 @@ func (b *Board) show(doc *store.Doc) (news bool, err error) {
 	}
 	maps.DeleteFunc(b.pages, func(_ string, page *Page) bool { return page.key == name })
 	maps.Copy(b.pages, pages)
-	maps.DeleteFunc(b.paths, func(_ string, of key.Name) bool { return of == name })
+	maps.DeleteFunc(b.paths, func(_ string, of issuerOf) bool { return of.key == name })
 	if s.Issuer != "" && !s.External {
-		b.paths[issuerPath(s.Issuer)] = name
+		for _, f := range s.Former {
+			b.paths[issuerPath(f.Issuer)] = issuerOf{name, f.Issuer, f.Until}
+		}
+		b.paths[issuerPath(s.Issuer)] = issuerOf{key: name, issuer: s.Issuer}
 	}
 	b.sets[name] = p
 	close(b.changed)
@@ -138,13 +150,21 @@ const (
 	RevokePath     = "/oauth/revoke"
 )
 
-// Issuer returns the signing key whose issuer has a path, and the issuer. Keys with
-// which applications sign themselves are not among them. It fails with ErrUnknown.
+// issuerOf is whose issuer has a path; until is when it is over, zero: never.
+type issuerOf struct {
+	key    key.Name
+	issuer string
+	until  time.Time
+}
+
+// Issuer returns the signing key whose issuer has a path, or had it lately, and that
+// issuer. Keys with which applications sign themselves are not among them. It fails
+// with ErrUnknown.
 func (b *Board) Issuer(path string) (key.Name, string, error) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	if name, ok := b.paths[path]; ok {
-		return name, b.sets[name].Issuer, nil
+	if of, ok := b.paths[path]; ok && (of.until.IsZero() || b.config.Now().Before(of.until)) {
+		return of.key, of.issuer, nil
 	}
 	return "", "", ErrUnknown
 }
@@ -155,7 +175,17 @@ func (b *Board) pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 	if s.Issuer == "" {
 		return pages, nil
 	}
-	base := issuerPath(s.Issuer) + "/.well-known/"
+	for _, f := range s.Former {
+		if err := b.addPages(pages, name, s, f.Issuer, f.Until); err != nil {
+			return nil, err
+		}
+	}
+	return pages, b.addPages(pages, name, s, s.Issuer, time.Time{})
+}
+
+// addPages adds what is served of an issuer, until it is over.
+func (b *Board) addPages(pages map[string]*Page, name key.Name, s *set, issuer string, until time.Time) error {
+	base := issuerPath(issuer) + "/.well-known/"
 	for endpoint, e := range s.Endpoints {
 		if !e.Served {
 			continue // a reader that finds nothing keeps nothing
@@ -163,14 +193,15 @@ func (b *Board) pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 		body := struct {
 			Keys []json.RawMessage `json:"keys"`
 		}{Keys: []json.RawMessage{}}
+		page := &Page{Type: "application/jwk-set+json", Life: s.CacheLife, Public: endpoint == Published, key: name, endpoint: endpoint, seq: s.Seq, from: e.From, until: until}
 		for i := range s.Versions {
 			if s.Versions[i].At[endpoint].Listed {
 				body.Keys = append(body.Keys, s.Versions[i].JWK)
+				page.newest = max(page.newest, s.Versions[i].Number)
 			}
 		}
-		page := &Page{Type: "application/jwk-set+json", Life: s.CacheLife, Public: endpoint == Published, key: name, endpoint: endpoint, seq: s.Seq, from: e.From}
 		if err := page.fill(body); err != nil {
-			return nil, err
+			return err
 		}
 		if endpoint == Published {
 			pages[base+"jwks.json"] = page
@@ -179,11 +210,11 @@ func (b *Board) pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 		}
 	}
 	if pages[base+"jwks.json"] == nil {
-		return pages, nil
+		return nil
 	}
-	meta := discovery{Issuer: s.Issuer, Keys: s.Issuer + "/.well-known/jwks.json", ResponseTypes: []string{"id_token"}, SubjectTypes: []string{"public"}, Algorithms: []string{}}
+	meta := discovery{Issuer: issuer, Keys: issuer + "/.well-known/jwks.json", ResponseTypes: []string{"id_token"}, SubjectTypes: []string{"public"}, Algorithms: []string{}}
 	if !s.External {
-		meta.TokenEndpoint, meta.Introspection, meta.Revocation = s.Issuer+TokenPath, s.Issuer+IntrospectPath, s.Issuer+RevokePath
+		meta.TokenEndpoint, meta.Introspection, meta.Revocation = issuer+TokenPath, issuer+IntrospectPath, issuer+RevokePath
 		meta.Grants = grantTypes()
 		meta.Authentication = []string{"client_secret_basic", "client_secret_post"}
 		if b.config.ClientCertificates {
@@ -196,12 +227,12 @@ func (b *Board) pagesOf(name key.Name, s *set) (map[string]*Page, error) {
 			meta.Algorithms = append(meta.Algorithms, v.Algorithm)
 		}
 	}
-	page := &Page{Type: "application/json", Life: s.CacheLife, Public: true, key: name}
+	page := &Page{Type: "application/json", Life: s.CacheLife, Public: true, key: name, until: until}
 	if err := page.fill(meta); err != nil {
-		return nil, err
+		return err
 	}
 	pages[base+"openid-configuration"] = page
-	return pages, nil
+	return nil
 }
 
 func (p *Page) fill(body any) error {

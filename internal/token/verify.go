@@ -68,10 +68,22 @@ func (b *Board) Verify(name key.Name, compact string, expect Expect) (Claims, er
 	if err != nil {
 		return Claims{}, fmt.Errorf("%w: %w", ErrToken, err)
 	}
-	if err := claims.check(p.Issuer, expect, b.config.Now(), b.config.Skew); err != nil {
+	now := b.config.Now()
+	if err := claims.check(p.issuerAt(claims.Issuer, now), expect, now, b.config.Skew); err != nil {
 		return Claims{}, fmt.Errorf("%w: %w", ErrToken, err)
 	}
 	return claims, nil
+}
+
+// issuerAt returns the issuer that a token must name: the one that it does if the key
+// has or lately had it.
+func (s *set) issuerAt(named string, now time.Time) string {
+	for _, f := range s.Former {
+		if f.Issuer == named && now.Before(f.Until) {
+			return named
+		}
+	}
+	return s.Issuer
 }
 
 // verify checks the signature and reads the claims.

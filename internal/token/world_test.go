@@ -66,6 +66,8 @@ type world struct {
 	store    store.Store
 	fence    uint64
 	versions map[key.Version]provider.Material
+	// restored is when the store was put back to an earlier state.
+	restored time.Time
 }
 
 func newWorld(t testing.TB) *world {
@@ -156,6 +158,7 @@ func (w *world) start(name string) *node {
 	n := &node{link: &link{Store: w.store}, hub: &hub{news: make(chan struct{}, 1), reported: map[key.Version]int{}}}
 	n.Board = token.NewBoard(token.BoardConfig{
 		Store: n.link, Logger: slog.New(slog.DiscardHandler), Now: time.Now, Node: name, Outage: outage, Skew: skew,
+		Restored: func(context.Context) (time.Time, error) { return w.restored, nil },
 	})
 	n.Signer = token.NewSigner(token.SignerConfig{
 		Report: func(_ context.Context, _ key.Name, v key.Version, failed error) error {

@@ -14,5 +14,6 @@
 // object a line. KEYTURN_BENCH_BIN is a built keyturn; without it one is built.
 // KEYTURN_BENCH_PEER is the command line of another server to compare the idle
 // process with, and KEYTURN_BENCH_PEER_READY the URL that answers 200 once it is
-// ready.
+// ready. KEYTURN_BENCH_OPENBAO is the path of an OpenBao, which is started in
+// development mode to compare its creation of tokens.
 package bench

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -135,6 +136,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	w := newWorld(t, quickPolicy)
 	found := places{}
 	w.first(t)
+	issued := w.issueTokens(t)
 	l := w.fleet(t, 2)
 	a := w.agentApp(t, "agent-0", "rest", "eu", "")
 	w.settled(t, "agent-0", 1)
@@ -193,6 +195,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	found.file(t, w.standby.LogFile())
 
 	secrets := tokens
+	maps.Copy(secrets, issued)
 	for i, password := range w.tap.passwords() {
 		secrets[fmt.Sprintf("password %d", i+1)] = password
 	}

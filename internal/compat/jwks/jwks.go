@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/key"
 )
 
 // Board is what is served.
@@ -32,6 +33,9 @@ type Board interface {
 // Config is what a Handler needs.
 type Config struct {
 	Board Board
+	// Fetched hears of each page that a reader got, or held as it is: the key whose it
+	// is, and the newest version that it names. May be nil.
+	Fetched func(name key.Name, newest key.Version)
 	// Admit says whether the caller of a request may ask once more. May be nil.
 	Admit func(*http.Request) bool
 }
@@ -99,6 +103,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, page *token.Pag
 		header.Del("Content-Type")
 		w.WriteHeader(http.StatusNotModified)
 		if r.Method == http.MethodGet {
+			h.count(page)
 			h.fetched(r, page)
 		}
 		return
@@ -111,6 +116,7 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, page *token.Pag
 	if err != nil || n != len(page.Body) {
 		return // it was not fetched
 	}
+	h.count(page)
 	if page.Public {
 		return
 	}
@@ -119,6 +125,13 @@ func (h *Handler) answer(w http.ResponseWriter, r *http.Request, page *token.Pag
 		return
 	}
 	h.fetched(r, page)
+}
+
+// count tells of a set that was fetched.
+func (h *Handler) count(page *token.Page) {
+	if name, newest := page.Newest(); h.config.Fetched != nil && newest != 0 {
+		h.config.Fetched(name, newest)
+	}
 }
 
 func (h *Handler) fetched(r *http.Request, page *token.Page) {

@@ -83,8 +83,9 @@ func (s *system) later(standing Standing) error {
 // Usage implements provider.Meter: it counts the tokens that have not expired.
 func (s *system) Usage(ctx context.Context, call provider.Call, version provider.Version) (provider.Usage, error) {
 	if s.settings.external {
-		return provider.Usage{}, provider.Hint(fmt.Errorf("%w: applications sign with the key themselves", provider.ErrNoData),
-			"when nobody signs with the version any more and its last token has expired, go on by hand: see docs/reference/provider-jwks.md")
+		return provider.Usage{}, provider.Hint(
+			fmt.Errorf("%w: applications sign with the key themselves, and a token of it may be valid for %v after the last of them has moved on", provider.ErrNoData, s.settings.tokenLife),
+			fmt.Sprintf("go on by hand when %v have passed since every application uses the next version; or let the policy do so, with drain.max longer than that and onMax: revoke", s.settings.tokenLife))
 	}
 	usage, err := s.Board.Tokens(ctx, call.Key, version.Number)
 	if err != nil {
