@@ -173,7 +173,7 @@ func (p *platform) GetPrivateClaimsFromScopes(_ context.Context, _, id string, _
 func (p *platform) token(t *testing.T, kind string) string {
 	t.Helper()
 	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {kind}, "client_secret": {"of-the-runner"}}
-	response, err := http.PostForm(p.issuer()+"/oauth/token", form) //nolint:noctx // of the test's own server
+	response, err := http.PostForm(p.issuer()+"/oauth/token", form)
 	if err != nil {
 		t.Fatal(err)
 	}
