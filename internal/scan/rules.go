@@ -1,37 +1,57 @@
 package scan
 
 import (
-	"context"
+	"cmp"
+	"errors"
+	"fmt"
 	"maps"
+	"regexp/syntax"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	ahocorasick "github.com/BobuSumisu/aho-corasick"
 	"github.com/spf13/viper"
 	"github.com/zricethezav/gitleaks/v8/config"
-	"github.com/zricethezav/gitleaks/v8/detect"
-	"github.com/zricethezav/gitleaks/v8/regexp"
-	"github.com/zricethezav/gitleaks/v8/report"
 )
 
-// What a rule looks at around one of its keywords, in bytes: more than any of the
-// rules spans, private keys included.
-const (
-	windowBefore = 1 << 10
-	windowAfter  = overlap
-)
-
-// rules are those of the library. It runs every rule whose keyword is somewhere in a
-// text over all of the text; here each has a detector of its own, which sees only
-// what is near its keywords. Its methods may be called concurrently.
+// rules are those of the library, searched for in another way. The library runs the
+// pattern of a rule over all of a text if one of the rule's keywords is anywhere in it.
+// Here one pass finds the anchors of all patterns, what stands around each is looked
+// at, and a pattern is run only where it may match. What is found is the same. Its
+// methods may be called concurrently, each with a scratch of its own.
 type rules struct {
-	names     map[string]string
-	detectors []*detect.Detector
-	// patterns are those of the rules: nothing else of one is looked at without a match.
-	patterns []*regexp.Regexp
-	keywords *ahocorasick.Trie
-	// of are the detectors that a keyword is of.
-	of [][]int
+	names  map[string]string
+	list   []rule
+	global []*config.Allowlist
+	// texts finds anchors and keywords; of says what each is for.
+	texts *ahocorasick.Trie
+	of    []use
+	// anchors is how many there are.
+	anchors int
+}
+
+// rule is one of the library's.
+type rule struct {
+	config.Rule
+	keywords []string
+	// anchors: a match holds one of them; none: the pattern is run over all of a text.
+	anchors []anchor
+	// first is the number of the first of them.
+	first int
+	// gated: a match need not hold a keyword, and one has to be in the text.
+	gated bool
+	// whole is what a match may be.
+	whole extent
+	// dull is what values are made of that the rule leaves alone.
+	dull *byteSet
+}
+
+// use is what a text in the trie is for: an anchor of rules, a keyword of rules, of
+// those that are gated.
+type use struct {
+	anchors         [][2]int
+	keywords, gates []int
 }
 
 // loadRules reads the library's default rules, by a viper of its own: that of the
@@ -50,115 +70,272 @@ func loadRules() (*rules, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rules{names: map[string]string{ruleKeyturn: describeKeyturn, RuleManaged: DescribeManaged}}
-	of := map[string][]int{}
+	r := &rules{names: map[string]string{ruleKeyturn: describeKeyturn, RuleManaged: DescribeManaged}, global: all.Allowlists}
 	for _, id := range slices.Sorted(maps.Keys(all.Rules)) {
-		rule := all.Rules[id]
-		if len(rule.Keywords) == 0 || rule.Regex == nil {
+		one := all.Rules[id]
+		if one.Regex == nil {
 			continue // it looks at names of files
 		}
-		r.names[id] = rule.Description
-		one := all
-		one.Rules, one.Keywords = map[string]config.Rule{id: rule}, map[string]struct{}{}
-		for _, required := range rule.RequiredRules {
-			other := all.Rules[required.RuleID]
-			other.SkipReport = true
-			one.Rules[required.RuleID] = other
+		r.names[id] = one.Description
+		if err := r.add(&one); err != nil {
+			return nil, fmt.Errorf("rule %s: %w", id, err)
 		}
-		for _, keyword := range rule.Keywords {
-			keyword = strings.ToLower(keyword)
-			one.Keywords[keyword] = struct{}{}
-			of[keyword] = append(of[keyword], len(r.detectors))
-		}
-		r.detectors, r.patterns = append(r.detectors, detect.NewDetector(one)), append(r.patterns, rule.Regex)
 	}
-	keywords := slices.Sorted(maps.Keys(of))
-	for _, keyword := range keywords {
-		r.of = append(r.of, of[keyword])
-	}
-	r.keywords = ahocorasick.NewTrieBuilder().AddStrings(keywords).Build()
+	r.build()
 	return r, nil
 }
 
-// span is a part of a text.
-type span struct{ from, to int }
+// add takes a rule. What the library's default rules do not use, none may.
+func (r *rules) add(from *config.Rule) error {
+	if len(from.RequiredRules) > 0 || from.SkipReport || len(from.Keywords) == 0 {
+		return errors.New("it needs other rules, or has no keywords")
+	}
+	parsed, err := syntax.Parse(from.Regex.String(), syntax.Perl)
+	if err != nil {
+		return err
+	}
+	one := rule{Rule: *from, anchors: anchorsOf(parsed), first: r.anchors, dull: dullOf(from), whole: extentOf(parsed)}
+	for _, keyword := range from.Keywords {
+		one.keywords = append(one.keywords, strings.ToLower(keyword))
+	}
+	for i := range one.anchors {
+		text := one.anchors[i].text
+		one.gated = one.gated || !slices.ContainsFunc(one.keywords, func(keyword string) bool { return strings.Contains(text, keyword) })
+	}
+	one.gated = one.gated || len(one.anchors) == 0
+	r.anchors += len(one.anchors)
+	r.list = append(r.list, one)
+	return nil
+}
 
-// search returns what the rules find in a piece.
-func (r *rules) search(ctx context.Context, p *piece) []report.Finding {
-	windows := make([][]span, len(r.detectors))
-	r.keywords.Walk(lower(p.text), func(end, n, pattern int64) bool {
-		at := int(end-n) + 1
-		for _, which := range r.of[pattern] {
-			list := windows[which]
-			if last := len(list) - 1; last >= 0 && list[last].to >= at-windowBefore {
-				list[last].to = min(at+windowAfter, len(p.text))
-				continue
+// build makes the trie.
+func (r *rules) build() {
+	uses := map[string]*use{}
+	of := func(text string) *use {
+		if uses[text] == nil {
+			uses[text] = &use{}
+		}
+		return uses[text]
+	}
+	for which := range r.list {
+		one := &r.list[which]
+		for i := range one.anchors {
+			u := of(one.anchors[i].text)
+			u.anchors = append(u.anchors, [2]int{which, i})
+		}
+		for _, keyword := range one.keywords {
+			u := of(keyword)
+			u.keywords = append(u.keywords, which)
+			if one.gated {
+				u.gates = append(u.gates, which)
 			}
-			windows[which] = append(list, span{max(0, at-windowBefore), min(at+windowAfter, len(p.text))})
+		}
+	}
+	texts := slices.Sorted(maps.Keys(uses))
+	for _, text := range texts {
+		r.of = append(r.of, *uses[text])
+	}
+	r.texts = ahocorasick.NewTrieBuilder().AddStrings(texts).Build()
+}
+
+// scratch is what a search needs, kept from one text to the next.
+type scratch struct {
+	lower []byte
+	// places are where each rule may match, gates which have a keyword in the text.
+	places [][]place
+	gates  []bool
+	last   []seen
+	// touched are the rules with places, anchors those of places that touch.
+	touched []int
+	anchors []*anchor
+	lines   lines
+	// path is the last that was looked at, left whether it is left alone.
+	path string
+	left bool
+}
+
+// place is where a match may be.
+type place struct {
+	span
+	// anchor is what the match holds, nil if it is not known.
+	anchor *anchor
+	// dull: if it holds a secret, the rule leaves it alone.
+	dull bool
+}
+
+func (r *rules) newScratch() *scratch {
+	return &scratch{places: make([][]place, len(r.list)), gates: make([]bool, len(r.list)), last: make([]seen, r.anchors)}
+}
+
+// match is what a rule found.
+type match struct {
+	rule *rule
+	// at is where in the text, lineAt where its line begins, secretAt where in the text
+	// its secret is.
+	at, secretAt span
+	lineAt       int
+	secret       string
+}
+
+// search returns what the rules find in a text, in the order of the rules.
+func (r *rules) search(path, text string, s *scratch) []match {
+	if s.path != path {
+		s.path, s.left = path, pathAllowed(r.global, path)
+	}
+	if path != "" && s.left {
+		return nil
+	}
+	s.lower = appendLower(s.lower[:0], text)
+	if strings.ContainsRune(text, longS) || strings.ContainsRune(text, kelvin) || strings.ContainsRune(text, dottedI) {
+		r.considerFolds(text, s)
+	}
+	r.texts.Walk(s.lower, func(end, n, which int64) bool {
+		use := &r.of[which]
+		from, to := int(end-n)+1, int(end)+1
+		for _, gate := range use.gates {
+			s.gates[gate] = true
+		}
+		for _, a := range use.anchors {
+			r.consider(a[0], a[1], text, s, span{from, to})
 		}
 		return true
 	})
-	var found []report.Finding
-	for which, list := range windows {
-		for _, w := range list {
-			from := lineStart(p.text, w.from)
-			text := p.text[from:lineEnd(p.text, w.to)]
-			if !r.patterns[which].MatchString(text) {
-				continue
-			}
-			start := p.at(from)
-			fragment := detect.Fragment{Raw: text, FilePath: p.place.Path, StartLine: start.Line} //nolint:staticcheck // DetectContext takes no other
-			for _, f := range r.detectors[which].DetectContext(ctx, fragment) {
-				if f.StartLine == start.Line {
-					f.StartColumn += start.Column - 1
-				}
-				found = append(found, f)
-			}
+	for which := range r.list {
+		if len(r.list[which].anchors) == 0 && s.gates[which] {
+			s.add(which, place{span: span{0, len(text)}})
 		}
 	}
+	var found []match
+	slices.Sort(s.touched)
+	for _, which := range s.touched {
+		one := &r.list[which]
+		if (!one.gated || s.gates[which]) && one.wants(path) {
+			found = r.matches(found, one, path, text, s, s.places[which])
+		}
+		s.places[which] = s.places[which][:0]
+	}
+	s.touched, s.lines = s.touched[:0], lines{}
+	clear(s.gates)
+	clear(s.last)
 	return withoutGeneric(found)
 }
 
-// withoutGeneric leaves out what a generic rule finds where one that knows better
-// does, as the library does it within one text.
-func withoutGeneric(found []report.Finding) []report.Finding {
-	better := map[int][]string{}
-	for i := range found {
-		if f := &found[i]; !strings.Contains(f.RuleID, "generic") {
-			better[f.StartLine] = append(better[f.StartLine], f.Secret)
+// dottedI is, but for the kelvin sign, the one letter outside ASCII that the library
+// takes for a letter of ASCII where it looks for keywords.
+const dottedI = '\u0130'
+
+// considerFolds notes the places in a text around letters that case folding makes
+// equal to letters of ASCII: anchors do not find a match that has one. All rules that
+// have a keyword in the text, as the library reads it, may match there.
+func (r *rules) considerFolds(text string, s *scratch) {
+	r.texts.Walk([]byte(strings.ToLower(text)), func(_, _, which int64) bool {
+		for _, named := range r.of[which].keywords {
+			s.gates[named] = true
+		}
+		return true
+	})
+	for which := range r.list {
+		if !s.gates[which] {
+			continue
+		}
+		one, reached := &r.list[which], 0
+		for at, letter := range text {
+			if letter != longS && letter != kelvin || at < reached {
+				continue
+			}
+			w := span{at, at}
+			for ; w.from > 0 && at-w.from < one.whole.most && one.mayHold(text[w.from-1]); w.from-- {
+			}
+			for ; w.to < len(text) && w.to-at < one.whole.most && one.mayHold(text[w.to]); w.to++ {
+			}
+			if one.whole.most == unbounded {
+				reached = w.to
+			}
+			s.add(which, place{span: w})
 		}
 	}
-	return slices.DeleteFunc(found, func(f report.Finding) bool {
-		return strings.Contains(f.RuleID, "generic") &&
-			slices.ContainsFunc(better[f.StartLine], func(secret string) bool { return strings.Contains(secret, f.Secret) })
-	})
 }
 
-// maxLine is how far the beginning or end of a line is looked for.
-const maxLine = 4 << 10
+// mayHold reports whether a byte may be of a match, if folded letters are.
+func (r *rule) mayHold(c byte) bool { return c >= utf8.RuneSelf || r.whole.chars[c] }
 
-func lineStart(text string, at int) int {
-	from := max(0, at-maxLine)
-	if line := strings.LastIndexByte(text[from:at], '\n'); line >= 0 {
-		return from + line + 1
+// consider notes where a match may be that holds an anchor.
+func (r *rules) consider(which, i int, text string, s *scratch, at span) {
+	one := &r.list[which]
+	a, last := &one.anchors[i], &s.last[one.first+i]
+	w, ok := a.around(text, at.from, at.to, last)
+	if !ok {
+		return
 	}
-	return from
-}
-
-func lineEnd(text string, at int) int {
-	to := min(len(text), at+maxLine)
-	if line := strings.IndexByte(text[at:to], '\n'); line >= 0 {
-		return at + line
+	p := place{span: w, anchor: a}
+	if one.dull != nil && a.assigned != nil {
+		value := text[last.value.from:last.value.to]
+		p.dull = true
+		for i := 0; i < len(value) && p.dull; i++ {
+			p.dull = one.dull[value[i]]
+		}
 	}
-	return to
+	s.add(which, p)
 }
 
-// lower returns the ASCII letters of a text in lower case, and all else as it is.
-func lower(text string) []byte {
-	b := []byte(text)
-	for i, c := range b {
+func (s *scratch) add(which int, p place) {
+	if len(s.places[which]) == 0 {
+		s.touched = append(s.touched, which)
+	}
+	s.places[which] = append(s.places[which], p)
+}
+
+// matches adds what a rule finds at places: one place after the other, those taken
+// together that touch.
+func (r *rules) matches(found []match, one *rule, path, text string, s *scratch, places []place) []match {
+	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.from, b.from) })
+	for i := 0; i < len(places); {
+		w := places[i]
+		s.anchors = append(s.anchors[:0], w.anchor)
+		for i++; i < len(places) && places[i].from <= w.to+2*utf8.UTFMax; i++ {
+			w.to = max(w.to, places[i].to)
+			w.dull = w.dull && places[i].dull
+			if a := places[i].anchor; !slices.Contains(s.anchors, a) {
+				s.anchors = append(s.anchors, a)
+			}
+		}
+		low := s.lower[w.from:w.to]
+		if w.dull || !slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a == nil || a.hold(low) }) {
+			continue
+		}
+		// One rune more on each side: patterns ask for the ends of words and of the text.
+		from, to := runeStart(text, w.from), runeEnd(text, w.to)
+		found = r.judge(found, one, path, text, from, to, &s.lines)
+	}
+	return found
+}
+
+// runeStart is the beginning of the rune before an offset.
+func runeStart(text string, at int) int {
+	for i := 0; i < utf8.UTFMax-1 && at > 0 && at < len(text) && !utf8.RuneStart(text[at]); i++ {
+		at--
+	}
+	_, size := utf8.DecodeLastRuneInString(text[:at])
+	return at - size
+}
+
+// runeEnd is the end of the rune that begins at or about an offset.
+func runeEnd(text string, at int) int {
+	for i := 0; i < utf8.UTFMax-1 && at < len(text) && !utf8.RuneStart(text[at]); i++ {
+		at++
+	}
+	_, size := utf8.DecodeRuneInString(text[at:])
+	return at + size
+}
+
+// appendLower adds a text with the letters of ASCII in lower case, and all else as it
+// is.
+func appendLower(b []byte, text string) []byte {
+	from := len(b)
+	b = append(b, text...)
+	for i, c := range b[from:] {
 		if 'A' <= c && c <= 'Z' {
-			b[i] = c + 'a' - 'A'
+			b[from+i] = c + 'a' - 'A'
 		}
 	}
 	return b

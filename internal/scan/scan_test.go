@@ -17,7 +17,6 @@ import (
 	"testing"
 
 	"github.com/owenrumney/go-sarif/v3/pkg/report/v210/sarif"
-	"github.com/zricethezav/gitleaks/v8/detect"
 
 	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/internal/scan"
@@ -258,52 +257,6 @@ func TestPiecesFitTogether(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestFindsWhatTheLibraryFinds compares the findings in ordinary text, in which
-// secrets of several kinds are hidden, with those of the library itself.
-func TestFindsWhatTheLibraryFinds(t *testing.T) {
-	hidden := []string{
-		githubToken(), "password = \"hT9x2LmQ7vRb4NcW8sYd\"", "AWS_KEY=AKIA" + "Q3EGRJ7VXK2MNP5T", "xox" + "b-123456789012-1234567890123-AbCdEfGhIjKlMnOpQrStUvWx",
-		"-----BEGIN RSA PRIVATE KEY-----\n" + strings.Repeat("MIIEowIBAAKCAQEAx9Zk3vQ9xT7bLm2NcR8sWdY4hJpA6fGuE5iKoV1qXe0ABCDe\n", 40) + "-----END RSA PRIVATE KEY-----",
-		"api_key: 'q8Zk3vQ9xT7bLm2NcR8sWdY4hJpA6fGu'", "curl -u admin:hT9x2LmQ7vRb4NcW https://example.org/",
-	}
-	var text strings.Builder
-	for i, name := range []string{"scan_test.go", "rules.go", "../../docs/reference/cli.md", "../../docs/reference/api.md", "../../go.sum"} {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for j, line := range strings.SplitAfter(string(b), "\n") {
-			text.WriteString(line)
-			if j%97 == 50 {
-				text.WriteString(hidden[(i+j/97)%len(hidden)] + "\n")
-			}
-		}
-	}
-	library, err := detect.NewDetectorDefaultConfig()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]bool{}
-	whole := detect.Fragment{Raw: text.String(), FilePath: "a.txt", StartLine: 1} //nolint:staticcheck // Detect takes no other
-	for _, f := range library.Detect(whole) {
-		want[fmt.Sprintf("%s:%d:%d", f.RuleID, f.StartLine, len(f.Secret))] = true
-	}
-	s := newScanner(t, scan.Config{})
-	got := map[string]bool{}
-	for _, f := range run(t, s, s.Reader("a.txt", strings.NewReader(text.String()))).Findings {
-		got[fmt.Sprintf("%s:%d:%d", f.Rule, f.Line, f.Length)] = true
-	}
-	if len(want) < 2*len(hidden) {
-		t.Fatalf("the library finds %d only", len(want))
-	}
-	for f := range want {
-		if !got[f] {
-			t.Errorf("the library finds %s", f)
-		}
-	}
-	t.Logf("%d findings, %d of the library", len(got), len(want))
 }
 
 func git(t testing.TB, dir string, args ...string) {

@@ -175,8 +175,11 @@ func (s *Scanner) Run(ctx context.Context, sources ...Source) (Report, error) {
 	var working sync.WaitGroup
 	for range s.config.Workers {
 		working.Go(func() {
+			scratch := s.rules.newScratch()
 			for p := range out.pieces {
-				out.search(ctx, &p)
+				if ctx.Err() == nil {
+					out.search(&p, scratch)
+				}
 			}
 		})
 	}
@@ -247,15 +250,13 @@ func (o *Sink) file() {
 }
 
 // search runs all rules over a piece.
-func (o *Sink) search(ctx context.Context, p *piece) {
+func (o *Sink) search(p *piece, scratch *scratch) {
 	s := o.scanner
 	if !p.binary {
-		found := s.rules.search(ctx, p)
+		found := s.rules.search(p.place.Path, p.text, scratch)
 		for i := range found {
-			f := &found[i]
-			place := p.place
-			place.Line, place.Column = f.StartLine, f.StartColumn
-			o.found(f.RuleID, f.Description, place, f.Secret)
+			m := &found[i]
+			o.found(m.rule.RuleID, m.rule.Description, p.at(m.secretAt.from), m.secret)
 		}
 	}
 	for start, end := range apiKeys(p.text) {
