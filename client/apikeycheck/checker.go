@@ -201,6 +201,7 @@ func (c *Checker) Check(text, address string) (Result, error) {
 		if age > int64(silentAfter) {
 			return Result{}, ErrUnsure
 		}
+		c.uses.name(who{key: found.Key, version: found.Version, address: address, refused: true})
 		return Result{}, ErrRefused
 	}
 	result := Result{
@@ -211,7 +212,7 @@ func (c *Checker) Check(text, address string) (Result, error) {
 	}
 	table.Used(found.ID, 1, now)
 	if address != "" {
-		c.uses.name(found.Key, found.Version, address)
+		c.uses.name(who{key: found.Key, version: found.Version, address: address})
 	}
 	return result, nil
 }

@@ -23,11 +23,12 @@ const (
 	maxNamed = 20_000
 )
 
-// who is somebody who used a version.
+// who is somebody who used a version, or tried to while it was refused.
 type who struct {
 	key     key.Name
 	version key.Version
 	address string
+	refused bool
 }
 
 // uses are those that were not reported yet.
@@ -37,14 +38,14 @@ type uses struct {
 	named   map[who]uint32
 }
 
-// name notes who made a use that the table counts.
-func (u *uses) name(name key.Name, v key.Version, address string) {
+// name notes who made a use that the table counts, or a try that it does not. What is
+// no version is noted as well, so that it takes as long, and reported to nobody.
+func (u *uses) name(w who) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.named == nil {
 		u.named = map[who]uint32{}
 	}
-	w := who{name, v, address}
 	if _, known := u.named[w]; known || len(u.named) < maxNamed {
 		u.named[w]++
 	}
@@ -70,6 +71,12 @@ func (u *uses) drain(table *keytable.Table) {
 		u.pending = map[who]uint32{}
 	}
 	for w, n := range named {
+		if w.refused {
+			if w.version != 0 {
+				u.pending[w] += n
+			}
+			continue
+		}
 		all := who{key: w.key, version: w.version}
 		n = min(n, counted[all])
 		counted[all] -= n
@@ -95,6 +102,7 @@ type reportUse struct {
 	Count       uint32      `json:"count"`
 	Address     string      `json:"address,omitempty"`
 	Application string      `json:"application"`
+	Refused     bool        `json:"refused,omitempty"`
 }
 
 // report tells the server what is known and who was let in, until ctx ends.
@@ -157,7 +165,7 @@ const sendTime = 10 * time.Second
 
 func (c *Checker) sendPart(ctx context.Context, message *report, part map[who]uint32) error {
 	for w, n := range maps.All(part) {
-		message.Uses = append(message.Uses, reportUse{Key: w.key, Version: w.version, Count: n, Address: w.address, Application: c.config.Name})
+		message.Uses = append(message.Uses, reportUse{Key: w.key, Version: w.version, Count: n, Address: w.address, Application: c.config.Name, Refused: w.refused})
 	}
 	body, err := json.Marshal(message)
 	if err != nil {

@@ -2,7 +2,9 @@ package apikey
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/keytable"
@@ -118,15 +120,15 @@ func (s *Service) take(ctx context.Context, doc store.Doc) {
 	}
 	switch {
 	case err != nil:
-	case r.Gone:
+	case r.Dropped:
 		s.table.Delete(&e.Hash)
-	default:
+	default: // of a removed version it is still known whose it was
 		err = s.table.Put(&e)
 	}
 	switch {
 	case err != nil:
 	case s.ready.Load():
-		s.verifiers.changed(doc.Rev, &e, r.Gone)
+		s.verifiers.changed(doc.Rev, &e, r.Dropped)
 	default:
 		s.verifiers.skip(doc.Rev)
 	}
@@ -166,8 +168,8 @@ func (s *Service) sweepKind(ctx context.Context, kind string) error {
 		err := s.config.Store.Update(ctx, func(tx store.Tx) error {
 			docs, err := tx.Index.Due(ctx, kind, s.config.Now(), sweepBatch)
 			deleted = len(docs)
-			for _, doc := range docs {
-				if err := tx.Docs.Delete(ctx, doc.Kind, doc.Name, doc.Rev); err != nil {
+			for i := range docs {
+				if err := s.sweepDoc(ctx, tx, docs[i]); err != nil {
 					return err
 				}
 			}
@@ -177,6 +179,23 @@ func (s *Service) sweepKind(ctx context.Context, kind string) error {
 			return err
 		}
 	}
+}
+
+// sweepDoc deletes a document. That of a removed version first says that the
+// version is dropped, and is deleted when every node has read that.
+func (s *Service) sweepDoc(ctx context.Context, tx store.Tx, doc store.Doc) error {
+	if doc.Kind == kindEntry {
+		if r, err := decode(doc); err == nil && !r.Dropped {
+			r.Dropped = true
+			if doc.Body, err = json.Marshal(r); err != nil {
+				return fmt.Errorf("encode %s: %w", doc.Name, err)
+			}
+			doc.Due = s.config.Now().UTC().Add(goneKept)
+			_, err = tx.Docs.Put(ctx, doc)
+			return err
+		}
+	}
+	return tx.Docs.Delete(ctx, doc.Kind, doc.Name, doc.Rev)
 }
 
 // heed lets this node tell at once how far it is when another one has asked.

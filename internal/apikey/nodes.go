@@ -171,10 +171,9 @@ func (s *Service) flush(ctx context.Context, asked bool) error {
 	}
 	s.flushing.Lock()
 	defer s.flushing.Unlock()
-	s.tellRefused()
 	now := s.config.Now().UTC()
 	rev := s.rev.Load()
-	if err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now)); err != nil {
+	if err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now), s.writeRefused(ctx, now)); err != nil {
 		return err
 	}
 	if s.config.Alone {
@@ -219,7 +218,7 @@ func (s *Service) say(ctx context.Context, b beat) error {
 // leave writes what is left and takes the node out of those that are waited for.
 func (s *Service) leave(ctx context.Context) error {
 	now := s.config.Now().UTC()
-	err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now))
+	err := errors.Join(s.writeUses(ctx, now), s.writeReports(ctx, now), s.writeRefused(ctx, now))
 	if s.config.Alone {
 		return err
 	}

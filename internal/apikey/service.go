@@ -272,15 +272,17 @@ func (s *Service) judge(found keytable.Found, now time.Time) error {
 
 // record is one version as it is stored.
 type record struct {
-	Key      key.Name       `json:"key"`
-	Version  key.Version    `json:"version"`
-	Hash     string         `json:"hash"`
-	Snapshot string         `json:"snapshot"`
-	Accepted bool           `json:"accepted"`
-	Gone     bool           `json:"gone,omitempty"`
-	Fence    uint64         `json:"fence"`
-	Changed  time.Time      `json:"changed"`
-	Rules    keytable.Rules `json:"rules"`
+	Key      key.Name    `json:"key"`
+	Version  key.Version `json:"version"`
+	Hash     string      `json:"hash"`
+	Snapshot string      `json:"snapshot"`
+	Accepted bool        `json:"accepted"`
+	Gone     bool        `json:"gone,omitempty"`
+	// Dropped: nobody remembers any more whose it was.
+	Dropped bool           `json:"dropped,omitempty"`
+	Fence   uint64         `json:"fence"`
+	Changed time.Time      `json:"changed"`
+	Rules   keytable.Rules `json:"rules"`
 }
 
 func docName(name key.Name, v key.Version) string { return fmt.Sprintf("%s@%020d", name, uint64(v)) }
@@ -300,15 +302,21 @@ func (s *Service) Set(ctx context.Context, fence uint64, e keytable.Entry) error
 	return s.everywhere(ctx, rev, changed, e.Accepted)
 }
 
-// Remove takes a version out of the table for good.
+// Remove refuses a version for good. For goneNamed it is still known whose it was.
 func (s *Service) Remove(ctx context.Context, fence uint64, e keytable.Entry) error {
 	_, _, err := s.write(ctx, fence, &e, true)
 	return err
 }
 
-// goneKept is how long the document of a removed version is kept, so that every
-// node that follows learns of it.
-const goneKept = 24 * time.Hour
+const (
+	// goneNamed is for how long it is known whose a removed version was: so long
+	// those who still show it are named. It is longer than a month, for what runs once
+	// in one.
+	goneNamed = 35 * 24 * time.Hour
+	// goneKept is how long the document of a version is kept after that, so that every
+	// node that follows learns of it.
+	goneKept = 24 * time.Hour
+)
 
 func (s *Service) write(ctx context.Context, fence uint64, e *keytable.Entry, gone bool) (changed time.Time, rev uint64, err error) {
 	now := s.config.Now().UTC()
@@ -338,7 +346,7 @@ func (s *Service) write(ctx context.Context, fence uint64, e *keytable.Entry, go
 		}
 		changed = next.Changed
 		if gone {
-			doc.Due = now.Add(goneKept)
+			doc.Due = now.Add(goneNamed)
 		} else {
 			doc.Due = time.Time{}
 		}
@@ -471,7 +479,7 @@ func (s *Service) Held(ctx context.Context, name key.Name) (list []keytable.Entr
 				return err
 			}
 			if r.Gone {
-				continue
+				continue // whose it was does not matter here
 			}
 			e, err := r.entry()
 			if err != nil {

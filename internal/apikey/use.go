@@ -125,6 +125,35 @@ type usesOf struct {
 	Holders []holder    `json:"holders"`
 	// Proven is when Config.Proven was last told of the version.
 	Proven time.Time `json:"proven,omitzero"`
+	// Refused are tries while the version was refused.
+	Refused     uint64    `json:"refused,omitempty"`
+	RefusedLast time.Time `json:"refusedLast,omitzero"`
+	RefusedBy   []holder  `json:"refusedBy,omitempty"`
+}
+
+// usesHere reads how a version was used at this node.
+func (s *Service) usesHere(ctx context.Context, tx store.Tx, name key.Name, v key.Version) (doc store.Doc, stored usesOf, err error) {
+	at := docName(name, v) + "/" + s.config.Node
+	doc, err = tx.Docs.Get(ctx, kindUse, at)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		doc, err = store.Doc{Kind: kindUse, Name: at}, nil
+	case err == nil:
+		if err = json.Unmarshal(doc.Body, &stored); err != nil {
+			err = fmt.Errorf("stored uses %s are damaged: %w", at, err)
+		}
+	}
+	stored.Key, stored.Version, stored.Node = name, v, s.config.Node
+	return doc, stored, err
+}
+
+func putUses(ctx context.Context, tx store.Tx, doc store.Doc, stored *usesOf, now time.Time) (err error) {
+	if doc.Body, err = json.Marshal(stored); err != nil {
+		return fmt.Errorf("encode uses: %w", err)
+	}
+	doc.Due = now.Add(useKept)
+	_, err = tx.Docs.Put(ctx, doc)
+	return err
 }
 
 // provenAgain is after how long Config.Proven is told again.
@@ -181,21 +210,10 @@ func (s *Service) writeUses(ctx context.Context, now time.Time) error {
 
 // addUses adds to the uses of one version, and reports whether Proven is to be told.
 func (s *Service) addUses(ctx context.Context, tx store.Tx, use *keytable.Use, named []holder, now time.Time) (proven bool, err error) {
-	name := docName(use.Key, use.Version) + "/" + s.config.Node
-	doc, err := tx.Docs.Get(ctx, kindUse, name)
-	if errors.Is(err, store.ErrNotFound) {
-		doc, err = store.Doc{Kind: kindUse, Name: name}, nil
-	}
+	doc, stored, err := s.usesHere(ctx, tx, use.Key, use.Version)
 	if err != nil {
 		return false, err
 	}
-	var stored usesOf
-	if doc.Rev != 0 {
-		if err := json.Unmarshal(doc.Body, &stored); err != nil {
-			return false, fmt.Errorf("stored uses %s are damaged: %w", name, err)
-		}
-	}
-	stored.Key, stored.Version, stored.Node = use.Key, use.Version, s.config.Node
 	stored.All += uint64(use.Count)
 	if use.Last.After(stored.Last) {
 		stored.Last = use.Last.UTC()
@@ -203,28 +221,23 @@ func (s *Service) addUses(ctx context.Context, tx store.Tx, use *keytable.Use, n
 	unnamed := uint64(use.Count)
 	for i := range named {
 		unnamed -= min(unnamed, named[i].All)
-		stored.merge(&named[i])
+		stored.Holders = merge(stored.Holders, &named[i])
 	}
 	if unnamed > 0 {
 		rest := holder{Application: "(not named)"}
 		rest.count(unnamed, use.Last)
-		stored.merge(&rest)
+		stored.Holders = merge(stored.Holders, &rest)
 	}
 	if proven = now.Sub(stored.Proven) >= provenAgain; proven {
 		stored.Proven = now
 	}
-	if doc.Body, err = json.Marshal(stored); err != nil {
-		return false, fmt.Errorf("encode uses: %w", err)
-	}
-	doc.Due = now.Add(useKept)
-	_, err = tx.Docs.Put(ctx, doc)
-	return proven, err
+	return proven, putUses(ctx, tx, doc, &stored, now)
 }
 
 // merge adds what one holder did; the one that was there longest ago makes room.
-func (u *usesOf) merge(more *holder) {
-	for i := range u.Holders {
-		h := &u.Holders[i]
+func merge(list []holder, more *holder) []holder {
+	for i := range list {
+		h := &list[i]
 		if !h.is(more) {
 			continue
 		}
@@ -240,11 +253,11 @@ func (u *usesOf) merge(more *holder) {
 		if more.Last.After(h.Last) {
 			h.Last = more.Last
 		}
-		return
+		return list
 	}
-	u.Holders = append(u.Holders, *more)
-	slices.SortFunc(u.Holders, func(a, b holder) int { return b.Last.Compare(a.Last) })
-	u.Holders = u.Holders[:min(len(u.Holders), maxHolders)]
+	list = append(list, *more)
+	slices.SortFunc(list, func(a, b holder) int { return b.Last.Compare(a.Last) })
+	return list[:min(len(list), maxHolders)]
 }
 
 // asked is the last count of a version's uses.
@@ -394,71 +407,4 @@ func listUses(ctx context.Context, tx store.Tx, name key.Name, v key.Version) ([
 		}
 	}
 	return list, nil
-}
-
-// VersionUse is how a version was used so far.
-type VersionUse struct {
-	Version  key.Version `json:"version"`
-	Accepted bool        `json:"accepted"`
-	// Last is when it was used last; zero if it was not within what is kept.
-	Last time.Time `json:"lastSeen,omitzero"`
-	All  uint64    `json:"uses"`
-	// By names who used it, the latest first, at most 16 for each server node.
-	By []UsedBy `json:"by,omitempty"`
-}
-
-// UsedBy is somebody who used a version.
-type UsedBy struct {
-	Address     string    `json:"address,omitempty"`
-	Application string    `json:"application,omitempty"`
-	Last        time.Time `json:"lastSeen"`
-	All         uint64    `json:"uses"`
-}
-
-// Versions returns the versions of a key that are accepted or refused, and their
-// uses, as far as the nodes have written them: what was used in the last seconds
-// may be missing.
-func (s *Service) Versions(ctx context.Context, name key.Name) ([]VersionUse, error) {
-	held, err := s.Held(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	list := make([]VersionUse, 0, len(held))
-	err = s.config.Store.View(ctx, func(tx store.Tx) error {
-		list = list[:0]
-		for i := range held {
-			one := VersionUse{Version: held[i].Version, Accepted: held[i].Accepted}
-			uses, err := listUses(ctx, tx, name, one.Version)
-			if err != nil {
-				return err
-			}
-			for j := range uses {
-				one.add(&uses[j])
-			}
-			slices.SortStableFunc(one.By, func(a, b UsedBy) int { return b.Last.Compare(a.Last) })
-			list = append(list, one)
-		}
-		return nil
-	})
-	return list, err
-}
-
-// add adds the uses at one node.
-func (v *VersionUse) add(u *usesOf) {
-	v.All += u.All
-	if u.Last.After(v.Last) {
-		v.Last = u.Last
-	}
-	for i := range u.Holders {
-		h := &u.Holders[i]
-		at := slices.IndexFunc(v.By, func(b UsedBy) bool { return b.Address == h.Address && b.Application == h.Application })
-		if at < 0 {
-			v.By = append(v.By, UsedBy{Address: h.Address, Application: h.Application, Last: h.Last, All: h.All})
-			continue
-		}
-		v.By[at].All += h.All
-		if h.Last.After(v.By[at].Last) {
-			v.By[at].Last = h.Last
-		}
-	}
 }

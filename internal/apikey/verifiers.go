@@ -281,6 +281,8 @@ type ReportUse struct {
 	Count       uint32      `json:"count"`
 	Address     string      `json:"address,omitempty"`
 	Application string      `json:"application,omitempty"`
+	// Refused: it was tried and not let in.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // Report takes what a verifier tells. What it tells of keys that it does not cover
@@ -293,6 +295,10 @@ func (s *Service) Report(v *Verifier, report *Report) error {
 	for i := range report.Uses {
 		u := &report.Uses[i]
 		if u.Count == 0 || !v.Covers(u.Key) {
+			continue
+		}
+		if u.Refused {
+			s.refused.addN(u.Key, u.Version, Caller{Address: u.Address, Application: u.Application}, uint64(u.Count), now)
 			continue
 		}
 		name := docName(u.Key, u.Version)
