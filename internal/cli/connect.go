@@ -134,18 +134,27 @@ func (a *app) control() (keyturnv1connect.ControlServiceClient, error) {
 }
 
 func (a *app) controlOf(c connection) (keyturnv1connect.ControlServiceClient, error) {
-	if err := c.check(); err != nil {
+	way, base, err := a.caller(c)
+	if err != nil {
 		return nil, err
+	}
+	return keyturnv1connect.NewControlServiceClient(way, base, connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(deadline(a.flags.timeout))), nil
+}
+
+// caller returns the way to the server, and its base URL.
+func (a *app) caller(c connection) (way *caller, base string, err error) {
+	if err := c.check(); err != nil {
+		return nil, "", err
 	}
 	var roots *x509.CertPool
 	if c.caCert != "" {
 		pem, err := os.ReadFile(c.caCert)
 		if err != nil {
-			return nil, usage("name the PEM file of the server's authority", "%s: %w", c.caCertFrom, err)
+			return nil, "", usage("name the PEM file of the server's authority", "%s: %w", c.caCertFrom, err)
 		}
 		roots = x509.NewCertPool()
 		if !roots.AppendCertsFromPEM(pem) {
-			return nil, usage("name the PEM file of the server's authority", "%s: %s holds no PEM certificate", c.caCertFrom, c.caCert)
+			return nil, "", usage("name the PEM file of the server's authority", "%s: %s holds no PEM certificate", c.caCertFrom, c.caCert)
 		}
 	}
 	patience := 10 * time.Second
@@ -164,10 +173,9 @@ func (a *app) controlOf(c connection) (keyturnv1connect.ControlServiceClient, er
 	}
 	list, err := newServers(c.address, transport)
 	if err != nil {
-		return nil, usage("write for example https://keyturn.example:7447", "%s: %w", c.addressFrom, err)
+		return nil, "", usage("write for example https://keyturn.example:7447", "%s: %w", c.addressFrom, err)
 	}
-	return keyturnv1connect.NewControlServiceClient(&caller{token: c.token, http: list}, list.first.String(),
-		connect.WithReadMaxBytes(maxAnswer), connect.WithInterceptors(deadline(a.flags.timeout))), nil
+	return &caller{token: c.token, http: list}, list.first.String(), nil
 }
 
 // caller sends requests with the bearer token. It follows no redirect, which

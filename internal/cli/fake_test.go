@@ -68,6 +68,7 @@ func startFake(t testing.TB, dir string) (f *fake, address, caCert string) {
 	mux := http.NewServeMux()
 	path, handler := keyturnv1connect.NewControlServiceHandler(f, connect.WithInterceptors(intercept{f}))
 	mux.Handle(path, handler)
+	f.serveAPIKeys(mux)
 	server := httptest.NewUnstartedServer(mux)
 	server.EnableHTTP2 = true
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -214,6 +215,9 @@ func (f *fake) GetKey(_ context.Context, request *keyturnv1.GetKeyRequest) (*key
 			return &keyturnv1.GetKeyResponse{Key: k}, nil
 		}
 	}
+	if k := f.apiKey(request.GetName()); k != nil {
+		return &keyturnv1.GetKeyResponse{Key: k}, nil
+	}
 	return nil, noKey(request.GetName())
 }
 
@@ -223,6 +227,8 @@ func noKey(name string) error {
 
 func (f *fake) GetSecret(_ context.Context, request *keyturnv1.GetSecretRequest) (*keyturnv1.GetSecretResponse, error) {
 	switch {
+	case strings.HasPrefix(request.GetName(), "partners/"):
+		return revealAPIKey(request)
 	case request.GetName() == "prod/blob":
 		return &keyturnv1.GetSecretResponse{Version: 1, Secrets: map[string][]byte{"key": {0xff, 0x00}, "pem": []byte("-----\nx\n")}}, nil
 	case request.GetName() != "prod/orders/db":
@@ -238,7 +244,7 @@ func (f *fake) GetSecret(_ context.Context, request *keyturnv1.GetSecretRequest)
 func (f *fake) Rotate(_ context.Context, request *keyturnv1.RotateRequest) (*keyturnv1.RotateResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !slices.Contains([]string{"prod/orders/db", "prod/bad/canary", "prod/held/db", "prod/flaky/db"}, request.GetName()) {
+	if !slices.Contains([]string{"prod/orders/db", "prod/bad/canary", "prod/held/db", "prod/flaky/db", "partners/acme", "partners/new"}, request.GetName()) {
 		return nil, noKey(request.GetName())
 	}
 	if request.GetRequestId() == "" {

@@ -63,7 +63,7 @@ func (s *servers) RoundTrip(req *http.Request) (*http.Response, error) {
 	for range s.number() {
 		to := s.present()
 		u := *to
-		u.Path, u.RawPath = to.Path+path, to.EscapedPath()+path
+		u.Path, u.RawPath, u.RawQuery = to.Path+path, to.EscapedPath()+path, req.URL.RawQuery
 		var sent bool
 		trace := &httptrace.ClientTrace{WroteHeaders: func() { sent = true }}
 		one := req.WithContext(httptrace.WithClientTrace(req.Context(), trace))

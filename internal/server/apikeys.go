@@ -129,8 +129,9 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	often := *usual
 	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
 	reader := func(ctx context.Context) (authz.Principal, error) { return s.service.Principal(ctx, authz.Read) }
-	uses := apikeys.NewUses(apikeys.UsesConfig{Uses: s.apiKeys, Principal: reader, Refuse: refuse})
-	api.Handle("GET /v1/apikeys/uses", s.service.Authenticate(uses, usual))
+	usesConfig := apikeys.UsesConfig{Uses: s.apiKeys, Principal: reader, Refuse: refuse}
+	api.Handle("GET /v1/apikeys/uses", s.service.Authenticate(apikeys.NewUses(usesConfig), usual))
+	api.Handle("GET /v1/apikeys/clients", s.service.Authenticate(apikeys.NewClients(usesConfig), usual))
 	stream := apikeys.NewStream(apikeys.StreamConfig{Snapshots: s.apiKeys, Principal: principal, Refuse: refuse, Guard: s.service.Guard})
 	usual.times["/v1/apikeys/snapshot"] = 0
 	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))

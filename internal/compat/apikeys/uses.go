@@ -12,6 +12,7 @@ import (
 // Uses tells how the versions of a key were used.
 type Uses interface {
 	Versions(ctx context.Context, name key.Name) ([]apikey.VersionUse, error)
+	Clients(ctx context.Context, prefix, after string, limit int) ([]apikey.ClientUse, string, error)
 }
 
 // UsesConfig is what the handler needs; all fields are required.
@@ -51,5 +52,38 @@ func NewUses(config UsesConfig) http.Handler {
 			Key      key.Name            `json:"key"`
 			Versions []apikey.VersionUse `json:"versions"`
 		}{name, list})
+	})
+}
+
+// clientPage is how many versions one answer lists.
+const clientPage = 200
+
+// NewClients returns a handler that lists the versions of API keys, whose they are,
+// and when they were used last.
+func NewClients(config UsesConfig) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		principal, err := config.Principal(r.Context())
+		if err != nil {
+			config.Refuse(w, r, err)
+			return
+		}
+		query := r.URL.Query()
+		list, next, err := config.Uses.Clients(r.Context(), query.Get("prefix"), query.Get("after"), clientPage)
+		if err != nil {
+			answer(w, http.StatusServiceUnavailable, Problem{"the uses cannot be read now; try again later"})
+			return
+		}
+		covered := make([]apikey.ClientUse, 0, len(list))
+		for i := range list {
+			if covers(&principal, list[i].Key) {
+				list[i].By, list[i].RefusedBy = nil, nil // these are told key by key
+				covered = append(covered, list[i])
+			}
+		}
+		answer(w, http.StatusOK, struct {
+			Versions []apikey.ClientUse `json:"versions"`
+			// Next goes on where this answer ends; empty at the end of the list.
+			Next string `json:"next,omitempty"`
+		}{covered, next})
 	})
 }

@@ -17,6 +17,8 @@ import (
 // Keys verifies API keys.
 type Keys interface {
 	Verify(text string, caller apikey.Caller) (apikey.Verdict, error)
+	// Identify is Verify without a use.
+	Identify(text string) (apikey.Verdict, error)
 }
 
 // Config is what the handlers need; all fields are required.
@@ -43,6 +45,9 @@ type VerifyRequest struct {
 	// Address and Application say who showed it, as far as that is known.
 	Address     string `json:"address,omitempty"`
 	Application string `json:"application,omitempty"`
+	// Probe asks without a use: it is not counted, and no proof that the client has
+	// the key.
+	Probe bool `json:"probe,omitempty"`
 }
 
 // VerifyResponse says whose a key is. Unless Valid or Limited is true everything
@@ -85,7 +90,12 @@ func (h *Handlers) Verify(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusBadRequest, Problem{`the body is not a JSON object of at most 4 KiB; send {"key": "…"}`})
 		return
 	}
-	verdict, err := h.config.Keys.Verify(request.Key, apikey.Caller{Address: request.Address, Application: request.Application})
+	var verdict apikey.Verdict
+	if request.Probe {
+		verdict, err = h.config.Keys.Identify(request.Key)
+	} else {
+		verdict, err = h.config.Keys.Verify(request.Key, apikey.Caller{Address: request.Address, Application: request.Application})
+	}
 	switch {
 	case errors.Is(err, apikey.ErrUnsure):
 		w.Header().Set("Retry-After", "1")

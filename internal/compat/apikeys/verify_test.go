@@ -24,6 +24,13 @@ func (k keys) Verify(text string, _ apikey.Caller) (apikey.Verdict, error) {
 	return apikey.Verdict{Key: "partners/acme", Version: 2, Client: "ACME", Scopes: []string{"a"}, Left: 3}, err
 }
 
+// Identify tells that it was asked instead of Verify by the version.
+func (k keys) Identify(text string) (apikey.Verdict, error) {
+	v, err := k.Verify(text, apikey.Caller{})
+	v.Version++
+	return v, err
+}
+
 func verify(t testing.TB, patterns []string, body string) *httptest.ResponseRecorder {
 	t.Helper()
 	handlers := apikeys.New(apikeys.Config{
