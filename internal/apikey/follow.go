@@ -154,7 +154,7 @@ func (s *Service) sweep(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, kind := range []string{kindEntry, kindNode, kindUse, kindAsked, kindVerifier} {
+		for _, kind := range []string{kindEntry, kindNode, kindUse, kindTried, kindAsked, kindVerifier} {
 			if err := s.sweepKind(ctx, kind); err != nil && ctx.Err() == nil {
 				s.config.Logger.WarnContext(ctx, "what has expired of API keys could not be deleted; trying again later", "error", err)
 			}

@@ -34,13 +34,14 @@ var (
 )
 
 // The kinds of documents: versions by "KEY@VERSION", nodes by their names, uses by
-// "KEY@VERSION/NODE", the last count of uses by "KEY@VERSION", the sealed pepper, and one that
+// "KEY@VERSION/NODE", those that were tried although they are refused, the last count of uses by "KEY@VERSION", the sealed pepper, and one that
 // is written to ask the nodes how far they are.
 const (
 	kindEntry  = "apikey"
 	kindNode   = "apikey-node"
 	kindUse    = "apikey-use"
 	kindPepper = "apikey-pepper"
+	kindTried  = "apikey-tried"
 	kindAsked  = "apikey-asked"
 	kindAsk    = "apikey-ask"
 	askName    = "nodes"
@@ -76,6 +77,9 @@ type Config struct {
 	// Used, if not nil, hears of uses once they are written, and of tries of versions
 	// that are refused; it must not block.
 	Used func([]Used)
+	// Tried, if not nil, hears when tries of refused versions were written; it must not
+	// block.
+	Tried func()
 	// Verified, if not nil, hears of every verification; it must not block.
 	Verified func(reason keytable.Reason)
 }
@@ -130,6 +134,9 @@ func New(config Config) *Service {
 	}
 	if config.Used == nil {
 		config.Used = func([]Used) {}
+	}
+	if config.Tried == nil {
+		config.Tried = func() {}
 	}
 	if config.Verified == nil {
 		config.Verified = func(keytable.Reason) {}

@@ -79,22 +79,12 @@ func (s *Service) Clients(ctx context.Context, prefix, after string, limit int) 
 			return err
 		}
 		for _, doc := range docs {
-			r, err := decode(doc)
+			one, err := useOf(ctx, tx, doc)
 			if err != nil {
 				return err
 			}
-			if r.Dropped {
+			if one.Version == 0 {
 				continue
-			}
-			one := ClientUse{
-				Key: r.Key, Client: r.Rules.Client, Expires: r.Rules.Expires, VersionUse: VersionUse{Version: r.Version, Accepted: r.Accepted, Gone: r.Gone},
-			}
-			uses, err := listUses(ctx, tx, r.Key, r.Version)
-			if err != nil {
-				return err
-			}
-			for i := range uses {
-				one.add(&uses[i])
 			}
 			list = append(list, one)
 		}
@@ -107,6 +97,33 @@ func (s *Service) Clients(ctx context.Context, prefix, after string, limit int) 
 		return nil, "", fmt.Errorf("read the uses of API keys: %w", err)
 	}
 	return list, next, nil
+}
+
+// useOf is the version of a document, and how it was used; zero if it is dropped.
+func useOf(ctx context.Context, tx store.Tx, doc store.Doc) (one ClientUse, err error) {
+	r, err := decode(doc)
+	if err != nil || r.Dropped {
+		return one, err
+	}
+	one = ClientUse{
+		Key: r.Key, Client: r.Rules.Client, Expires: r.Rules.Expires, VersionUse: VersionUse{Version: r.Version, Accepted: r.Accepted, Gone: r.Gone},
+	}
+	uses, err := listUses(ctx, tx, r.Key, r.Version)
+	for i := range uses {
+		one.add(&uses[i])
+	}
+	return one, err
+}
+
+// Names returns the keys of versions that this node knows, from number from on, at
+// most limit and each at least once in a pass, and where to go on; 0 at the end.
+func (s *Service) Names(from uint32, limit int) (names []key.Name, next uint32) {
+	list, next := s.table.Page(max(from, 1), limit)
+	for i := range list {
+		names = append(names, list[i].Key)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), next
 }
 
 // add adds the uses at one node.

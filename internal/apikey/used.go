@@ -2,7 +2,9 @@ package apikey
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -131,6 +133,7 @@ func (s *Service) writeRefused(ctx context.Context, now time.Time) error {
 			}
 		}
 	}
+	s.config.Tried()
 	return nil
 }
 
@@ -150,7 +153,98 @@ func (s *Service) addRefused(ctx context.Context, tx store.Tx, tries []refusal, 
 		more.count(use.count, use.last)
 		stored.RefusedBy = merge(stored.RefusedBy, &more)
 	}
-	return putUses(ctx, tx, doc, &stored, now)
+	if err := putUses(ctx, tx, doc, &stored, now); err != nil {
+		return err
+	}
+	return putTried(ctx, tx, docName(stored.Key, stored.Version), stored.RefusedLast, now)
+}
+
+const (
+	// triedEvery is how exactly it is known when a refused version was last tried,
+	// triedKept for how long.
+	triedEvery = time.Minute
+	triedKept  = 24 * time.Hour
+)
+
+// tried is a version that somebody showed although it is refused.
+type tried struct {
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+}
+
+// putTried notes that a version was tried, so that those which were can be listed.
+func putTried(ctx context.Context, tx store.Tx, name string, last, now time.Time) error {
+	doc, err := tx.Docs.Get(ctx, kindTried, name)
+	one := tried{First: last}
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		doc = store.Doc{Kind: kindTried, Name: name}
+	case err != nil:
+		return err
+	default:
+		if err := json.Unmarshal(doc.Body, &one); err != nil {
+			return fmt.Errorf("stored tries %s are damaged: %w", name, err)
+		}
+		if last.Sub(one.Last) < triedEvery {
+			return nil
+		}
+		if last.Sub(one.Last) > triedKept {
+			one.First = last
+		}
+	}
+	one.Last = last
+	if doc.Body, err = json.Marshal(one); err != nil {
+		return fmt.Errorf("encode tries: %w", err)
+	}
+	doc.Due = now.Add(triedKept)
+	_, err = tx.Docs.Put(ctx, doc)
+	return err
+}
+
+// Tried is a refused version that somebody showed.
+type Tried struct {
+	ClientUse
+	// Since is when that began: there was no day without it since.
+	Since time.Time
+}
+
+// TriedSince returns the refused versions that somebody has shown since a time, to
+// the minute and at most a day back, at most limit.
+func (s *Service) TriedSince(ctx context.Context, since time.Time, limit int) (list []Tried, err error) {
+	const most = 10_000
+	err = s.config.Store.View(ctx, func(tx store.Tx) error {
+		list = nil
+		docs, err := tx.Index.List(ctx, kindTried, "", "", most)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			var t tried
+			if err := json.Unmarshal(doc.Body, &t); err != nil {
+				return fmt.Errorf("stored tries %s are damaged: %w", doc.Name, err)
+			}
+			if t.Last.Before(since.Add(-triedEvery)) || len(list) == limit {
+				continue
+			}
+			entry, err := tx.Docs.Get(ctx, kindEntry, doc.Name)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			use, err := useOf(ctx, tx, entry)
+			if err != nil {
+				return err
+			}
+			expired := !use.Expires.IsZero() && !use.RefusedLast.Before(use.Expires)
+			if (!use.Accepted || expired) && use.RefusedLast.After(since) {
+				list = append(list, Tried{ClientUse: use, Since: t.First})
+			}
+		}
+		return nil
+	})
+	return list, err
 }
 
 // tellUsed tells who used a version.

@@ -15,6 +15,7 @@ func exceptions(r Rules) Rules {
 		{"internal/signals", "the credential of a webhook is sent as a header"},
 		{"internal/apikey", "a key is hashed to be found, and shown once to its client"},
 		{"internal/compat/apikeys", "a client is shown its next key"},
+		{"internal/notices", "a notice is signed by the secret of its webhook"},
 		{"internal/broker", "what a client proves by is verified, once"},
 		{"internal/compat/oauth", "a token is shown to the client that asked for it"},
 		{"internal/token", "tokens are shown once, when they are created"},

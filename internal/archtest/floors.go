@@ -28,6 +28,7 @@ func floors() []Place {
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/grant", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
+		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
@@ -103,7 +104,7 @@ func interfaces() []string {
 func transports() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
-		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey", "internal/broker",
+		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey", "internal/broker", "internal/notices",
 	}
 }
 

@@ -31,6 +31,7 @@ func (a *app) apiKeyCommand() *cobra.Command {
 		Long: "An API key is a key whose provider is apikey. It is described in a document, see\nkeyturn apply; these commands concern its versions and its client.",
 	},
 		a.apiKeyIssueCommand(), a.apiKeyListCommand(), a.apiKeyShowCommand(), a.apiKeyVerifyCommand(), a.apiKeyRevokeCommand(),
+		a.apiKeyNoticesCommand(), a.apiKeyNotifyCommand(), a.webhookSecretCommand(),
 	)
 }
 

@@ -75,6 +75,27 @@ func (f *fake) serveAPIKeys(mux *http.ServeMux) {
 			`"refusedBy":[{"address":"192.0.2.7","application":"billing","lastSeen":"2026-11-23T11:00:00Z","uses":4}]},{"version":2,"accepted":true,"uses":7,"lastSeen":"2026-11-23T11:59:00Z",` +
 			`"by":[{"application":"shop","lastSeen":"2026-11-23T11:59:00Z","uses":7}]}]}`
 	})
+	handle("GET /v1/apikeys/notices", func(r *http.Request, _ map[string]any) (int, string) {
+		if r.FormValue("key") != "partners/acme" {
+			return 200, `{"key":"partners/used","notices":[]}`
+		}
+		return 200, `{"key":"partners/acme","notices":[{"occasion":"reminder","version":1,"by":"email","to":"keys@acme.example","at":"2026-11-23T11:00:00Z","tries":2,"failure":"no route to host","nextTry":"2026-11-23T12:02:00Z"},` +
+			`{"occasion":"reminder","version":1,"by":"webhook","to":"https://acme.example","at":"2026-11-23T11:00:00Z","tries":1,"failure":"status 410","givenUp":"2026-11-23T11:00:01Z"},` +
+			`{"occasion":"successor-ready","version":1,"by":"email","to":"keys@acme.example","at":"2026-11-20T11:00:00Z","tries":1,"sent":"2026-11-20T11:00:02Z"},` +
+			`{"occasion":"test","version":1,"by":"email","to":"keys@acme.example","at":"2026-11-20T11:00:00Z","tries":0}]}`
+	})
+	handle("POST /v1/apikeys/notices", func(_ *http.Request, body map[string]any) (int, string) {
+		if body["key"] == "partners/used" && !truly(body["test"]) {
+			return 409, `{"error":"no rotation of partners/used waits for its client; a test notice can be sent at any time"}`
+		}
+		return 200, `{"recipients":2}`
+	})
+	handle("POST /v1/apikeys/webhook-secret", func(_ *http.Request, body map[string]any) (int, string) {
+		if truly(body["renew"]) {
+			return 200, `{"number":2,"secret":"whsec_bmV3","made":"2026-11-23T12:00:00Z","oldUntil":"2026-11-30T12:00:00Z"}`
+		}
+		return 200, `{"number":1,"secret":"whsec_b2xk","made":"2026-11-20T12:00:00Z"}`
+	})
 	handle("POST /v1/apikeys/verify", func(_ *http.Request, body map[string]any) (int, string) {
 		switch {
 		case !truly(body["probe"]):

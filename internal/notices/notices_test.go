@@ -3,6 +3,7 @@ package notices_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -27,6 +28,11 @@ func subject() notices.Subject {
 	}
 }
 
+// planned is a rotation that begins in twenty days.
+func planned(s *notices.Subject) {
+	s.Rotation, s.To, s.Ready, s.Deadline, s.Planned = key.RotationID{}, 0, time.Time{}, time.Time{}, began().Add(20*day)
+}
+
 func TestNoticesThatAreDue(t *testing.T) {
 	for _, test := range []struct {
 		what   string
@@ -43,13 +49,18 @@ func TestNoticesThatAreDue(t *testing.T) {
 		{"no deadline", func(s *notices.Subject) { s.Deadline = time.Time{} }, 20 * day, 29 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Reminder, Number: 1}}},
 		{"refused", func(s *notices.Subject) { s.Refused = true }, 7 * day, 22 * day, []notices.Notice{{Occasion: notices.Ready}, {Occasion: notices.Refused}}},
 		{"the first key of all", func(s *notices.Subject) { s.From = 0 }, 7 * day, 22 * day, nil},
+		{"long before the start", planned, 3 * day, 9 * day, nil},
+		{"before the start", planned, 3 * day, 10 * day, []notices.Notice{{Occasion: notices.Planned}}},
+		{"nearer to the start", planned, 3 * day, 17 * day, []notices.Notice{{Occasion: notices.Planned, Number: 2}}},
+		{"once before the start", planned, 0, 17 * day, []notices.Notice{{Occasion: notices.Planned}}},
+		{"at the start", planned, 3 * day, 20 * day, nil},
 		{"not ready", func(s *notices.Subject) { s.Ready = time.Time{} }, 7 * day, 22 * day, nil},
 	} {
 		s := subject()
 		if test.change != nil {
 			test.change(&s)
 		}
-		if got := notices.Plan(&s, test.remind, began().Add(test.after)); !slices.Equal(got, test.want) {
+		if got := notices.Plan(&s, notices.Times{Remind: test.remind, Ahead: 10 * day}, began().Add(test.after)); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.what, got, test.want)
 		}
 	}
@@ -95,7 +106,7 @@ func TestOutbox(t *testing.T) {
 	node := func() *notices.Outbox {
 		return notices.New(notices.Config{
 			Store: s, Journal: j, Actor: audit.Actor{ID: "keyturn", Kind: "server"}, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
-			Senders: map[string]notices.Sender{"email": mail, "webhook": hook},
+			Senders: map[string]notices.Sender{"email": mail, "webhook": hook}, Chance: func() float64 { return 1 },
 		})
 	}
 	a, b := node(), node()
@@ -104,7 +115,7 @@ func TestOutbox(t *testing.T) {
 	round := func() {
 		t.Helper()
 		for _, outbox := range []*notices.Outbox{a, b, a} {
-			if err := errors.Join(outbox.Note(t.Context(), &one, who, 7*day), outbox.Deliver(t.Context())); err != nil {
+			if err := errors.Join(outbox.Note(t.Context(), &one, who, notices.Times{Remind: 7 * day}), outbox.Deliver(t.Context())); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -136,5 +147,63 @@ func TestOutbox(t *testing.T) {
 	}
 	if failed != 1 || len(hook.sent) != 1 || len(mail.sent) != 1 {
 		t.Errorf("in the end: %d failures, %v, %v", failed, hook.sent, mail.sent)
+	}
+}
+
+// TestPausesBetweenTries: they grow, are spread, and are as long as the recipient
+// wants; a failure that is final ends them.
+func TestPausesBetweenTries(t *testing.T) {
+	busy := &notices.RetryError{After: 10 * time.Minute, Err: errors.New("busy")}
+	for _, test := range []struct {
+		what   string
+		errs   []error
+		chance float64
+		want   []time.Duration
+	}{
+		{"growing", []error{errors.New("a"), errors.New("b"), errors.New("c"), nil}, 0, []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute}},
+		{"spread", []error{errors.New("a"), errors.New("b"), nil}, 1, []time.Duration{75 * time.Second, 150 * time.Second}},
+		{"as wanted", []error{busy, nil}, 0, []time.Duration{10 * time.Minute}},
+		{"wanted too long", []error{&notices.RetryError{After: 1000 * time.Hour, Err: busy}, nil}, 0, []time.Duration{2 * time.Hour}},
+		{"final", []error{fmt.Errorf("gone: %w", notices.ErrFinal)}, 0, nil},
+	} {
+		t.Run(test.what, func(t *testing.T) {
+			s, err := sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(t.TempDir(), "keyturn.db")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Stop() }() // the test ends
+			now, j, to := began(), &journal{store: s}, &sender{}
+			outbox := notices.New(notices.Config{
+				Store: s, Journal: j, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+				Senders: map[string]notices.Sender{"email": to}, Chance: func() float64 { return test.chance },
+			})
+			one := subject()
+			if n, err := outbox.Tell(t.Context(), audit.Actor{ID: "ann", Kind: "user"}, &one, notices.Test, []notices.Recipient{{By: "email", To: "a@b.example"}}); err != nil || n != 1 {
+				t.Fatal(n, err)
+			}
+			var got []time.Duration
+			for i, failure := range test.errs {
+				to.err = failure
+				if err := outbox.Deliver(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				list, err := outbox.List(t.Context(), one.Key, 10)
+				if err != nil || len(list) != 1 || list[0].Tries != i+1 || (list[0].Failure == "") != (failure == nil) {
+					t.Fatalf("after try %d: %+v, %v", i+1, list, err)
+				}
+				if next := list[0].Next; !next.IsZero() {
+					got = append(got, next.Sub(now))
+					now = next
+				} else if list[0].Sent.IsZero() == (failure == nil) {
+					t.Errorf("in the end: %+v", list[0])
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("pauses %v, want %v", got, test.want)
+			}
+			if len(j.entries) != 2 || j.entries[0].Action != notices.ActionAsked {
+				t.Errorf("entries: %+v", j.entries)
+			}
+		})
 	}
 }

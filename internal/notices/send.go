@@ -1,13 +1,9 @@
 package notices
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"strings"
 	"time"
 
@@ -20,6 +16,13 @@ func (m *Message) text() (subject, body string) {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n\n", args...) }
 	line("To those who run %s,", m.Client)
 	switch m.Occasion {
+	case Planned:
+		subject = fmt.Sprintf("The API key of %s will be replaced on %s", m.Client, m.Planned.UTC().Format(time.DateOnly))
+		line("on %s version %d of the API key %s begins to be replaced. You need not do anything before; then you will hear from us how to fetch the next one. "+
+			"The key that you have stays good while you change.", m.Planned.UTC().Format("2006-01-02 15:04 MST"), uint64(m.From), m.Key)
+	case Test:
+		subject = fmt.Sprintf("A test: notices about the API key of %s", m.Client)
+		line("this is a test: notices about the API key %s arrive here. There is nothing to do.", m.Key)
 	case Ready:
 		subject = fmt.Sprintf("The next API key of %s is ready", m.Client)
 		line("version %d of the API key %s is ready. Please fetch it with the key that you have (version %d), take it into use, and show it once: that proves that you have it.", uint64(m.To), m.Key, uint64(m.From))
@@ -33,17 +36,20 @@ func (m *Message) text() (subject, body string) {
 		subject = fmt.Sprintf("The old API key of %s is refused", m.Client)
 		line("version %d of the API key %s is not let in any more. Version %d is in use.", uint64(m.From), m.Key, uint64(m.To))
 	}
-	if !m.Deadline.IsZero() && m.Occasion != Refused {
+	if !m.Deadline.IsZero() && m.Occasion != Refused && m.Occasion != Test {
 		if m.Cut {
 			line("The old key ends on %s.", m.Deadline.UTC().Format("2006-01-02 15:04 MST"))
 		} else {
 			line("The old key is let in until %s at least; then our operators look at who still uses it.", m.Deadline.UTC().Format("2006-01-02 15:04 MST"))
 		}
 	}
-	if m.Page != "" && m.Occasion != Refused {
+	if m.Page != "" && m.Occasion != Refused && m.Occasion != Test {
 		line("Your key's page: %s", m.Page)
 	}
-	line("Never send a key by e-mail, nor to whoever asks for it. Rotation %s.", m.Rotation)
+	line("Never send a key by e-mail, nor to whoever asks for it.")
+	if m.Rotation != "" {
+		line("Rotation %s.", m.Rotation)
+	}
 	return subject, b.String()
 }
 
@@ -98,43 +104,6 @@ func (m *Mail) Send(ctx context.Context, to, id string, message *Message) error 
 	}
 	if err := client.DialAndSendWithContext(ctx, letter); err != nil {
 		return fmt.Errorf("send mail: %w", err)
-	}
-	return nil
-}
-
-// Webhook posts messages as JSON.
-type Webhook struct{ client *http.Client }
-
-// NewWebhook returns a sender to webhooks; it follows no redirect.
-func NewWebhook(client *http.Client) *Webhook {
-	own := *client
-	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Webhook{client: &own}
-}
-
-// Send implements Sender.
-func (w *Webhook) Send(ctx context.Context, to, id string, message *Message) error {
-	body, err := json.Marshal(struct {
-		Type string   `json:"type"`
-		Data *Message `json:"data"`
-	}{"keyturn.apikey." + string(message.Occasion), message})
-	if err != nil {
-		return fmt.Errorf("encode: %w", err)
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, to, bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("webhook: %w", err)
-	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Webhook-Id", id)
-	response, err := w.client.Do(request)
-	if err != nil {
-		return fmt.Errorf("webhook: %w", err)
-	}
-	defer func() { _ = response.Body.Close() }() // its status is enough
-	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 4096))
-	if response.StatusCode < 200 || response.StatusCode > 299 {
-		return fmt.Errorf("webhook: status %d", response.StatusCode)
 	}
 	return nil
 }

@@ -39,6 +39,8 @@ type APIKeysConfig struct {
 	PerSecond float64 `yaml:"perSecond"`
 	// Mail says how partners are told by e-mail.
 	Mail MailConfig `yaml:"mail"`
+	// Webhooks says which webhooks of partners may be called.
+	Webhooks WebhooksConfig `yaml:"webhooks"`
 	// Page is where partners find the page for their keys, for notices.
 	Page string `yaml:"page"`
 }
@@ -59,7 +61,7 @@ func (c *APIKeysConfig) check() []problem {
 	if c.PerSecond < 1 || c.PerSecond > maxVerified {
 		problems = append(problems, problem{field: "apiKeys.perSecond", message: fmt.Sprintf("%v is not between 1 and %d", c.PerSecond, int(maxVerified))})
 	}
-	problems = append(problems, c.Mail.check()...)
+	problems = append(append(problems, c.Mail.check()...), c.Webhooks.check()...)
 	return append(problems, checkPage(c.Page)...)
 }
 
@@ -80,7 +82,7 @@ func (s *Server) newAPIKeys(now func() time.Time, keys keeper.Keeper) error {
 		Proven: func(ctx context.Context, name key.Name, v key.Version) error {
 			return s.engine.Forget(ctx, apikeys.ActorOf(name), name, v, apikeys.PartyOf(name))
 		},
-		Used: s.observeAPIKeys,
+		Used: s.observeAPIKeys, Tried: s.telemetry.PartnersSeen,
 		Verified: func(reason keytable.Reason) {
 			if counter, ok := counters[reason]; ok {
 				counter.Inc()
@@ -136,12 +138,18 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	usual.times["/v1/apikeys/snapshot"] = 0
 	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))
 	api.Handle("POST /v1/apikeys/report", s.service.Authenticate(http.HandlerFunc(stream.Report), &often))
-	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Blocked: usual.Blocked, Refused: usual.Refused})
+	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Notices: s.teller, Blocked: usual.Blocked, Refused: usual.Refused})
 	page := self.Page()
 	api.Handle("GET /apikeys", page)
 	api.Handle("POST /apikeys", page)
 	api.HandleFunc("GET /v1/apikeys/self", self.Status)
 	api.HandleFunc("POST /v1/apikeys/self/successor", self.Successor)
+	api.HandleFunc("GET /v1/apikeys/self/webhook-secret", self.WebhookSecret)
+	api.HandleFunc("POST /v1/apikeys/self/webhook-secret", self.WebhookSecret)
+	telling := apikeys.NewTelling(apikeys.NoticesConfig{Notices: s.teller, Principal: s.service.Principal, Refuse: refuse})
+	api.Handle("GET /v1/apikeys/notices", s.service.Authenticate(http.HandlerFunc(telling.List), usual))
+	api.Handle("POST /v1/apikeys/notices", s.service.Authenticate(http.HandlerFunc(telling.Tell), usual))
+	api.Handle("POST /v1/apikeys/webhook-secret", s.service.Authenticate(http.HandlerFunc(telling.Secret), usual))
 	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
 }
 

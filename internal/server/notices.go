@@ -2,23 +2,29 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
-	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/egress"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/notices"
 	"github.com/keyturn/keyturn/internal/provider/apikey"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/secret"
 )
 
 // MailConfig says how partners are told by e-mail.
@@ -54,6 +60,33 @@ func (c *MailConfig) check() []problem {
 	return problems
 }
 
+// WebhooksConfig says which webhooks of partners may be called.
+type WebhooksConfig struct {
+	// Allow are networks, as 10.1.0.0/16, that are called although they are not
+	// public. Default: none.
+	Allow []string `yaml:"allow"`
+}
+
+func (c *WebhooksConfig) check() []problem {
+	var problems []problem
+	for i, text := range c.Allow {
+		if _, err := netip.ParsePrefix(text); err != nil {
+			problems = append(problems, problem{field: fmt.Sprintf("apiKeys.webhooks.allow[%d]", i), message: fmt.Sprintf("%q is no network; write for example 10.1.0.0/16", text)})
+		}
+	}
+	return problems
+}
+
+// guard keeps webhooks away from the inner network.
+func (c *WebhooksConfig) guard() egress.Guard {
+	var guard egress.Guard
+	for _, text := range c.Allow {
+		network, _ := netip.ParsePrefix(text) // it was checked
+		guard.Allow = append(guard.Allow, network)
+	}
+	return guard
+}
+
 func isPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0
@@ -80,16 +113,27 @@ const (
 
 // teller tells partners of the rotations of their keys.
 type teller struct {
-	server *Server
-	now    func() time.Time
-	outbox *notices.Outbox
-	after  uint64
-	// open are keys with rotations that partners may have to be told of.
+	server  *Server
+	now     func() time.Time
+	outbox  *notices.Outbox
+	secrets *notices.Secrets
+	after   uint64
+	// planned is how far the present pass over all API keys has got.
+	planned uint32
+
+	mu sync.Mutex
+	// open are keys with rotations that partners, or operators, may have to be told of.
 	open map[key.Name]bool
 }
 
-func (s *Server) newTeller(now func() time.Time) *teller {
-	senders := map[string]notices.Sender{"webhook": notices.NewWebhook(&http.Client{Timeout: webhookTime})}
+func (s *Server) newTeller(now func() time.Time, keys keeper.Keeper) *teller {
+	secrets := notices.NewSecrets(notices.SecretsConfig{Store: s.store, Journal: s.engine, Keeper: keys, Now: now, Random: rand.Reader})
+	senders := map[string]notices.Sender{"webhook": notices.NewWebhook(notices.WebhookConfig{
+		Client: s.config.APIKeys.Webhooks.guard().Client(webhookTime), Now: now,
+		Secrets: func(ctx context.Context, name key.Name) ([]secret.Value, error) {
+			return secrets.Signing(ctx, engine.Server(), name)
+		},
+	})}
 	if m := s.config.APIKeys.Mail; m.Server != "" {
 		host, port, _ := net.SplitHostPort(m.Server) // it was checked
 		number, _ := strconv.Atoi(port)
@@ -101,7 +145,7 @@ func (s *Server) newTeller(now func() time.Time) *teller {
 			},
 		})
 	}
-	return &teller{server: s, now: now, open: map[key.Name]bool{}, outbox: notices.New(notices.Config{
+	return &teller{server: s, now: now, secrets: secrets, open: map[key.Name]bool{}, outbox: notices.New(notices.Config{
 		Store: s.store, Journal: s.engine, Actor: engine.Server(), Logger: s.log, Now: now, Senders: senders, Page: s.config.APIKeys.Page,
 	})}
 }
@@ -120,7 +164,7 @@ func (t *teller) run(ctx context.Context) {
 			return
 		case <-pause.C:
 		}
-		err := errors.Join(t.look(ctx), t.outbox.Deliver(ctx))
+		err := errors.Join(t.look(ctx), t.plan(ctx), t.outbox.Deliver(ctx))
 		if err != nil && ctx.Err() == nil && !failing {
 			t.server.log.WarnContext(ctx, "partners could not be told of their keys; trying again", "error", err)
 		}
@@ -145,22 +189,39 @@ func (t *teller) look(ctx context.Context) error {
 		}
 		for i := range list {
 			if len(list[i].State.Rotations) > 0 {
-				t.open[list[i].Name] = true
+				t.mark(list[i].Name, true)
 			}
 		}
 		t.after, more = next, len(list) == limit
 	}
 	var problems []error
-	for name := range t.open {
+	for _, name := range t.opened() {
 		open, err := t.tell(ctx, name)
 		if err != nil && !errors.Is(err, engine.ErrNotFound) {
 			problems = append(problems, err)
 		}
 		if !open {
-			delete(t.open, name)
+			t.mark(name, false)
 		}
 	}
 	return errors.Join(problems...)
+}
+
+func (t *teller) mark(name key.Name, open bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if open {
+		t.open[name] = true
+		return
+	}
+	delete(t.open, name)
+}
+
+// opened are the keys with rotations that partners may have to be told of.
+func (t *teller) opened() []key.Name {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Sorted(maps.Keys(t.open))
 }
 
 const (
@@ -182,14 +243,7 @@ func (t *teller) tell(ctx context.Context, name key.Name) (open bool, err error)
 	}
 	notify, err := apikey.NotifyOf(view.Resource.Spec.Config)
 	if err != nil || len(notify.Email)+len(notify.Webhook) == 0 {
-		return false, err
-	}
-	var recipients []notices.Recipient
-	for _, to := range notify.Email {
-		recipients = append(recipients, notices.Recipient{By: "email", To: to})
-	}
-	for _, to := range notify.Webhook {
-		recipients = append(recipients, notices.Recipient{By: "webhook", To: to})
+		return len(view.State.Rotations) > 0, err // the operators may have to be told
 	}
 	now := t.now()
 	rotations, err := t.server.engine.Rotations(ctx, name, key.RotationID{}, maxTold)
@@ -205,16 +259,33 @@ func (t *teller) tell(ctx context.Context, name key.Name) (open bool, err error)
 		if !slices.Contains([]rotation.Phase{rotation.Presenting, rotation.Draining, rotation.Revoking, rotation.Quarantine, rotation.Destroying, rotation.Done}, r.Phase) {
 			continue
 		}
-		subject := notices.Subject{
-			Key: name, Client: notify.Client, Rotation: r.ID, From: r.From, To: r.To, Ready: r.StartedAt, Cut: r.Plan.RevokeAtMax,
-			Refused: r.Phase == rotation.Quarantine || r.Phase == rotation.Destroying || r.Phase == rotation.Done,
-		}
-		if r.Plan.DrainMax > 0 && !r.CutOverAt.IsZero() {
-			subject.Deadline = r.CutOverAt.Add(r.Plan.DrainMax)
-		}
-		if err := t.outbox.Note(ctx, &subject, recipients, notify.Remind); err != nil {
+		subject := subjectOf(notify.Client, name, r)
+		if err := t.outbox.Note(ctx, &subject, recipientsOf(&notify), notices.Times{Remind: notify.Remind}); err != nil {
 			return true, err
 		}
 	}
 	return open, nil
+}
+
+// subjectOf is a rotation as its partner is told of it.
+func subjectOf(client string, name key.Name, r *engine.RotationRecord) notices.Subject {
+	subject := notices.Subject{
+		Key: name, Client: client, Rotation: r.ID, From: r.From, To: r.To, Ready: r.StartedAt, Cut: r.Plan.RevokeAtMax,
+		Refused: r.Phase == rotation.Quarantine || r.Phase == rotation.Destroying || r.Phase == rotation.Done,
+	}
+	if r.Plan.DrainMax > 0 && !r.CutOverAt.IsZero() {
+		subject.Deadline = r.CutOverAt.Add(r.Plan.DrainMax)
+	}
+	return subject
+}
+
+func recipientsOf(notify *apikey.Notify) []notices.Recipient {
+	var recipients []notices.Recipient
+	for _, to := range notify.Email {
+		recipients = append(recipients, notices.Recipient{By: "email", To: to})
+	}
+	for _, to := range notify.Webhook {
+		recipients = append(recipients, notices.Recipient{By: "webhook", To: to})
+	}
+	return recipients
 }

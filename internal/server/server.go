@@ -59,6 +59,7 @@ type Server struct {
 	identity  *identity.Registry
 	telemetry *telemetry
 	apiKeys   *apikey.Service
+	teller    *teller
 	signer    *audit.Signer
 	tokens    *tokens
 	// emergencies declares groups.
@@ -117,14 +118,15 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
 	s.running.Go(func() { s.clock.run(sweeping) })
-	s.running.Go(func() { s.newTeller(options.Now).run(sweeping) })
+	s.teller = s.newTeller(options.Now, keys)
+	s.running.Go(func() { s.teller.run(sweeping) })
 	s.running.Go(func() { s.engine.TryFullStore(sweeping) })
 	s.running.Go(func() { s.emergencies.Run(sweeping) })
 	if _, shared := s.store.(store.Clock); shared {
 		s.running.Go(func() { s.followRevocations(sweeping) })
 	}
 	s.tokens.governAll(ctx)
-	s.telemetry.start(ctx, s.engine)
+	s.telemetry.start(ctx, s.engine, partners{s.engine, s.teller})
 	s.apiKeys.Start(ctx)
 	s.engine.Start(ctx)
 	s.hub.Start(ctx)

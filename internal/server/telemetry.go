@@ -46,8 +46,8 @@ func newTelemetry(config *Config, log *slog.Logger, now func() time.Time, connec
 }
 
 // start begins to observe the engine.
-func (t *telemetry) start(ctx context.Context, e *engine.Engine) {
-	t.Start(ctx, e)
+func (t *telemetry) start(ctx context.Context, e *engine.Engine, source signals.Source) {
+	t.Start(ctx, source)
 	ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.running.Go(func() { t.examine(ctx, e) })
 }

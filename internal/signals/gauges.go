@@ -38,6 +38,7 @@ var (
 	descFull       = gaugeDesc("store_full_seconds", "For how long the store has taken no writes from this server node, because its disk or quota is full; 0 while it takes them.")
 	descStanding   = gaugeDesc("keys_standing", "Keys that stand still after a restore of the server's database, until what verifiers accept is reconciled.")
 	descLeaks      = gaugeDesc("secrets_exposed", "Versions that may be accepted somewhere and whose secret was found where it should not be (M9), up to 100.")
+	descPartners   = gaugeDesc("partners_late", "Partners that show an old API key: late (it is let in, and the stated time is over) or refused, up to 100 in all.", "state")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -49,7 +50,7 @@ func gaugeDesc(name, help string, labels ...string) *prometheus.Desc {
 func (*gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
 		descSwept, descKeyAge, descKeyAges, descUnkeyed, descOpen, descOldest, descHeld, descPresenters, descUses, descRetiring, descRegionLag, descRegionLate, descUnrefused, descStanding,
-		descSilent, descSilence, descFull, descLeaks,
+		descSilent, descSilence, descFull, descLeaks, descPartners,
 	} {
 		ch <- desc
 	}
@@ -71,6 +72,8 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	put(descUnrefused, float64(v.unrefused))
 	put(descStanding, float64(v.standing))
 	put(descLeaks, float64(v.leaks))
+	put(descPartners, float64(v.partners.late), "late")
+	put(descPartners, float64(v.partners.refused), "refused")
 	g.ages(v, now, ch, put)
 	for _, phase := range rotation.Phases() {
 		if phase.Ended() {

@@ -336,6 +336,12 @@ func alertOf(page *Page) alert {
 		if page.Reason == SecretLeaked {
 			name, summary = "KeyturnSecretLeaked", "The secret of "+page.Target+" has leaked"
 		}
+		if page.Reason == PartnerLate {
+			name, summary = "KeyturnPartnerLate", "A partner still uses "+page.Target
+		}
+		if page.Reason == PartnerRefused {
+			name, summary = "KeyturnPartnerRefused", "A partner shows "+page.Target+", which is refused"
+		}
 		return alert{
 			Labels:      map[string]string{"alertname": name, "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
 			Annotations: map[string]string{"summary": summary, "description": page.Message, "runbook_url": page.Runbook},

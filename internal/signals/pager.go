@@ -36,7 +36,7 @@ type Page struct {
 	// Target is the host that does not answer, "store" on pages about a full store,
 	// and "restore" on those about keys that stand still; these have no key and no
 	// rotation. It is "RULE KEY" on those about what a rule found, the
-	// key and its version on those about a leaked secret.
+	// key and its version on those about a leaked secret, or a late partner.
 	Target string `json:"target,omitempty"`
 	// Human says that only a human can end the hold.
 	Human bool `json:"human"`
@@ -70,7 +70,7 @@ func (h *hold) severity() string {
 	switch {
 	case h.reason == rotation.HoldOperator:
 		return "ticket"
-	case h.human, late(h.reason), h.reason == RegionBehind, h.reason == TargetSilent, h.reason == StoreFull, h.reason == KeysStanding, h.reason == Anomaly, h.reason == SecretLeaked, h.kind == rotation.Emergency.String():
+	case h.human, late(h.reason), h.reason == RegionBehind, h.reason == TargetSilent, h.reason == StoreFull, h.reason == KeysStanding, h.reason == Anomaly, h.reason == SecretLeaked, h.reason == PartnerRefused, h.kind == rotation.Emergency.String():
 		return "page"
 	}
 	return "ticket"

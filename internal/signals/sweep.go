@@ -49,6 +49,7 @@ type view struct {
 	standingSince time.Time
 	silent        []engine.SilentTarget
 	leaks         int // leaked versions that may be accepted
+	partners      seenPartners
 	refusal       engine.StoreRefusal
 }
 
@@ -172,6 +173,9 @@ func (s *Signals) sweep(ctx context.Context, source Source, known *inventory) (*
 		return nil, err
 	}
 	if err := v.takeLeaks(ctx, source); err != nil {
+		return nil, err
+	}
+	if err := v.takePartners(ctx, source); err != nil {
 		return nil, err
 	}
 	return v, nil

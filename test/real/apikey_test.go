@@ -230,7 +230,7 @@ const (
 // long as one of its applications uses the old one, that is let in and named; then
 // the old one is refused, by its hash, since nobody but the partner has the key.
 func TestAPIKeyClientProvesPossession(t *testing.T) {
-	w := newAPIKeyWorld(t, strings.NewReplacer("ackTimeout: 10s", "ackTimeout: 1h", "max: 1m", "max: 2s").Replace(apiKeyPolicy), "")
+	w := newAPIKeyWorld(t, strings.NewReplacer("ackTimeout: 10s", "ackTimeout: 1h", "max: 1m", "max: 2s").Replace(apiKeyPolicy), "    late: 1s\n")
 	w.finish(t, w.rotateKey(t, apiKey, "first"), "done")
 	first := w.reveal(t, apiKey, 0)
 	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["state"] != "current" || own["proven"] == nil || own["client"] != "ACME Ltd." {
@@ -291,6 +291,7 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	if held.GetEnded() || len(held.GetHolders()) != 1 || held.GetHolders()[0].GetApplication() != "billing" || held.GetHolders()[0].GetAddress() != "192.0.2.7" {
 		t.Errorf("at the end of the grace with the old key in use: %v, holders %v", held.GetPhase(), held.GetHolders())
 	}
+	w.paged(t, `"reason":"partner-late"`, `"severity":"ticket"`, "ACME Ltd. still uses v1", `"parties":["billing at 192.0.2.7"]`, "partner-late.md")
 	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["state"] != "retiring" || own["humanDecides"] == nil {
 		t.Errorf("the status of the old key: %d %v", code, own)
 	}
@@ -313,6 +314,7 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	if v, err := w.verify(t.Context(), first, "test"); err != nil || v.Valid {
 		t.Errorf("the old key after the rotation: %+v, %v", v, err)
 	}
+	w.paged(t, `"reason":"partner-refused"`, `"severity":"page"`, "v1 of partners/acme, the API key of ACME Ltd., is refused", "test at 192.0.2.7")
 	if code, _ := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusUnauthorized {
 		t.Errorf("the old key's status after the rotation: %d", code)
 	}

@@ -43,6 +43,8 @@ type SelfConfig struct {
 	Keys   Identifier
 	Engine Engine
 	Hub    Hub
+	// Notices know what webhooks are signed with.
+	Notices Notices
 	// Blocked reports whether the caller's address showed too many bad keys, Refused
 	// is told of every one.
 	Blocked func(r *http.Request) bool

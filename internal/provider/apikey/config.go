@@ -31,7 +31,8 @@ const (
 //	  rate: {perSecond: 50, burst: 100}
 //	  expires: 2027-12-31
 //	  keep: shown-once
-//	  notify: {email: [keys@acme.example], webhook: ["https://acme.example/keys"], remind: 7d}
+//	  notify: {email: [keys@acme.example], webhook: ["https://acme.example/keys"], remind: 7d, ahead: 14d}
+//	  late: 14d
 type settings struct {
 	prefix string
 	rules  keytable.Rules
@@ -55,8 +56,8 @@ func parse(config provider.Config) (settings, error) {
 		problems = append(problems, &provider.ConfigError{Path: path, Problem: problem, Hint: hint})
 	}
 	for field := range config {
-		if !slices.Contains([]string{"client", "prefix", "scopes", "rate", "expires", "keep", "notify"}, field) {
-			report(field, "unknown field", "the fields are client, prefix, scopes, rate, expires, keep and notify")
+		if !slices.Contains([]string{"client", "prefix", "scopes", "rate", "expires", "keep", "notify", "late"}, field) {
+			report(field, "unknown field", "the fields are client, prefix, scopes, rate, expires, keep, notify and late")
 		}
 	}
 	s.rules.Client, _ = config["client"].(string)
@@ -80,7 +81,7 @@ func parse(config provider.Config) (settings, error) {
 		report("keep", fmt.Sprintf("%v is unknown", keep), "shown-once forgets the key once its client has it, sealed keeps it")
 	}
 	s.notify = notices(config["notify"], report)
-	s.notify.Client = s.rules.Client
+	s.notify.Client, s.notify.Late = s.rules.Client, span("late", config["late"], defaultLate, minLate, report)
 	slices.SortFunc(problems, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
 	return s, errors.Join(problems...)
 }

@@ -19,6 +19,11 @@ type Notify struct {
 	Email, Webhook []string
 	// Remind is the time between two reminders; 0: none.
 	Remind time.Duration
+	// Ahead is how long before a planned rotation they are told; 0: not at all.
+	Ahead time.Duration
+	// Late is after how long the operators are told of a client that still uses its
+	// old key, whether or not anybody else is told.
+	Late time.Duration
 }
 
 const (
@@ -27,6 +32,8 @@ const (
 	minRemind     = time.Hour
 	maxRemind     = 365 * 24 * time.Hour
 	defaultRemind = 7 * 24 * time.Hour
+	defaultLate   = 14 * 24 * time.Hour
+	minLate       = time.Second
 )
 
 // NotifyOf reads whom the config of a key wants told; it fails as Check does.
@@ -46,8 +53,8 @@ func notices(value any, report func(path, problem, hint string)) Notify {
 		return n
 	}
 	for field := range block {
-		if !slices.Contains([]string{"email", "webhook", "remind"}, field) {
-			report("notify."+field, "unknown field", "the fields are email, webhook and remind")
+		if !slices.Contains([]string{"email", "webhook", "remind", "ahead"}, field) {
+			report("notify."+field, "unknown field", "the fields are email, webhook, remind and ahead")
 		}
 	}
 	n.Email = recipients("notify.email", block["email"], "keys@acme.example", isMail, report)
@@ -55,14 +62,21 @@ func notices(value any, report func(path, problem, hint string)) Notify {
 	if len(n.Email)+len(n.Webhook) == 0 {
 		report("notify", "it names nobody", "give email, webhook or both")
 	}
-	n.Remind = defaultRemind
-	if text, has := block["remind"]; has {
-		var err error
-		if n.Remind, err = days(text); err != nil || n.Remind < minRemind || n.Remind > maxRemind {
-			report("notify.remind", fmt.Sprintf("%v is no duration of %v to a year", text, minRemind), "write for example 7d or 36h")
-		}
-	}
+	n.Remind = span("notify.remind", block["remind"], defaultRemind, minRemind, report)
+	n.Ahead = span("notify.ahead", block["ahead"], 0, minRemind, report)
 	return n
+}
+
+// span reads a duration up to a year.
+func span(path string, value any, otherwise, least time.Duration, report func(path, problem, hint string)) time.Duration {
+	if value == nil {
+		return otherwise
+	}
+	d, err := days(value)
+	if err != nil || d < least || d > maxRemind {
+		report(path, fmt.Sprintf("%v is no duration of %v to a year", value, least), "write for example 7d or 36h")
+	}
+	return d
 }
 
 func recipients(path string, value any, example string, good func(string) bool, report func(path, problem, hint string)) []string {
