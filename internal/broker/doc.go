@@ -9,6 +9,10 @@
 //   - Tokens of other issuers count only if a rule names the issuer, letter by letter;
 //     they are verified with the keys of that issuer alone, kept for at most KeysStale
 //     when it does not answer.
+//   - Nonces for proofs of possession are those of all nodes that share a store; a proof
+//     counts once at each node. Only proofs of clients that are known are remembered.
+//   - Where it cannot be told whether a token of another issuer is good, because its key
+//     is not known yet, the answer is ErrAway and not that it is bad.
 //   - A token leaves only after an entry in the audit log covers it: an exchange of a
 //     federated token has one of its own; a client that asks again within AuditSpan is
 //     covered by its first entry of the span, and the next one says how many there were.

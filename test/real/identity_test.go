@@ -8,10 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,12 +20,15 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/keyturn/keyturn/client/tokencheck"
+	"github.com/keyturn/keyturn/client/tokensource"
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/secret"
 )
 
 const (
 	workloads     = 4
-	identityLife  = 5 * time.Second // of a token
+	identityLife  = 6 * time.Second // of a token
 	identityTurns = 5               // in the long run
 )
 
@@ -63,30 +64,32 @@ func newPods(t *testing.T) *pods {
 }
 
 // token is that of a pod.
-func (c *pods) token() (string, error) {
+func (c *pods) token(context.Context) (secret.Value, error) {
 	now := time.Now().Unix()
 	payload, err := json.Marshal(map[string]any{
 		"iss": c.URL, "sub": "system:serviceaccount:orders:api", "aud": []string{"keyturn"}, "iat": now, "nbf": now, "exp": now + 600, "jti": rand.Text(),
 		"kubernetes.io": map[string]any{"namespace": "orders", "serviceaccount": map[string]any{"name": "api"}},
 	})
 	if err != nil {
-		return "", err
+		return secret.Value{}, err
 	}
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: c.private, KeyID: "1"}}, nil)
 	if err != nil {
-		return "", err
+		return secret.Value{}, err
 	}
 	signed, err := signer.Sign(payload)
 	if err != nil {
-		return "", err
+		return secret.Value{}, err
 	}
-	return signed.CompactSerialize()
+	compact, err := signed.CompactSerialize()
+	return secret.NewString(compact), err
 }
 
 // flaky is the way to the token endpoint: of ten requests three get through at once
-// and two late; the others are refused, answered with nonsense, or cut off, before or
-// after the server has done its work. Now and then nothing gets through.
+// and two late; the others are lost, before or after the server has done its work. Now
+// and then nothing gets through.
 type flaky struct {
+	count  atomic.Int64
 	to     http.RoundTripper
 	dead   atomic.Bool
 	failed atomic.Int64
@@ -96,10 +99,6 @@ type flaky struct {
 var errFlaky = errors.New("the issuer is flaky")
 
 func (f *flaky) RoundTrip(r *http.Request) (*http.Response, error) {
-	kind, err := rand.Int(rand.Reader, big.NewInt(10))
-	if err != nil {
-		return nil, err
-	}
 	pass := func() (*http.Response, error) {
 		response, err := f.to.RoundTrip(r)
 		if err == nil {
@@ -108,10 +107,10 @@ func (f *flaky) RoundTrip(r *http.Request) (*http.Response, error) {
 		return response, err
 	}
 	if !f.dead.Load() {
-		switch kind.Int64() {
-		case 0, 1, 2:
+		switch f.count.Add(1) % 10 {
+		case 2, 5, 8:
 			return pass()
-		case 3, 4:
+		case 0, 4:
 			late := time.NewTimer(100 * time.Millisecond)
 			defer late.Stop()
 			select {
@@ -120,7 +119,7 @@ func (f *flaky) RoundTrip(r *http.Request) (*http.Response, error) {
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			}
-		case 5, 6: // the token was made, and is lost
+		case 3, 7: // the token was made, and is lost
 			response, err := pass()
 			if err == nil {
 				_ = response.Body.Close()
@@ -131,89 +130,12 @@ func (f *flaky) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, errFlaky
 }
 
-// workload has a token of its own, which it replaces early, at a moment drawn at
-// random, and holds while it gets no other.
-type workload struct {
-	cluster *pods
-	http    *http.Client
-	url     string
-
-	mu      sync.Mutex
-	held    string
-	expires time.Time
-}
-
-// refresh gets a token.
-func (w *workload) refresh(ctx context.Context) error {
-	own, err := w.cluster.token()
-	if err != nil {
-		return err
-	}
-	form := url.Values{
-		"grant_type":    {"urn:ietf:params:oauth:grant-type:token-exchange"},
-		"subject_token": {own}, "subject_token_type": {"urn:ietf:params:oauth:token-type:jwt"}, "audience": {"orders"},
-	}
-	ctx, cancel := context.WithTimeout(ctx, identityLife/4)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, w.url, strings.NewReader(form.Encode()))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	asked := time.Now()
-	response, err := w.http.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	var body struct {
-		Token   string `json:"access_token"`
-		Expires int    `json:"expires_in"`
-		Error   string `json:"error"`
-	}
-	if err := json.NewDecoder(response.Body).Decode(&body); err != nil || body.Token == "" {
-		return fmt.Errorf("%s: %s: %w", response.Status, body.Error, err)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.held, w.expires = body.Token, asked.Add(time.Duration(body.Expires)*time.Second)
-	return nil
-}
-
-// run keeps the token fresh.
-func (w *workload) run(ctx context.Context) {
-	wait := time.Duration(0)
-	for {
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-		jitter, err := rand.Int(rand.Reader, big.NewInt(int64(identityLife/8)))
-		if err != nil {
-			return
-		}
-		wait = identityLife/4 + time.Duration(jitter.Int64()) // and no sooner, when it is given
-		if w.refresh(ctx) != nil {
-			wait = 10*time.Millisecond + time.Duration(jitter.Int64())/10
-		}
-	}
-}
-
-func (w *workload) token() (compact string, valid bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.held, time.Now().Before(w.expires)
-}
-
 // TestManagedIdentityWithAFlakyIssuer is scenario S2: workloads prove who they are by
-// tokens of their cluster and go about with tokens that live for seconds. The way to
-// the issuer loses most requests, and all of them at times; so does the cluster's
-// own issuer; and the signing key rotates. No workload is ever without a valid token,
-// and no valid token is rejected. A workload whose issuer stays away ends with its
-// token.
+// tokens of their cluster and go about with tokens that live for seconds, which the SDK
+// keeps. The way to the issuer loses most requests, and all of them at times; so does
+// the cluster's own issuer; and the signing key rotates. No workload is ever without a
+// valid token, and services, which verify by go-oidc and by the SDK, reject none. A
+// workload whose issuer stays away ends with its token.
 func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 	t.Parallel()
 	w := &world{dir: t.TempDir(), logs: &logBuffer{}}
@@ -225,7 +147,7 @@ func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 	c := newPods(t)
 	issuer := w.address() + "/orders"
 	document := strings.Replace(signingKeyDocuments, "https://keys.example.com/orders", issuer, 1)
-	document = strings.Replace(document, "tokenLife: 30s", "tokenLife: "+identityLife.String(), 1)
+	document = strings.Replace(document, "tokenLife: 30s", "tokenLife: "+identityLife.String()+"\n    verifiers: [{name: api}]", 1)
 	w.apply(t, document+fmt.Sprintf("      - {name: pods, from: {issuer: %q, audience: keyturn, claims: {kubernetes.io/namespace: orders, kubernetes.io/serviceaccount/name: api}}, audiences: [orders]}\n", c.URL))
 	w.finish(t, w.rotateKey(t, signingKey, "first"), "done")
 
@@ -235,25 +157,43 @@ func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel()
-	l := &load{}
-	var all []*workload
-	var kids sync.Map
-	for range workloads {
-		one := &workload{cluster: c, http: &http.Client{Transport: way}, url: issuer + "/oauth/token"}
-		all = append(all, one)
-		running.Go(func() { one.run(ctx) })
-		eventually(t, "the first token of a workload", func() bool { _, valid := one.token(); return valid })
+	checker, err := tokencheck.Open(ctx, tokencheck.Config{Issuer: issuer, Audience: "orders", Reader: "api", HTTPClient: &http.Client{Transport: direct}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	service := oidc.NewVerifier(issuer, oidc.NewRemoteKeySet(oidc.ClientContext(ctx, &http.Client{Transport: direct}), issuer+"/.well-known/jwks.json"),
+	defer checker.Close()
+	verifier := oidc.NewVerifier(issuer, oidc.NewRemoteKeySet(oidc.ClientContext(ctx, &http.Client{Transport: direct}), issuer+"/.well-known/jwks.json"),
 		&oidc.Config{ClientID: "orders", SupportedSigningAlgs: []string{"EdDSA"}})
 	accepts := func(compact string) error {
-		verified, err := service.Verify(context.WithoutCancel(ctx), compact)
-		if err == nil && verified.Subject != "pods/system:serviceaccount:orders:api" {
-			err = fmt.Errorf("it is one of %s", verified.Subject)
+		verified, err := verifier.Verify(context.WithoutCancel(ctx), compact)
+		if err != nil {
+			return fmt.Errorf("go-oidc: %w", err)
 		}
-		return err
+		claims, err := checker.Check(ctx, &tokencheck.Shown{Token: compact})
+		if err != nil {
+			return err
+		}
+		if verified.Subject != "pods/system:serviceaccount:orders:api" || claims.Subject != verified.Subject {
+			return fmt.Errorf("it is one of %s, and of %s", verified.Subject, claims.Subject)
+		}
+		return nil
 	}
-	for _, one := range all {
+	l := &load{}
+	var kids sync.Map // of each workload
+	var sources []*tokensource.Source
+	for i := range workloads {
+		source, err := tokensource.Open(ctx, tokensource.Config{
+			Issuer: issuer, Audiences: []string{"orders"}, Subject: tokensource.Func(c.token), HTTPClient: &http.Client{Transport: way},
+			BackoffMin: 10 * time.Millisecond, BackoffMax: 50 * time.Millisecond,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(source.Close)
+		if _, err := source.Token(ctx); err != nil {
+			t.Fatal(err)
+		}
+		sources = append(sources, source)
 		running.Go(func() {
 			tick := time.NewTicker(5 * time.Millisecond)
 			defer tick.Stop()
@@ -263,39 +203,47 @@ func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 					return
 				case <-tick.C:
 				}
-				compact, valid := one.token()
-				if !valid {
-					l.fail("a workload", errors.New("it is without a valid token"))
+				// A token that is held is handed out at once.
+				soon, end := context.WithTimeout(ctx, 250*time.Millisecond)
+				held, err := source.Token(soon)
+				end()
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
+					l.fail("a workload", err)
 					continue
 				}
-				if err := accepts(compact); err != nil {
-					if _, still := one.token(); still {
-						l.fail("the service", err)
-					}
+				compact := held.Value.RevealString()
+				if err := accepts(compact); err != nil && ctx.Err() == nil {
+					l.fail("a service", err)
 					continue
 				}
 				l.queries.Add(1)
 				header, _, _ := strings.Cut(compact, ".")
-				kids.Store(header, true)
+				kids.Store(fmt.Sprint(i, header), true)
 			}
 		})
 	}
-	seen := func() (versions int) {
-		kids.Range(func(any, any) bool { versions++; return true })
-		return versions
+	// versions is how many each workload has had tokens of.
+	versions := func() int {
+		n := 0
+		kids.Range(func(any, any) bool { n++; return true })
+		return n / workloads
 	}
 	turns := 1
 	if soaking {
 		turns = identityTurns
 	}
 	for turn := range turns {
-		// Nothing gets through for a sixth of a token's life.
+		// Nothing gets through for less than a fifth of a token's life.
 		way.dead.Store(true)
 		c.away.Store(true)
+		over := time.After(identityLife / 8)
 		id := w.rotateKey(t, signingKey, "in an outage")
-		l.more(t, workloads*int64(identityLife/6/(5*time.Millisecond)))
+		<-over
 		way.dead.Store(false)
-		eventually(t, "tokens of the next version", func() bool { return seen() == turn+2 })
+		eventually(t, "every workload has a token of the next version", func() bool { return versions() == turn+2 })
 		if soaking {
 			w.finish(t, id, "done")
 		}
@@ -305,7 +253,7 @@ func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 	if way.failed.Load() < workloads || way.passed.Load() < workloads*2 {
 		t.Errorf("%d requests for tokens failed and %d got through: this proves little", way.failed.Load(), way.passed.Load())
 	}
-	t.Logf("%d requests with tokens of %d versions; of those for tokens %d failed, %d got through", l.queries.Load(), seen(), way.failed.Load(), way.passed.Load())
+	t.Logf("%d requests with tokens of %d versions; of those for tokens %d failed, %d got through", l.queries.Load(), versions(), way.failed.Load(), way.passed.Load())
 
 	if !soaking {
 		return
@@ -314,9 +262,18 @@ func TestManagedIdentityWithAFlakyIssuer(t *testing.T) {
 	way.dead.Store(true)
 	cancel()
 	running.Wait()
-	compact, _ := all[0].token()
-	if err := accepts(compact); err != nil {
-		t.Errorf("the last token: %v", err)
+	held, err := sources[0].Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	eventually(t, "the last token expires", func() bool { return accepts(compact) != nil })
+	ends := func() bool {
+		soon, end := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer end()
+		_, err := sources[0].Token(soon)
+		return err != nil
+	}
+	eventually(t, "the last token ends", ends)
+	if _, err := verifier.Verify(t.Context(), held.Value.RevealString()); err == nil && time.Now().After(held.Expires.Add(time.Second)) {
+		t.Error("it is accepted for longer")
+	}
 }
