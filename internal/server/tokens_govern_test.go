@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/internal/token"
@@ -88,6 +89,39 @@ func TestConfigOfASigningKeyCountsWhenApplied(t *testing.T) {
 	if got := cached("/orders"); got != "public, max-age=1, must-revalidate" {
 		t.Error(got)
 	}
+}
+
+// TestConfigIsFollowedAfterAStart: a server that died after a config was applied, and
+// before what is published followed it, makes up for it when it starts.
+func TestConfigIsFollowedAfterAStart(t *testing.T) {
+	t.Parallel()
+	config := signingConfig(t.TempDir())
+	w := signing(t, config)
+	issuer := w.Address() + "/orders"
+	if err := w.Board().Govern(t.Context(), ordersTokens, token.Settings{
+		Issuer: issuer, TokenLife: time.Minute, CacheLife: 9 * time.Second, Readers: map[string]token.Reader{token.Published: {}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cached := func(w *world) string {
+		t.Helper()
+		answer, _ := w.ask(t, http.MethodGet, "/orders/.well-known/jwks.json", nil)
+		return answer.Header.Get("Cache-Control")
+	}
+	if got := cached(w); got != "public, max-age=9, must-revalidate" {
+		t.Error(got)
+	}
+	if err := w.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := startServerWith(t, config, nil)
+	if got := cached(again); got != "public, max-age=1, must-revalidate" {
+		t.Error(got)
+	}
+	until(t, "it signs with the key again", func() bool {
+		signed, err := again.Signer().Sign(t.Context(), token.Request{Key: ordersTokens})
+		return err == nil && signed.Issuer == issuer
+	})
 }
 
 // TestUseIsUnknownAfterARestore: a version that nobody has signed with is unused, until
