@@ -150,17 +150,24 @@ func (a *app) sources(scanner *scan.Scanner, f *scanFlags, paths []string) []sca
 
 // scanOutcome is the exit code of a scan: findings weigh more than what is missing.
 func scanOutcome(report *scan.Report) error {
-	live := 0
+	type version struct {
+		key    string
+		number uint64
+	}
+	live := map[version]bool{}
+	prints := map[string]bool{}
 	for i := range report.Findings {
-		if m := report.Findings[i].Managed; m != nil && m.Live {
-			live++
+		f := &report.Findings[i]
+		prints[f.Fingerprint] = true
+		if m := f.Managed; m != nil && m.Live {
+			live[version{m.Key, m.Version}] = true
 		}
 	}
 	switch {
-	case live > 0:
-		return fail(ExitLiveKey, "rotate what policy has not: keyturn rotate NAME --emergency", "%s of keys in use", plural(live, "secret"))
+	case len(live) > 0:
+		return fail(ExitLiveKey, "rotate what policy has not: keyturn rotate NAME --emergency", "secrets of %s in use", plural(len(live), "version"))
 	case len(report.Findings) > 0:
-		return fail(ExitFound, "revoke and replace each: who has read it once keeps it; removing it from the place does not help", "%s found", plural(len(report.Findings), "secret"))
+		return fail(ExitFound, "revoke and replace each: who has read it once keeps it; removing it from the place does not help", "%s found", plural(len(prints), "secret"))
 	case report.GapCount > 0:
 		return fail(ExitFailed, "scan what is left out by itself, or raise the limit", "%s not scanned to the end", plural(report.GapCount, "place"))
 	}
@@ -204,6 +211,9 @@ func (a *app) printScan(f *scanFlags, report *scan.Report) error {
 
 func writeFinding(b *strings.Builder, f *scan.Finding) {
 	fmt.Fprintf(b, "%s  %s  %d bytes  %s\n", clean(f.Place.String()), clean(f.Rule), f.Length, f.Fingerprint)
+	if len(f.Also) > 0 {
+		fmt.Fprintf(b, "  also by %s\n", clean(strings.Join(f.Also, ", ")))
+	}
 	if f.Author != "" {
 		fmt.Fprintf(b, "  by %s, %s\n", clean(f.Author), clean(f.Date))
 	}

@@ -58,6 +58,7 @@ func (a *app) matchLeaks(ctx context.Context, report *scan.Report) error {
 			return err
 		}
 	}
+	report.MergeManaged()
 	report.Sort()
 	return nil
 }

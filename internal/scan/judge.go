@@ -178,4 +178,6 @@ func withoutGeneric(found []match) []match {
 	})
 }
 
-func (r *rule) generic() bool { return strings.Contains(strings.ToLower(r.RuleID), "generic") }
+func (r *rule) generic() bool { return isGeneric(r.RuleID) }
+
+func isGeneric(rule string) bool { return strings.Contains(strings.ToLower(rule), "generic") }

@@ -88,6 +88,8 @@ type Finding struct {
 	// Rule is the rule's name, Description what it finds.
 	Rule        string `json:"rule"`
 	Description string `json:"description"`
+	// Also are the other rules that found the same secret in the same place.
+	Also []string `json:"also,omitempty"`
 	Place
 	// Length is that of the secret, in bytes.
 	Length int `json:"length"`
@@ -171,7 +173,7 @@ var errEnough = errors.New("enough")
 func (s *Scanner) Run(ctx context.Context, sources ...Source) (Report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	out := &Sink{scanner: s, pieces: make(chan piece), cancel: cancel, seen: map[finger]bool{}, candidates: map[string]bool{}}
+	out := &Sink{scanner: s, pieces: make(chan piece), cancel: cancel, seen: map[finger]int{}, candidates: map[string]bool{}}
 	var working sync.WaitGroup
 	for range s.config.Workers {
 		working.Go(func() {
@@ -198,10 +200,10 @@ func (s *Scanner) Run(ctx context.Context, sources ...Source) (Report, error) {
 	return out.report, err
 }
 
-// finger tells findings apart.
+// finger tells findings apart: by the secret and its place.
 type finger struct {
-	rule, path, commit string
-	line, column       int
+	fingerprint, path, commit string
+	line, column              int
 }
 
 // Sink takes what sources yield.
@@ -212,7 +214,7 @@ type Sink struct {
 
 	mu         sync.Mutex
 	report     Report
-	seen       map[finger]bool
+	seen       map[finger]int // their numbers
 	candidates map[string]bool
 	full       bool
 }
@@ -293,10 +295,11 @@ func (o *Sink) fingerprint(text string) string {
 
 func (o *Sink) found(rule, description string, place Place, text string) {
 	f := Finding{Rule: rule, Description: description, Place: place, Length: len(text), Fingerprint: o.fingerprint(text), Secret: secret.NewString(text)}
-	id := finger{rule, place.Path, place.Commit, place.Line, place.Column}
+	id := finger{f.Fingerprint, place.Path, place.Commit, place.Line, place.Column}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.seen[id] {
+	if at, seen := o.seen[id]; seen {
+		o.report.Findings[at].merge(&f)
 		return
 	}
 	if len(o.report.Findings) == o.scanner.config.Limits.Findings {
@@ -308,7 +311,7 @@ func (o *Sink) found(rule, description string, place Place, text string) {
 		}
 		return
 	}
-	o.seen[id] = true
+	o.seen[id] = len(o.report.Findings)
 	o.report.Findings = append(o.report.Findings, f)
 }
 
@@ -338,6 +341,49 @@ func (o *Sink) candidate(p *piece, offset int, text string) {
 	o.mu.Lock()
 	o.report.Candidates = append(o.report.Candidates, c)
 	o.mu.Unlock()
+}
+
+// merge adds what another rule found in the same place. The rule that knows best is
+// the finding's: Keyturn's own, and a generic one last.
+func (f *Finding) merge(other *Finding) {
+	if f.Rule == other.Rule || slices.Contains(f.Also, other.Rule) {
+		return
+	}
+	rank := func(rule string) int {
+		switch {
+		case rule == ruleKeyturn:
+			return 0
+		case isGeneric(rule):
+			return 2
+		}
+		return 1
+	}
+	also := other.Rule
+	if cmp.Or(cmp.Compare(rank(other.Rule), rank(f.Rule)), strings.Compare(other.Rule, f.Rule)) < 0 {
+		also, f.Rule, f.Description = f.Rule, other.Rule, other.Description
+	}
+	f.Also = append(f.Also, also)
+	slices.Sort(f.Also)
+}
+
+// MergeManaged leaves one of the findings of a managed version on a line: rules may
+// take more or less of it for the secret.
+func (r *Report) MergeManaged() {
+	type id struct {
+		path, commit, key string
+		line              int
+		version           uint64
+	}
+	seen := map[id]bool{}
+	r.Findings = slices.DeleteFunc(r.Findings, func(f Finding) bool {
+		if f.Managed == nil {
+			return false
+		}
+		one := id{f.Path, f.Commit, f.Managed.Key, f.Line, f.Managed.Version}
+		again := seen[one]
+		seen[one] = true
+		return again
+	})
 }
 
 // Sort puts lists into the order of places.
