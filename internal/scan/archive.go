@@ -50,36 +50,42 @@ const (
 
 // item yields a stream, unpacked if it is an archive. Its content says what it is,
 // not its name.
-func (s *Scanner) item(ctx context.Context, out *Sink, name string, r io.Reader, depth int, left *budget) error {
+func (s *Scanner) item(ctx context.Context, out *Sink, at Place, r io.Reader, depth int, left *budget) error {
 	buffered := bufio.NewReaderSize(r, 4<<10)
 	head, err := buffered.Peek(tarAt + len(magicTar))
 	if err != nil && !errors.Is(err, io.EOF) {
-		out.gap(name, "it cannot be read: %v", err)
+		out.gap(at.Path, "it cannot be read: %v", err)
 		return nil
 	}
 	packed := bytes.HasPrefix(head, []byte(magicGzip)) || bytes.HasPrefix(head, []byte(magicBzip2)) ||
 		bytes.HasPrefix(head, []byte(magicZip)) || isTar(head)
 	if !packed {
-		return s.text(ctx, out, name, buffered, s.config.Limits.File)
+		return s.text(ctx, out, at, buffered, s.config.Limits.File)
 	}
 	if depth == s.config.Limits.Depth {
-		out.gap(name, "archives lie more than %d deep in one another", depth)
+		out.gap(at.Path, "archives lie more than %d deep in one another", depth)
 		return nil
 	}
 	switch {
 	case isTar(head):
-		return s.tar(ctx, out, name, buffered, depth, left)
+		return s.tar(ctx, out, at, buffered, depth, left)
 	case bytes.HasPrefix(head, []byte(magicZip)):
-		return s.zip(ctx, out, name, buffered, depth, left)
+		return s.zip(ctx, out, at, buffered, depth, left)
 	case bytes.HasPrefix(head, []byte(magicBzip2)):
-		return s.item(ctx, out, inner(name, ".bz2"), &meter{bzip2.NewReader(buffered), left}, depth+1, left)
+		return s.item(ctx, out, at.in(inner(at.Path, ".bz2")), &meter{bzip2.NewReader(buffered), left}, depth+1, left)
 	}
 	unpacked, err := gzip.NewReader(buffered)
 	if err != nil {
-		out.gap(name, "it is a damaged gzip file: %v", err)
+		out.gap(at.Path, "it is a damaged gzip file: %v", err)
 		return nil
 	}
-	return s.item(ctx, out, inner(name, ".gz"), &meter{unpacked, left}, depth+1, left)
+	return s.item(ctx, out, at.in(inner(at.Path, ".gz")), &meter{unpacked, left}, depth+1, left)
+}
+
+// in is the place of something inside of it.
+func (p Place) in(path string) Place {
+	p.Path = path
+	return p
 }
 
 func isTar(head []byte) bool {
@@ -98,28 +104,28 @@ func inner(name, ext string) string {
 	return name + "!"
 }
 
-func (s *Scanner) tar(ctx context.Context, out *Sink, name string, r io.Reader, depth int, left *budget) error {
+func (s *Scanner) tar(ctx context.Context, out *Sink, at Place, r io.Reader, depth int, left *budget) error {
 	for archive := tar.NewReader(r); ; {
 		header, err := archive.Next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
-			out.gap(name, "the archive cannot be read to its end: %v", err)
+			out.gap(at.Path, "the archive cannot be read to its end: %v", err)
 			return nil
 		}
 		if header.Typeflag != tar.TypeReg {
 			continue
 		}
 		if left.entries--; left.entries < 0 {
-			out.gap(name, "it holds more than %d files", s.config.Limits.Entries)
+			out.gap(at.Path, "it holds more than %d files", s.config.Limits.Entries)
 			return nil
 		}
-		if err := s.item(ctx, out, name+"!"+cleanEntry(header.Name), &meter{archive, left}, depth+1, left); err != nil {
+		if err := s.item(ctx, out, at.in(at.Path+"!"+cleanEntry(header.Name)), &meter{archive, left}, depth+1, left); err != nil {
 			return err
 		}
 		if left.bytes <= 0 {
-			out.gap(name, "%v", errBudget)
+			out.gap(at.Path, "%v", errBudget)
 			return nil
 		}
 	}
@@ -129,18 +135,18 @@ func (s *Scanner) tar(ctx context.Context, out *Sink, name string, r io.Reader, 
 // has to be kept whole.
 const maxZip = 256 << 20
 
-func (s *Scanner) zip(ctx context.Context, out *Sink, name string, r io.Reader, depth int, left *budget) error {
+func (s *Scanner) zip(ctx context.Context, out *Sink, at Place, r io.Reader, depth int, left *budget) error {
 	whole, err := io.ReadAll(io.LimitReader(r, maxZip+1))
 	if err != nil || len(whole) > maxZip {
 		if err == nil {
 			err = errLong
 		}
-		out.gap(name, "the zip archive cannot be read: %v", err)
+		out.gap(at.Path, "the zip archive cannot be read: %v", err)
 		return nil
 	}
 	archive, err := zip.NewReader(bytes.NewReader(whole), int64(len(whole)))
 	if err != nil {
-		out.gap(name, "the zip archive is damaged: %v", err)
+		out.gap(at.Path, "the zip archive is damaged: %v", err)
 		return nil
 	}
 	for _, file := range archive.File {
@@ -148,23 +154,23 @@ func (s *Scanner) zip(ctx context.Context, out *Sink, name string, r io.Reader, 
 			continue
 		}
 		if left.entries--; left.entries < 0 {
-			out.gap(name, "it holds more than %d files", s.config.Limits.Entries)
+			out.gap(at.Path, "it holds more than %d files", s.config.Limits.Entries)
 			return nil
 		}
 		content, err := file.Open()
 		if err != nil {
-			out.gap(name+"!"+cleanEntry(file.Name), "it cannot be unpacked: %v", err)
+			out.gap(at.Path+"!"+cleanEntry(file.Name), "it cannot be unpacked: %v", err)
 			continue
 		}
-		err = s.item(ctx, out, name+"!"+cleanEntry(file.Name), &meter{content, left}, depth+1, left)
+		err = s.item(ctx, out, at.in(at.Path+"!"+cleanEntry(file.Name)), &meter{content, left}, depth+1, left)
 		if closed := content.Close(); err == nil && closed != nil && !errors.Is(closed, zip.ErrChecksum) {
-			out.gap(name+"!"+cleanEntry(file.Name), "it cannot be unpacked: %v", closed)
+			out.gap(at.Path+"!"+cleanEntry(file.Name), "it cannot be unpacked: %v", closed)
 		}
 		if err != nil {
 			return err
 		}
 		if left.bytes <= 0 {
-			out.gap(name, "%v", errBudget)
+			out.gap(at.Path, "%v", errBudget)
 			return nil
 		}
 	}

@@ -55,32 +55,32 @@ func (s *Scanner) file(ctx context.Context, out *Sink, path string) error {
 		return nil
 	}
 	defer f.Close()
-	return s.stream(ctx, out, filepath.ToSlash(path), f)
+	return s.stream(ctx, out, Place{Path: filepath.ToSlash(path)}, f)
 }
 
 // Reader yields what r holds, under a name; it may be an archive.
 func (s *Scanner) Reader(name string, r io.Reader) Source {
-	return func(ctx context.Context, out *Sink) error { return s.stream(ctx, out, name, r) }
+	return func(ctx context.Context, out *Sink) error { return s.stream(ctx, out, Place{Path: name}, r) }
 }
 
-func (s *Scanner) stream(ctx context.Context, out *Sink, name string, r io.Reader) error {
+func (s *Scanner) stream(ctx context.Context, out *Sink, at Place, r io.Reader) error {
 	budget := &budget{bytes: s.config.Limits.Unpacked, entries: s.config.Limits.Entries}
-	return s.item(ctx, out, name, r, 0, budget)
+	return s.item(ctx, out, at, r, 0, budget)
 }
 
 // text yields one plain text; what is wrong with it is a gap, and only the end of
 // the scan an error.
-func (s *Scanner) text(ctx context.Context, out *Sink, name string, r io.Reader, limit int64) error {
+func (s *Scanner) text(ctx context.Context, out *Sink, at Place, r io.Reader, limit int64) error {
 	out.file()
-	err := out.text(ctx, Place{Path: name}, r, limit)
+	err := out.text(ctx, at, r, limit)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, errLong):
-		out.gap(name, "only its first %d bytes were scanned", limit)
+		out.gap(at.Path, "only its first %d bytes were scanned", limit)
 	default:
-		out.gap(name, "it cannot be read to its end: %v", err)
+		out.gap(at.Path, "it cannot be read to its end: %v", err)
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ type History struct {
 // Git yields what commits of a repository added. It needs git.
 func (s *Scanner) Git(repository string, h History) Source {
 	args := []string{
-		"log", "-p", "-U0", "--full-history", "--diff-filter=tuxdb", "--no-ext-diff", "--no-textconv", "--no-color",
+		"log", "-p", "-U0", "--full-index", "--full-history", "--diff-filter=tuxdb", "--no-ext-diff", "--no-textconv", "--no-color",
 	}
 	if h.Since != "" {
 		args = append(args, "--since="+h.Since)
@@ -43,7 +43,7 @@ func (s *Scanner) Git(repository string, h History) Source {
 
 // Staged yields what is staged in a repository for the next commit. It needs git.
 func (s *Scanner) Staged(repository string) Source {
-	return s.diffs(repository, []string{"diff", "--cached", "-U0", "--no-ext-diff", "--no-textconv", "--no-color"})
+	return s.diffs(repository, []string{"diff", "--cached", "-U0", "--full-index", "--no-ext-diff", "--no-textconv", "--no-color"})
 }
 
 // diffs yields the added lines of what git prints. Settings of the repository run no
@@ -68,7 +68,7 @@ func (s *Scanner) diffs(repository string, args []string) Source {
 		}
 		files, err := gitdiff.Parse(stdout)
 		if err == nil {
-			err = s.changes(ctx, out, files)
+			err = s.changes(ctx, out, files, &blobs{repository: repository, seen: map[string]bool{}})
 		}
 		if err != nil {
 			cancel()
@@ -83,8 +83,9 @@ func (s *Scanner) diffs(repository string, args []string) Source {
 	}
 }
 
-// changes yields the added lines of changed files.
-func (s *Scanner) changes(ctx context.Context, out *Sink, files <-chan *gitdiff.File) error {
+// changes yields the added lines of changed files, and what is no text as a whole.
+func (s *Scanner) changes(ctx context.Context, out *Sink, files <-chan *gitdiff.File, binary *blobs) (err error) {
+	defer func() { err = errors.Join(err, binary.close()) }()
 	for file := range files {
 		if file == nil || file.IsDelete {
 			continue
@@ -95,6 +96,12 @@ func (s *Scanner) changes(ctx context.Context, out *Sink, files <-chan *gitdiff.
 			if header.Author != nil {
 				place.Author = header.Author.Name
 			}
+		}
+		if file.IsBinary {
+			if err := s.blob(ctx, out, place, binary, file.NewOIDPrefix); err != nil {
+				return err
+			}
+			continue
 		}
 		out.file()
 		for _, fragment := range file.TextFragments {

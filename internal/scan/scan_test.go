@@ -314,6 +314,74 @@ func TestGit(t *testing.T) {
 	}
 }
 
+// TestGitArchives: archives and other binary files that a history holds are scanned,
+// each once, within the bounds of archives.
+func TestGitArchives(t *testing.T) {
+	dir := t.TempDir()
+	git(t, dir, "init", "-q")
+	text := []byte("x " + githubToken() + "\n")
+	apiKey := drawKey(t)
+	write(t, filepath.Join(dir, "old.zip"), string(zipOf(t, map[string][]byte{"in/a.txt": text, "b.tgz": gzipped(t, tarOf(t, map[string][]byte{"c": text}))})))
+	write(t, filepath.Join(dir, "core"), "\x00\x01"+apiKey+"\x00")
+	write(t, filepath.Join(dir, ".gitattributes"), "*.hidden -diff\n")
+	write(t, filepath.Join(dir, "x.hidden"), string(text))
+	git(t, dir, "add", ".")
+	s := newScanner(t, scan.Config{})
+	found := func(report scan.Report) string {
+		var list []string
+		for _, f := range report.Findings {
+			list = append(list, f.Rule+" "+f.Path)
+		}
+		slices.Sort(list)
+		return strings.Join(list, ", ")
+	}
+	const want = "github-pat old.zip!b.tgz!b.tar!c, github-pat old.zip!in/a.txt, github-pat x.hidden, keyturn-api-key core"
+	if staged := run(t, s, s.Staged(dir)); found(staged) != want {
+		t.Errorf("staged: %s", found(staged))
+	}
+	git(t, dir, "commit", "-q", "-m", "add")
+	git(t, dir, "mv", "old.zip", "new.zip")
+	git(t, dir, "commit", "-q", "-m", "rename")
+	git(t, dir, "rm", "-q", "new.zip", "core", "x.hidden")
+	git(t, dir, "commit", "-q", "-m", "remove")
+	history := run(t, s, s.Git(dir, scan.History{}))
+	if got := found(history); len(history.Findings) != 4 || history.GapCount != 0 {
+		t.Errorf("history: %s, %v", got, history.Gaps)
+	}
+	for _, f := range history.Findings {
+		if f.Author != "Ada" || len(f.Commit) != 40 {
+			t.Errorf("%+v", f)
+		}
+	}
+	write(t, filepath.Join(dir, "bomb.gz"), string(gzipped(t, make([]byte, 8<<20))))
+	git(t, dir, "add", ".")
+	git(t, dir, "commit", "-q", "-m", "bomb")
+	small := newScanner(t, scan.Config{Limits: scan.Limits{Unpacked: 1 << 20}})
+	if report := run(t, small, small.Git(dir, scan.History{})); report.GapCount == 0 || report.Bytes > 3<<20 || len(report.Findings) != 4 {
+		t.Errorf("a bomb: %d bytes, %d findings, %v", report.Bytes, len(report.Findings), report.Gaps)
+	}
+}
+
+// TestOneFindingForOneSecret: several rules that find a secret in one place are one
+// finding, of the rule that knows best.
+func TestOneFindingForOneSecret(t *testing.T) {
+	s := newScanner(t, scan.Config{})
+	value := "hT9x2LmQ7vRb4NcW8sYd" + "3kJp5mZq7wEx"
+	apiKey := drawKey(t)
+	report := run(t, s, s.Reader("a", strings.NewReader("adafruit_key = \""+value+"\"\ntoken = \""+apiKey+"\"\n")))
+	if len(report.Findings) != 2 || report.Findings[0].Rule != "adafruit-api-key" || report.Findings[1].Rule != "keyturn-api-key" {
+		t.Fatalf("found %+v", report.Findings)
+	}
+	if f := report.Findings[1]; fmt.Sprint(f.Also) != "[generic-api-key]" || f.Length != len(apiKey) || f.Column != len("token = \"")+1 {
+		t.Errorf("found %+v", f)
+	}
+	managed := &scan.Managed{Key: "a", Version: 1, Live: true}
+	report.Findings[0].Managed, report.Findings[1].Managed, report.Findings[1].Line = managed, managed, report.Findings[0].Line
+	if report.MergeManaged(); len(report.Findings) != 1 {
+		t.Errorf("one version on one line is found %d times", len(report.Findings))
+	}
+}
+
 func TestEndsWithItsContext(t *testing.T) {
 	s := newScanner(t, scan.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
