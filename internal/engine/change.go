@@ -205,7 +205,7 @@ func (c *change) step(name key.Name, id key.RotationID, body rotation.Body) (aft
 	}
 	c.states[name] = written{doc: doc, state: after}
 	c.wake = c.wake || !doc.Due.IsZero()
-	if err := c.publish(name, &before, &after); err != nil {
+	if err := c.publish(name, &before, &after, body); err != nil {
 		return before, err
 	}
 	if err := c.queue(name, &before, &after, effects); err != nil {

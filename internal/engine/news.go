@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ const kindMark = "mark"
 
 // news is what other nodes hear of a key.
 type news struct {
-	// Epoch is that of the latest telling.
+	// Epoch is that of the latest telling of somebody who had not asked: who arrives
+	// hears of it in the answer, at the node where it arrived.
 	Epoch uint64 `json:"epoch,omitempty"`
 	// Bake is the version that is judged, Since when its bake began.
 	Bake  key.Version `json:"bake,omitempty"`
@@ -30,18 +32,40 @@ type news struct {
 	Told time.Time `json:"told,omitzero"`
 }
 
-func newsOf(state *rotation.State) news {
-	n := news{Epoch: state.Epoch}
+// bakeOf is what the news say of the bake.
+func bakeOf(state *rotation.State) (v key.Version, since time.Time) {
 	if cut, open := state.CutOver(); open && cut.Phase == rotation.Presenting && !cut.BakeSince.IsZero() {
-		n.Bake, n.Since = cut.To, cut.BakeSince
+		return cut.To, cut.BakeSince
 	}
-	return n
+	return 0, time.Time{}
+}
+
+// tellsUnasked reports whether a step told somebody other than those who arrived by it.
+func tellsUnasked(before, after *rotation.State, body rotation.Body) bool {
+	if after.Epoch == before.Epoch {
+		return false
+	}
+	arrived := map[string]bool{}
+	switch body := body.(type) {
+	case rotation.Joined:
+		arrived[body.ID] = true
+	case rotation.Arrived:
+		for i := range body.Joins {
+			arrived[body.Joins[i].ID] = true
+		}
+	}
+	return slices.ContainsFunc(after.Presenters, func(p rotation.Presenter) bool {
+		return p.Told != 0 && p.Epoch > before.Epoch && !arrived[p.ID]
+	})
 }
 
 // publish writes the key's news if a step changed them.
-func (c *change) publish(name key.Name, before, after *rotation.State) error {
-	was, is := newsOf(before), newsOf(after)
-	if was == is {
+func (c *change) publish(name key.Name, before, after *rotation.State, body rotation.Body) error {
+	var is news
+	was, since := bakeOf(before)
+	is.Bake, is.Since = bakeOf(after)
+	told := tellsUnasked(before, after, body)
+	if !told && was == is.Bake && since.Equal(is.Since) {
 		return nil
 	}
 	doc, err := c.tx.Docs.Get(c.ctx, kindNews, string(name))
@@ -51,14 +75,15 @@ func (c *change) publish(name key.Name, before, after *rotation.State) error {
 	if err != nil {
 		return err
 	}
-	if is.Epoch != was.Epoch {
-		is.Told = c.now
-	} else if len(doc.Body) > 0 {
-		var stored news
+	var stored news
+	if len(doc.Body) > 0 {
 		if err := decodeInto(doc.Body, &stored); err != nil {
 			return err
 		}
-		is.Told = stored.Told
+	}
+	is.Epoch, is.Told = stored.Epoch, stored.Told
+	if told {
+		is.Epoch, is.Told = after.Epoch, c.now
 	}
 	if doc.Body, err = encode(is); err != nil {
 		return err
@@ -71,7 +96,7 @@ func (c *change) publish(name key.Name, before, after *rotation.State) error {
 	}
 	own, ok := c.news[name]
 	if !ok {
-		own.from = was.Epoch
+		own.from = stored.Epoch
 	}
 	own.news = is
 	c.news[name] = own
@@ -294,7 +319,7 @@ func (e *Engine) passOn(ctx context.Context, doc *store.Doc) error {
 	e.config.Fleet.Tell(name, tells)
 	e.news.mu.Lock()
 	defer e.news.mu.Unlock()
-	e.news.set(name, state.Epoch)
+	e.news.set(name, n.Epoch)
 	return nil
 }
 

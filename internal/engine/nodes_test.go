@@ -223,3 +223,40 @@ func TestTellingsOfOtherNodesSayWhen(t *testing.T) {
 		}
 	})
 }
+
+// TestArrivalsAreNoNews: who arrives at one node hears its assignment there. Other
+// nodes do not read the key for that, however many arrive; what is decided later
+// they hear of.
+func TestArrivalsAreNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
+		nodes, _ := w.pair(t)
+		w.through(t, w.rotate(t, "a"))
+		revision := func() (rev uint64) {
+			if err := w.store.View(t.Context(), func(tx store.Tx) error {
+				doc, err := tx.Docs.Get(t.Context(), "news", "a")
+				rev = doc.Rev
+				return err
+			}); err != nil && !errors.Is(err, store.ErrNotFound) {
+				t.Fatal(err)
+			}
+			return rev
+		}
+		before := revision()
+		for _, id := range []string{"web1", "web2", "web1"} {
+			tells, err := nodes[0].Attach(t.Context(), alice, engine.PartyRecord{ID: id, Kind: "agent"}, []engine.Holding{{Key: "a"}})
+			if err != nil || tells["a"].Version != 1 {
+				t.Fatalf("%s hears %v, %v", id, tells, err)
+			}
+		}
+		if after := revision(); after != before {
+			t.Errorf("news of revision %d were written when parties arrived", after)
+		}
+		w.rotate(t, "a")
+		time.Sleep(time.Second)
+		if after := revision(); after == before {
+			t.Error("no news of a rotation")
+		}
+	})
+}

@@ -47,7 +47,7 @@ func runChild(role string) error {
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}
-		defer pprof.StopCPUProfile()
+		context.AfterFunc(ctx, pprof.StopCPUProfile)
 	}
 	switch role {
 	case roleKeyturn, roleBare:
