@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	cel.dev/cel-go v0.33.2
+	cloud.google.com/go/compute/metadata v0.9.0
 	connectrpc.com/connect v1.21.1
 	filippo.io/age v1.3.2
 	github.com/BobuSumisu/aho-corasick v1.0.3

@@ -96,6 +96,12 @@ const (
 	maxAsked     = 64
 )
 
+// Check tells what is wrong with c, as Open would. Files are not read.
+func (c Config) Check() error {
+	_, err := c.complete()
+	return err
+}
+
 // complete fills in what is missing, and returns where tokens are asked for.
 func (c *Config) complete() ([]string, error) {
 	issuer, err := baseURL("Issuer", c.Issuer)

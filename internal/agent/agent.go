@@ -37,7 +37,7 @@ type Deps struct {
 // way then is put back, and taken up by the next start.
 //
 // It returns an error, at once, only for what an operator must mend: the error
-// wraps ErrConfig, ErrJoin, lkg.ErrDirectory or lkg.ErrInUse. A server that is
+// wraps ErrConfig, ErrJoin, metadata.ErrListen, lkg.ErrDirectory or lkg.ErrInUse. A server that is
 // away is no error: the last known good versions are served meanwhile.
 func Run(ctx context.Context, cfg Config, deps Deps) error {
 	if deps.Logger == nil {
@@ -58,9 +58,12 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 			return err
 		}
 	}
-	targets, err := newTargets(cfg.Targets)
-	if err != nil {
-		return err
+	var targets []*target
+	if len(cfg.Targets) > 0 || cfg.Metadata == nil {
+		var err error
+		if targets, err = newTargets(cfg.Targets); err != nil {
+			return err
+		}
 	}
 	state, err := lkg.Open(cfg.StateDir)
 	if err != nil {
@@ -73,9 +76,10 @@ func Run(ctx context.Context, cfg Config, deps Deps) error {
 // run1 is Run with the state directory open.
 func run1(ctx context.Context, cfg Config, deps Deps, targets []*target, state store) error {
 	id, delivery := cfg.PartyID, deps.Delivery
+	var who identity
 	if delivery == nil {
-		who, err := identify(ctx, cfg, deps)
-		if err != nil {
+		var err error
+		if who, err = identify(ctx, cfg, deps); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -84,6 +88,20 @@ func run1(ctx context.Context, cfg Config, deps Deps, targets []*target, state s
 		id = who.party
 		if delivery, err = connect(cfg, deps, who); err != nil {
 			return fmt.Errorf("%w: %w", ErrConfig, err)
+		}
+	}
+	if cfg.Metadata != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		wait, err := serveTokens(ctx, cfg, deps, ownToken(cfg, who))
+		if err != nil {
+			cancel()
+			return err
+		}
+		defer wait()
+		defer cancel()
+		if len(targets) == 0 {
+			<-ctx.Done()
+			return nil
 		}
 	}
 	w := &worker{

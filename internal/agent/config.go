@@ -41,8 +41,10 @@ type Config struct {
 	Labels map[string]string
 	// StateDir holds the sealed last-known-good state, mode 0700.
 	StateDir string
-	// Targets are the files, at least one.
+	// Targets are the files; there may be none beside Metadata.
 	Targets []Target
+	// Metadata is the endpoint by which processes get tokens; nil: there is none.
+	Metadata *Metadata
 }
 
 // Target is a file that is rendered from keys.

@@ -23,15 +23,16 @@ const maxNesting = 64
 // document is the configuration as it is written. Fields that need a check of
 // their own are texts here.
 type document struct {
-	APIVersion    string           `yaml:"apiVersion"`
-	Kind          string           `yaml:"kind"`
-	Server        string           `yaml:"server"`
-	CAFile        string           `yaml:"caFile"`
-	TokenFile     string           `yaml:"tokenFile"`
-	JoinTokenFile string           `yaml:"joinTokenFile"`
-	StateDir      string           `yaml:"stateDir"`
-	Party         documentParty    `yaml:"party"`
-	Targets       []documentTarget `yaml:"targets"`
+	APIVersion    string            `yaml:"apiVersion"`
+	Kind          string            `yaml:"kind"`
+	Server        string            `yaml:"server"`
+	CAFile        string            `yaml:"caFile"`
+	TokenFile     string            `yaml:"tokenFile"`
+	JoinTokenFile string            `yaml:"joinTokenFile"`
+	StateDir      string            `yaml:"stateDir"`
+	Party         documentParty     `yaml:"party"`
+	Targets       []documentTarget  `yaml:"targets"`
+	Metadata      *documentMetadata `yaml:"metadata"`
 }
 
 type documentParty struct {
@@ -215,6 +216,7 @@ func nearest(field string) string {
 		"apiVersion", "kind", "server", "caFile", "tokenFile", "joinTokenFile", "stateDir", "party", "targets", "id", "region",
 		"labels", "name", "keys", "template", "templateFile", "path", "mode", "owner", "group", "worldReadable", "order", "reload",
 		"health", "signal", "command", "timeout", "pidFile", "process", "http", "tcp", "interval", "retries", "sample", "every", "for", "then",
+		"metadata", "listen", "authorizationFile", "google", "tokens", "issuer", "audiences", "scopes", "subjectTokenFile", "subjectTokenType",
 	}
 	best, distance := "", 3
 	for _, k := range known {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -97,8 +96,11 @@ func (r *reader) config(doc document) Config {
 		cfg.PartyID = host
 	}
 	r.connection(&cfg)
-	if len(doc.Targets) == 0 {
-		r.fail("targets", "there is none", "add a target with name, path and template")
+	if doc.Metadata != nil {
+		cfg.Metadata = r.metadata(doc.Metadata, cfg)
+	}
+	if len(doc.Targets) == 0 && doc.Metadata == nil {
+		r.fail("targets", "there is none", "add a target with name, path and template, or metadata with listen and tokens")
 	}
 	names, paths := make(map[string]bool), make(map[string]string)
 	for i, t := range doc.Targets {
@@ -159,20 +161,7 @@ func (r *reader) target(at string, d documentTarget) Target {
 	}
 	r.template(at, d, &t)
 	t.Mode = r.mode(at, d)
-	t.UID = r.account(at+".owner", d.Owner, func() (string, error) {
-		u, err := user.Lookup(d.Owner)
-		if err != nil {
-			return "", err
-		}
-		return u.Uid, nil
-	})
-	t.GID = r.account(at+".group", d.Group, func() (string, error) {
-		g, err := user.LookupGroup(d.Group)
-		if err != nil {
-			return "", err
-		}
-		return g.Gid, nil
-	})
+	t.UID, t.GID = r.userOf(at, d.Owner), r.groupOf(at, d.Group)
 	if d.Reload != nil {
 		t.Reload = r.reload(at+".reload", *d.Reload)
 	}

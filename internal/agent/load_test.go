@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/keyturn/keyturn/client/tokensource"
 	"github.com/keyturn/keyturn/internal/agent"
 )
 
@@ -49,6 +50,55 @@ func TestParseConfig(t *testing.T) {
 	cfg, err = agent.ParseConfig("agent.yaml", []byte(bare))
 	if err != nil || cfg.Targets[0].Mode != 0o600 || cfg.PartyID == "" || cfg.StateDir != agent.DefaultStateDir {
 		t.Errorf("got %+v, %v", cfg, err)
+	}
+}
+
+const metadataConfig = goodConfig + `metadata:
+  listen: 127.0.0.1:8171
+  mode: "0640"
+  group: root
+  google: true
+  tokens:
+    - {name: orders, issuer: "https://keyturn.example:8443/orders", audiences: [orders], scopes: ["orders:read"]}
+    - {name: billing, issuer: "https://keyturn.example:8443/billing", subjectTokenFile: /run/token, subjectTokenType: id_token}
+`
+
+func TestParseMetadata(t *testing.T) {
+	cfg, err := agent.ParseConfig("agent.yaml", []byte(metadataConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := cfg.Metadata
+	if m.Listen.Address != "127.0.0.1:8171" || m.Mode != 0o640 || m.GID != 0 || m.UID != -1 || !m.Google || len(m.Tokens) != 2 ||
+		m.Tokens[0].Scopes[0] != "orders:read" || m.Tokens[1].SubjectFile != "/run/token" || m.Tokens[1].SubjectType != tokensource.TypeID {
+		t.Errorf("%+v", m)
+	}
+	_, alone, _ := strings.Cut(metadataConfig, "metadata:")
+	if cfg, err := agent.ParseConfig("agent.yaml", []byte("server: localhost:8443\nmetadata:"+alone)); err != nil || len(cfg.Targets) != 0 || cfg.Metadata == nil {
+		t.Errorf("without targets: %v", err)
+	}
+	for _, tc := range []struct{ old, new, at, says string }{
+		{"127.0.0.1:8171", "0.0.0.0:8171", "23:11", "reached by others"},
+		{"127.0.0.1:8171", "localhost:8171", "23:11", "loopback address"},
+		{`mode: "0640"` + "\n  group: root\n  google", `mode: "0666"` + "\n  google", "24:9", "everybody"},
+		{"group: root\n  google", "group: nobody-knows-us\n  google", "25:10", "create the account"},
+		{"google: true", "google: true\n  authorizationFile: /run/a", "26:11", "cannot show"},
+		{"google: true", "authorizationFile: a", "26:22", "absolute"},
+		{"google: true", "gogle: true", "26:3", "did you mean google?"},
+		{"name: orders, issuer", "name: billing, issuer", "", "there twice"},
+		{`issuer: "https://keyturn.example:8443/orders"`, `issuer: "http://keyturn.example/orders"`, "28:", "in the clear"},
+		{`issuer: "https://keyturn.example:8443/orders"`, `issuer: ""`, "28:", "Issuer"},
+		{`["orders:read"]`, `["orders:read orders:write"]`, "28:", "no audience or scope"},
+		{"id_token", "saml", "29:", "api-key"},
+		{"/run/token", "run/token", "29:", "absolute"},
+	} {
+		if !strings.Contains(metadataConfig, tc.old) {
+			t.Fatalf("%q is not in the good file", tc.old)
+		}
+		_, err := agent.ParseConfig("agent.yaml", []byte(strings.Replace(metadataConfig, tc.old, tc.new, 1)))
+		if !errors.Is(err, agent.ErrConfig) || !strings.Contains(err.Error(), "agent.yaml:"+tc.at) || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%q: got %v; want agent.yaml:%s and %q", tc.new, err, tc.at, tc.says)
+		}
 	}
 }
 
@@ -146,6 +196,7 @@ func TestTemplateFile(t *testing.T) {
 // error has a place, and that what is accepted is safe.
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(goodConfig))
+	f.Add([]byte(metadataConfig))
 	for _, s := range []string{"", "{}", "targets: [{}]", "a: &a [*a]", "targets: [{mode: 0777, path: /}]", "---\n---\n", "\t", "server: [", "? a\n: b", "<<: {}"} {
 		f.Add([]byte(s))
 	}
@@ -163,6 +214,9 @@ func FuzzParseConfig(f *testing.F) {
 				t.Fatalf("error without a place: %v", err)
 			}
 			return
+		}
+		if m := cfg.Metadata; m != nil && (len(m.Tokens) == 0 || m.Mode&0o003 != 0 || m.Listen.Network == "tcp" && !strings.HasPrefix(m.Listen.Address, "127.") && !strings.HasPrefix(m.Listen.Address, "[::1]:")) {
+			t.Fatalf("accepted %+v", m)
 		}
 		for _, target := range cfg.Targets {
 			if !filepath.IsAbs(target.Path) || target.Mode&0o003 != 0 || target.Template == "" || target.Name == "" {
