@@ -3,7 +3,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +36,46 @@ func TestProgram(t *testing.T) {
 			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, "config"))
 			return startSystems(t, env, bin)
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"ask": ask},
 	})
+}
+
+// ask METHOD URL STATUS [HEADER=VALUE...] sends a request until it is answered, and
+// compares the status; the body goes to answer.txt. A value @FILE is what is in it.
+func ask(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: ask METHOD URL STATUS [HEADER=VALUE...]")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var status int
+	var body []byte
+	ts.Check(poll(ctx, func() bool {
+		r, err := http.NewRequestWithContext(ctx, args[0], args[1], http.NoBody)
+		ts.Check(err)
+		for _, header := range args[3:] {
+			name, value, _ := strings.Cut(header, "=")
+			if file, ok := strings.CutPrefix(value, "@"); ok {
+				value = ts.ReadFile(file)
+			}
+			r.Header.Set(name, value)
+			if name == "Host" {
+				r.Host = value
+			}
+		}
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return false // it does not listen yet
+		}
+		defer response.Body.Close()
+		status = response.StatusCode
+		body, err = io.ReadAll(io.LimitReader(response.Body, 1<<20))
+		return err == nil
+	}))
+	if fmt.Sprint(status) != args[2] {
+		ts.Fatalf("status %d, want %s: %s", status, args[2], body)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("answer.txt"), body, 0o600))
 }
 
 func build(t *testing.T) string {
@@ -97,6 +138,10 @@ func startSystems(t *testing.T, env *testscript.Env, bin string) error {
 	env.Setenv("KEYTURN_TOKEN_FILE", filepath.Join(data, "root.token"))
 	env.Setenv("KEYTURN_CACERT", filepath.Join(data, "ca.pem"))
 	env.Setenv("PGHOSTPORT", pg.Addr())
+	if address, err = freeAddress(ctx); err != nil {
+		return err
+	}
+	env.Setenv("FREEADDR", address)
 	return awaitReady(ctx, filepath.Join(env.WorkDir, "server.log"))
 }
 
