@@ -211,6 +211,9 @@ func (c *Checker) Check(text, address string) (Result, error) {
 		return result, ErrLimited
 	}
 	table.Used(found.ID, 1, now)
+	if c.table.Load() != table {
+		c.uses.again(table) // another one took its place, and its uses may have been taken before this one
+	}
 	if address != "" {
 		c.uses.name(who{key: found.Key, version: found.Version, address: address})
 	}

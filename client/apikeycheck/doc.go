@@ -13,7 +13,8 @@
 //     the last seconds; else it may be new, and Check answers ErrUnsure.
 //   - The process holds keyed hashes, no keys. Whoever reads its memory can verify
 //     keys, and show none.
-//   - Uses are reported in batches. What could not be reported is kept.
+//   - Uses are reported in batches, each at least once: what could not be reported is
+//     kept, and what was taken without an answer is reported again.
 //
 // Rates are kept by each process for itself: n verifiers let in n times as many.
 package apikeycheck

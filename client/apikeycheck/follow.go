@@ -137,8 +137,8 @@ func (t *taking) take(line *keytable.Line) error {
 			return errors.New("the server has sent no pepper")
 		}
 		if t.next != nil {
-			c.uses.drain(c.table.Load())
-			c.table.Store(t.next)
+			// Who counts a use in the old table after this sees that it is not the present one.
+			c.uses.drain(c.table.Swap(t.next))
 			t.next = nil
 		}
 		c.hasher.Store(t.hasher)

@@ -36,6 +36,18 @@ type uses struct {
 	mu      sync.Mutex
 	pending map[who]uint32
 	named   map[who]uint32
+	// old are tables that were replaced and may have uses.
+	old map[*keytable.Table]bool
+}
+
+// again has a table that was replaced drained once more.
+func (u *uses) again(table *keytable.Table) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.old == nil {
+		u.old = map[*keytable.Table]bool{}
+	}
+	u.old[table] = true
 }
 
 // name notes who made a use that the table counts, or a try that it does not. What is
@@ -51,19 +63,25 @@ func (u *uses) name(w who) {
 	}
 }
 
-// drain takes what the table has counted.
+// drain takes what the table has counted, and those before it.
 func (u *uses) drain(table *keytable.Table) {
 	u.mu.Lock()
-	named := u.named
-	u.named = nil
+	named, tables := u.named, u.old
+	u.named, u.old = nil, nil
 	u.mu.Unlock()
 	counted := map[who]uint32{}
-	for more := true; more; {
-		var list []keytable.Use
-		list, more = table.Drain(maxUses)
-		for i := range list {
-			counted[who{key: list[i].Key, version: list[i].Version}] += list[i].Count
+	take := func(table *keytable.Table) {
+		for more := true; more; {
+			var list []keytable.Use
+			list, more = table.Drain(maxUses)
+			for i := range list {
+				counted[who{key: list[i].Key, version: list[i].Version}] += list[i].Count
+			}
 		}
+	}
+	take(table)
+	for old := range tables {
+		take(old)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -133,6 +133,17 @@ func (w *world) node(name string) (*apikey.Service, *cutOff) {
 	return s, way
 }
 
+// alone starts a node that writes seldom and has no others.
+func (w *world) alone() *apikey.Service {
+	w.t.Helper()
+	s := apikey.New(apikey.Config{
+		Store: w.store, Keeper: w.keeper, Logger: slog.New(slog.NewTextHandler(&w.log, nil)), Now: w.now, Node: "alone", Alone: true, FlushEvery: time.Hour,
+	})
+	s.Start(w.t.Context())
+	w.t.Cleanup(func() { s.Stop(context.Background()) })
+	return s
+}
+
 // until waits for a condition.
 func (w *world) until(what string, is func() bool) {
 	w.t.Helper()
