@@ -87,7 +87,8 @@ func (e *Engine) reconcile(ctx context.Context, call provider.Call, effect rotat
 		return done{err: err}
 	}
 	if left > 0 {
-		err := fmt.Errorf("calls that were sent before the store was put back may arrive for another %v", left.Round(time.Second/10))
+		until := e.config.Now().UTC().Add(left).Format(time.RFC3339)
+		err := fmt.Errorf("calls that were sent before the store was put back may arrive until %s", until)
 		return done{err: err, pause: left + e.config.Jitter(left/8), waits: true}
 	}
 	err = e.fence(ctx, call)
