@@ -13,6 +13,7 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/server"
 	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/test/pgtest"
 )
 
 // backUp takes a backup of the server while it runs.
@@ -68,9 +69,11 @@ func (d *tap) outside() (n int) {
 // TestPainVault22275: a restore of the server's database ends no log-in and changes
 // nothing outside. The copy is made while a rotation runs under load; after it the
 // rotation ends, and another one takes both of the database's roles. The restored
-// server stands still, says what differs, and one command settles it; no query
+// server stands still, says what differs, and one command settles it; what was
+// sent before is turned away from its first look on; no query
 // fails at any moment, and nothing from before the copy is lost.
 func TestPainVault22275(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, quickPolicy)
 	w.first(t)
 	l := w.fleet(t, 5)
@@ -99,6 +102,12 @@ func TestPainVault22275(t *testing.T) {
 	l.more(t, 100)
 	if after := w.tap.outside(); after != before {
 		t.Errorf("the restored server changed something outside %d times before it was told to", after-before)
+	}
+	var fenced int
+	err = pgtest.Connect(t, w.primary.SuperuserURL("postgres")).QueryRow(t.Context(),
+		`SELECT count(*) FROM pg_roles WHERE shobj_description(oid, 'pg_authid') ~ '"fence":[0-9]{16}[,}]'`).Scan(&fenced)
+	if err != nil || fenced != 2 {
+		t.Errorf("%d roles turn away what was sent before the restore, want 2: %v", fenced, err)
 	}
 	standing := w.key(t)
 	says(t, "the key", standing.GetStanding()+strings.Join(standing.GetDifferences(), "; "), "primary", "v4", "not known")
