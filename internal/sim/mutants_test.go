@@ -30,14 +30,14 @@ func mistakes() []mistake {
 	return []mistake{
 		{
 			"fencing: every call carries the same fence", "engine/effects.go", "Fence: job.Fence}", "Fence: 1}",
-			[]string{"revoked", "no lockout", "no loss"},
+			[]string{"found", "intent", "revoked", "no lockout", "no loss"},
 			500, false,
 		},
 		{
 			"lanes: effects of one version at one verifier run at once", "engine/queue.go",
 			`Lane: string(name) + "#" + effect.Lane(),`, `Lane: string(name) + "#" + effect.ID(),`,
 			[]string{"revoked", "no lockout", "no loss", "converges"},
-			500, false,
+			1500, false,
 		},
 		{
 			"awaited: an effect that nobody waits for any more is carried out", "engine/work.go",

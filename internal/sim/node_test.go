@@ -36,6 +36,8 @@ type life struct {
 	hub    *hub.Hub
 	ctx    context.Context
 	cancel context.CancelFunc
+	// era is how often the store had been put back when it began.
+	era int
 	// dead: it has crashed, and what it does reaches nobody. stopping: it ends in peace.
 	// ready: it has started.
 	dead, stopping, ready atomic.Bool
@@ -60,7 +62,7 @@ func (n *node) Read(p []byte) (int, error) {
 func (n *node) start() {
 	w := n.w
 	n.lives++
-	l := &life{node: n}
+	l := &life{node: n, era: w.restores}
 	l.ctx, l.cancel = context.WithCancel(w.ctx)
 	logger := slog.New(slog.DiscardHandler)
 	meet := hub.Config{Logger: logger, Now: n.now, Random: n}

@@ -33,6 +33,7 @@ func (w *world) putBack() {
 		}
 	}
 	w.mem.Restore(w.backup.store)
+	w.restores++
 	for fence := range w.fences {
 		w.fenceThen = max(w.fenceThen, fence)
 	}

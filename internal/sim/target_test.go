@@ -317,7 +317,7 @@ func (s *systemOf) guarded(call provider.Call, e *endpoint, slot, what string, v
 	if !s.l.w.plan.unfenced && (call.Fence < e.fences[slot] || call.Fence < e.heard) {
 		return errFence
 	}
-	if s.k.asked[e.name] && call.Fence <= s.l.w.fenceThen {
+	if s.k.asked[e.name] && s.l.era < s.l.w.restores {
 		s.l.w.violate("found", "%s %v of %s was sent before a restore, and reached %s after that was asked what it accepts", what, v, s.k.name, e.name)
 	}
 	e.fences[slot] = call.Fence

@@ -61,6 +61,8 @@ type world struct {
 	backup *backup
 	// lively counts the steps that were not dull.
 	lively int
+	// restores is how often the store was put back.
+	restores int
 	// fences were given out; fenceThen is the largest before the last restore.
 	fences    map[uint64]bool
 	fenceThen uint64
