@@ -78,6 +78,16 @@ func (m *machine) contained(v key.Version) bool {
 	return ok && version.Contained
 }
 
+// stranded reports whether a verifier that presenters may reach refuses v, and is not
+// asked to accept it: after a restore the version to return to may be accepted in some
+// places only.
+func (m *machine) stranded(v key.Version) bool {
+	return v != 0 && !m.Gap && !m.contained(v) && slices.ContainsFunc(m.Verifiers, func(w Verifier) bool {
+		slot, asked := w.Slot(v)
+		return w.Admitted && (!asked || !slot.Acceptance.accepting())
+	})
+}
+
 // divertCutOvers makes rotations that are not yet retiring fit the compromised
 // versions, and reports whether one of them became the emergency.
 func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
@@ -99,7 +109,7 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 				to, _ := m.Version(r.To)
 				to.Contained = true
 				m.end(r, Superseded)
-			case m.foreign(r.From):
+			case m.foreign(r.From), r.Phase == Presenting && m.stranded(r.From):
 				// Nobody can be told the version before: it is retired as if the cut-over
 				// were complete, and the emergency replaces what was being brought in.
 				m.relabel(r)

@@ -144,3 +144,27 @@ func TestCurrentAfterTwoRestores(t *testing.T) {
 		t.Errorf("%v is current, although what is remembered is accepted everywhere", v)
 	}
 }
+
+// TestNothingToReturnTo: after a restore the version before may be refused at a
+// verifier. An emergency does not wait for presenters to return to it: it replaces
+// what is being presented.
+func TestNothingToReturnTo(t *testing.T) {
+	for _, test := range []struct {
+		old  Acceptance
+		want Phase
+	}{{Accepted, RollingBack}, {AcceptPending, RollingBack}, {Refused, Draining}} {
+		m := machine{State: State{
+			Versions:   []Version{{Number: 1, State: key.Compromised, Label: key.Current}, {Number: 2, State: key.Compromised, Label: key.Pending}},
+			Verifiers:  []Verifier{{ID: "a", Admitted: true, Slots: []Slot{{Version: 1, Acceptance: test.old}, {Version: 2, Acceptance: Accepted}}}},
+			Presenters: []Presenter{{ID: "p", Told: 2, Maybe: []key.Version{2}}},
+			Rotations:  []Rotation{{ID: key.RotationID{1}, Kind: Manual, Phase: Presenting, From: 1, To: 2, Plan: Plan{Stages: []Stage{{Name: "all"}}}}},
+		}}
+		m.divertCutOvers(Rotation{ID: key.RotationID{2}, Kind: Emergency, Plan: Plan{Strategy: ReplaceFirst, Stages: []Stage{{Name: "all"}}}})
+		if phase := m.Rotations[0].Phase; phase != test.want {
+			t.Errorf("v1 is %v: the cut-over is %v, want %v", test.old, phase, test.want)
+		}
+		if current := m.Labelled(key.Current); test.want == Draining && current != 2 {
+			t.Errorf("v%d is to be replaced, want what is presented", current)
+		}
+	}
+}
