@@ -133,10 +133,13 @@ func (p places) processes(t *testing.T) {
 // then looks for every password that was ever minted and for every token.
 func TestNoSecretLeaks(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, quickPolicy)
+	w := newSystems(t)
+	w.config.APIKeys.Webhooks.Allow = []string{"127.0.0.0/8"}
+	w.run(t, quickPolicy)
 	found := places{}
 	w.first(t)
 	issued := w.issueTokens(t)
+	maps.Copy(issued, w.apiKeyRun(t, found))
 	l := w.fleet(t, 2)
 	a := w.agentApp(t, "agent-0", "rest", "eu", "")
 	w.settled(t, "agent-0", 1)
@@ -210,7 +213,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "webhooks of partners", "apikey show"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0

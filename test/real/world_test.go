@@ -109,10 +109,16 @@ func vary(t *testing.T, pairs ...string) string {
 func newWorld(t *testing.T, policy string) *world {
 	t.Helper()
 	w := newSystems(t)
+	w.run(t, policy)
+	return w
+}
+
+// run starts a server that is configured, and applies the policy and a key.
+func (w *world) run(t *testing.T, policy string) {
+	t.Helper()
 	w.start(t)
 	t.Cleanup(func() { w.stop(t) })
 	w.apply(t, policy+"---\n"+w.keyDocument(w.primary.Addr()))
-	return w
 }
 
 // newSystems starts PostgreSQL and configures a server that is not started.
