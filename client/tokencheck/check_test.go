@@ -171,6 +171,23 @@ func TestAlgorithmsOfTheList(t *testing.T) {
 	}
 }
 
+// TestKeyDecidesOnTheAlgorithm: a signature that is good, by an algorithm that is allowed
+// and that the key could be used with, is refused if the key is published for another.
+func TestKeyDecidesOnTheAlgorithm(t *testing.T) {
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pss, pkcs := signer{"rsa", jose.PS256, private, private.Public()}, signer{"rsa", jose.RS256, private, private.Public()}
+	c := newBoard(pss).open(t, nil)
+	if _, err := c.Check(t.Context(), bearer(pss.sign(t, claimsOf(time.Now()), nil))); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Check(t.Context(), bearer(pkcs.sign(t, claimsOf(time.Now()), nil))); !errors.Is(err, tokencheck.ErrRefused) {
+		t.Errorf("RS256 by a key for PS256: %v", err)
+	}
+}
+
 // proofs makes proofs of one key.
 type proofs struct {
 	signer

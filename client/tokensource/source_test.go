@@ -61,6 +61,36 @@ func TestNoCallerSeesAnOutage(t *testing.T) {
 	})
 }
 
+// TestEveryProcessComesBackInTime: the nearer the end of a token, the shorter the pauses,
+// so that none of many processes misses the issuer's return, however the outage looked.
+func TestEveryProcessComesBackInTime(t *testing.T) {
+	for what, hangs := range map[string]bool{"refused": false, "hanging": true} {
+		t.Run(what, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				i := newIssuer(t)
+				i.life = time.Minute
+				var all []*tokensource.Source
+				for range 200 {
+					all = append(all, i.open(func(c *tokensource.Config) { c.RequestTimeout = 2 * time.Second }))
+				}
+				// Just before the last moment to refresh, for a fifth of the life.
+				time.Sleep(39 * time.Second)
+				i.set(func(i *issuer) { i.trouble, i.hangs = unavailable, hangs })
+				time.Sleep(i.life / 5)
+				i.set(func(i *issuer) { i.trouble, i.hangs = nil, false })
+				for range 60 {
+					time.Sleep(500 * time.Millisecond)
+					for _, s := range all {
+						if token, err := s.Token(within(t, time.Millisecond)); err != nil || i.left(token) < 0 {
+							t.Fatalf("%v, %+v", err, s.Status())
+						}
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestCallersShareOneRequest: a thousand callers make one request.
 func TestCallersShareOneRequest(t *testing.T) {
 	inBubble(t, func(t *testing.T) {

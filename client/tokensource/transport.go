@@ -78,8 +78,8 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	if now := t.nonce(host); t.source.prover != nil && now != "" && now != before && demandsNonce(response) {
 		again, err := t.again(r, response, token, host)
-		if again == nil && err == nil || err != nil || again.StatusCode != http.StatusUnauthorized {
-			return orElse(again, response), err
+		if err != nil || again.StatusCode != http.StatusUnauthorized {
+			return again, err
 		}
 		response = again
 	}
@@ -90,15 +90,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return response, nil //nolint:nilerr // the refusal stands
 	}
-	again, err := t.again(r, response, next, host)
-	return orElse(again, response), err
-}
-
-func orElse(response, other *http.Response) *http.Response {
-	if response == nil {
-		return other
-	}
-	return response
+	return t.again(r, response, next, host)
 }
 
 func (t *Transport) allowed(u *url.URL, host string) error {
@@ -125,16 +117,16 @@ func replayable(r *http.Request) bool {
 	return r.Body == nil || r.Body == http.NoBody || r.GetBody != nil
 }
 
-// again sends a request once more; without an answer if its body cannot be had.
+// again sends a request once more; the refusal stands if its body cannot be had.
 func (t *Transport) again(r *http.Request, refused *http.Response, token Token, host string) (*http.Response, error) {
 	if !replayable(r) {
-		return nil, nil
+		return refused, nil
 	}
 	body := r.Body
 	if r.GetBody != nil {
 		var err error
 		if body, err = r.GetBody(); err != nil {
-			return nil, nil //nolint:nilerr // the refusal stands
+			return refused, nil //nolint:nilerr // as said
 		}
 	}
 	_, _ = io.CopyN(io.Discard, refused.Body, 4<<10) // so that the connection can be used again

@@ -18,6 +18,8 @@ type resource struct {
 	mu sync.Mutex
 	// answer is its answer to the n-th request.
 	answer func(n int, r *http.Request) *http.Response
+	// fail is what breaks its connection; may be nil.
+	fail   func(n int) error
 	seen   []*http.Request
 	bodies []string
 }
@@ -35,6 +37,11 @@ func (a *resource) RoundTrip(r *http.Request) (*http.Response, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.seen, a.bodies = append(a.seen, r), append(a.bodies, body)
+	if a.fail != nil {
+		if err := a.fail(len(a.seen)); err != nil {
+			return nil, err
+		}
+	}
 	return a.answer(len(a.seen), r), nil
 }
 
@@ -91,6 +98,39 @@ func TestTransport(t *testing.T) {
 		}
 		if len(a.seen) != 23 || i.requests() != 3 {
 			t.Errorf("%d requests, %d for tokens", len(a.seen), i.requests())
+		}
+	})
+}
+
+// TestBodyThatCannotBeHadAgain: the refusal is what the caller gets, whole; so is the
+// error of a second attempt.
+func TestBodyThatCannotBeHadAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		i := newIssuer(t)
+		a := &resource{answer: func(int, *http.Request) *http.Response { return answerOf(http.StatusUnauthorized, "why") }}
+		c := i.through(a, nil, "orders.example.com")
+		time.Sleep(10 * time.Second)
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://orders.example.com/", io.MultiReader(strings.NewReader("once")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if body, err := io.ReadAll(response.Body); err != nil || string(body) != "why" || response.StatusCode != http.StatusUnauthorized || len(a.seen) != 1 || i.requests() != 1 {
+			t.Errorf("%q, %v, %d requests, %d for tokens", body, err, len(a.seen), i.requests())
+		}
+		cut := errors.New("the connection was cut")
+		a.fail = func(n int) error {
+			if n == 3 {
+				return cut
+			}
+			return nil
+		}
+		if _, err := do(t, c, http.MethodGet, "https://orders.example.com/", ""); !errors.Is(err, cut) || len(a.seen) != 3 {
+			t.Errorf("%v after %d requests", err, len(a.seen))
 		}
 	})
 }

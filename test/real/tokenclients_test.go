@@ -384,6 +384,33 @@ func (w *tokenWorld) byCertificate(t *testing.T) {
 	}
 }
 
+// leakedNowhere looks for what an agent held in every file of it and of the server, and
+// in both logs, but the files that are for it.
+func (w *tokenWorld) leakedNowhere(t *testing.T, dir string, logs *logBuffer, tokens ...string) {
+	t.Helper()
+	secrets, found := map[string]string{}, places{"the agent's log": []byte(logs.String()), "the server's log": []byte(w.logs.String())}
+	for i, token := range tokens {
+		secrets[fmt.Sprintf("the signature of token %d", i+1)] = token[strings.LastIndexByte(token, '.')+1:]
+	}
+	for name, path := range map[string]string{"the agent's token": filepath.Join(dir, "state", "token"), "the authorization": filepath.Join(dir, "auth"), "the job's token": w.job} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		secrets[name] = strings.TrimSpace(string(text))
+	}
+	found.folder(t, dir, "token", "auth")
+	found.folder(t, w.config.DataDir, "root.token", "kek.json", "ca.key", "audit.key")
+	for place, content := range found {
+		for _, leak := range leaks(secrets, content) {
+			t.Errorf("%s contains %s", place, leak)
+		}
+	}
+	if db := found[filepath.Join(w.config.DataDir, "keyturn.db")]; len(db) == 0 || len(leaks(secrets, append(bytes.Clone(db), tokens[0]...))) == 0 {
+		t.Error("a planted token was not found")
+	}
+}
+
 // agentGivesTokens: an agent that joined gives processes tokens by its endpoint, also
 // while there is no server; the service's verifier accepts them.
 func (w *tokenWorld) agentGivesTokens(t *testing.T) {
@@ -490,9 +517,7 @@ metadata:
 	f.away.Store(false)
 	eventually(t, "there is a new token", func() bool { status, token := ask(); return status == http.StatusOK && token != first })
 	uses()
-	if w.heard != nil && bytes.Contains([]byte(logs.String()), []byte(first)) {
-		t.Error("the agent's log has a token")
-	}
+	w.leakedNowhere(t, dir, logs, first, last)
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+address+"/v1/session", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
