@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
@@ -16,6 +17,12 @@ func (c Control) MatchLeaks(ctx context.Context, request *keyturnv1.MatchLeaksRe
 	principal, err := c.allow(ctx, authz.Scan, "")
 	if err != nil {
 		return nil, err
+	}
+	if len(request.GetCandidates()) > engine.MaxLeakCandidates {
+		return nil, wire(fmt.Errorf("%w: %d candidates, at most %d are allowed; send several requests", engine.ErrInvalid, len(request.GetCandidates()), engine.MaxLeakCandidates))
+	}
+	if wait, ok := c.askers.admit(principal.ID, len(request.GetCandidates()), c.config.Now()); !ok {
+		return nil, tooMany(wait, "this token has as many texts compared as one may; ask again later")
 	}
 	select {
 	case c.scans <- struct{}{}:

@@ -118,7 +118,8 @@ type Service struct {
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
 	// scans lets two comparisons with what scanners found run at a time.
-	scans chan struct{}
+	scans  chan struct{}
+	askers askers
 }
 
 // New returns a service.
