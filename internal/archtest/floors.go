@@ -61,7 +61,7 @@ func floors() []Place {
 
 		// 4: thin transports.
 		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
-		{Path: "internal/compat", Floor: 4, Only: transports(), Apart: true},
+		{Path: "internal/compat", Floor: 4, Only: append([]string{"internal/keytable"}, transports()...), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
 		{Path: "internal/signals", Floor: 4, Only: transports()},
 

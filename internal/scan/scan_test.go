@@ -9,9 +9,11 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -379,6 +381,50 @@ func TestOneFindingForOneSecret(t *testing.T) {
 	report.Findings[0].Managed, report.Findings[1].Managed, report.Findings[1].Line = managed, managed, report.Findings[0].Line
 	if report.MergeManaged(); len(report.Findings) != 1 {
 		t.Errorf("one version on one line is found %d times", len(report.Findings))
+	}
+}
+
+// endless is a log without an end, cut after some bytes; half-way and at the end it
+// measures the heap.
+type endless struct {
+	line      string
+	left      int
+	heap      []uint64
+	measureAt int
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	if e.left <= e.measureAt {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		e.heap, e.measureAt = append(e.heap, stats.HeapAlloc), -1
+		if e.left > 0 {
+			e.measureAt = 0
+		}
+	}
+	if e.left <= 0 {
+		return 0, io.EOF
+	}
+	n := 0
+	for n+len(e.line) <= len(p) {
+		n += copy(p[n:], e.line)
+	}
+	if n == 0 {
+		n = copy(p, e.line)
+	}
+	e.left -= n
+	return n, nil
+}
+
+// TestStreamsTakeNoMemory: what is kept of a stream does not grow with it.
+func TestStreamsTakeNoMemory(t *testing.T) {
+	s := newScanner(t, scan.Config{Candidates: true})
+	const size = 24 << 20
+	log := &endless{line: "2026-11-26T10:00:00Z INFO request served path=/orders status=200 key=none\n", left: size, measureAt: size / 2}
+	report := run(t, s, s.Reader("", log))
+	if report.Bytes < size || len(log.heap) != 2 || log.heap[1] > log.heap[0]+4<<20 {
+		t.Errorf("%d bytes scanned, the heap had %v bytes half-way and at the end", report.Bytes, log.heap)
 	}
 }
 

@@ -19,6 +19,8 @@ type GitHubConfig struct {
 	// Keys is where the public keys are: an https:// address or a file. Default: where
 	// GitHub publishes them.
 	Keys string `yaml:"keys"`
+	// Feedback: answer with which tokens are real, as GitHub asks partners to.
+	Feedback bool `yaml:"feedback"`
 }
 
 func (c *LeaksConfig) check() []problem {
@@ -37,8 +39,9 @@ func (s *Server) leakRoutes(api *http.ServeMux, gate *gate, now func() time.Time
 		return
 	}
 	receiver := github.New(github.Config{
-		Matcher: s.engine,
-		Keys:    github.NewKeys(github.KeysConfig{Source: s.config.Leaks.GitHub.Keys, Now: now}),
+		Matcher:  s.engine,
+		Feedback: s.config.Leaks.GitHub.Feedback,
+		Keys:     github.NewKeys(github.KeysConfig{Source: s.config.Leaks.GitHub.Keys, Now: now}),
 		Refused: func(r *http.Request, why string) {
 			gate.refused.of(addressOf(r)).AllowN(now(), 1)
 			s.tally.add(why, "lastFrom", addressOf(r))

@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
@@ -45,10 +47,12 @@ type KeySource interface {
 	Key(ctx context.Context, id string) (*ecdsa.PublicKey, error)
 }
 
-// Config is what a Receiver needs; all fields are required.
+// Config is what a Receiver needs; all fields but Feedback are required.
 type Config struct {
 	Matcher Matcher
 	Keys    KeySource
+	// Feedback: tell GitHub which tokens are real.
+	Feedback bool
 	// Refused hears why a message was refused, one of a few fixed texts.
 	Refused func(r *http.Request, why string)
 }
@@ -74,7 +78,20 @@ type found struct {
 	Source string `json:"source"`
 }
 
-// ServeHTTP implements http.Handler. GitHub is not told which tokens are real.
+// judged is what GitHub is told of a token.
+type judged struct {
+	Token string `json:"token_raw"`
+	Type  string `json:"token_type"`
+	Label string `json:"label"`
+}
+
+// The labels of the protocol.
+const (
+	labelReal  = "true_positive"
+	labelFalse = "false_positive"
+)
+
+// ServeHTTP implements http.Handler.
 func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBody))
 	if err != nil {
@@ -94,23 +111,55 @@ func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusConflict, "messages of GitHub's that were dealt with before")
 		return
 	}
-	tokens, err := parse(body)
+	list, tokens, err := parse(body)
 	if err != nil {
 		s.refuse(w, r, http.StatusBadRequest, "messages of GitHub's that are none")
 		return
 	}
-	for len(tokens) > 0 {
-		part := tokens[:min(len(tokens), engine.MaxLeakCandidates)]
-		tokens = tokens[len(part):]
+	managed := map[int]bool{}
+	for done := 0; done < len(tokens); {
+		part := tokens[done:min(len(tokens), done+engine.MaxLeakCandidates)]
 		actor := audit.Actor{ID: "github-secret-scanning", Kind: "partner"}
-		if _, err := s.config.Matcher.MatchLeaks(r.Context(), actor, part, func(key.Name) bool { return true }); err != nil {
+		matches, err := s.config.Matcher.MatchLeaks(r.Context(), actor, part, func(key.Name) bool { return true })
+		if err != nil {
 			s.forget(digest) // GitHub sends it again
 			s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's that could not be dealt with now")
 			return
 		}
+		for i := range matches {
+			managed[done+matches[i].Candidate] = true
+		}
+		done += len(part)
+	}
+	answer := []judged{}
+	if s.config.Feedback {
+		answer = judge(list, managed)
+	}
+	b, err := json.Marshal(answer)
+	if err != nil {
+		s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's that could not be answered")
+		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = io.WriteString(w, "[]\n") // the caller is gone if this fails
+	_, _ = w.Write(append(b, '\n')) // the caller is gone if this fails
+}
+
+// judge labels tokens: real is what a version has or had, by what is kept of it, and
+// false what neither has one nor a right checksum. Others may be of a destroyed
+// version, and are left out.
+func judge(list []found, managed map[int]bool) []judged {
+	answer := []judged{}
+	for i := range list {
+		one := judged{Token: list[i].Token, Type: list[i].Type, Label: labelReal}
+		if !managed[i] {
+			if keytable.Check([]byte(list[i].Token)) == nil {
+				continue
+			}
+			one.Label = labelFalse
+		}
+		answer = append(answer, one)
+	}
+	return answer
 }
 
 func (s *Receiver) refuse(w http.ResponseWriter, r *http.Request, status int, why string) {
@@ -162,21 +211,19 @@ func (s *Receiver) forget(digest [sha256.Size]byte) {
 }
 
 // parse reads a message. Tokens that no secret of a key can be are left out.
-func parse(body []byte) ([]engine.LeakCandidate, error) {
+func parse(body []byte) ([]found, []engine.LeakCandidate, error) {
 	var list []found
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(list) > maxTokens {
-		return nil, fmt.Errorf("%d tokens, at most %d are expected", len(list), maxTokens)
+		return nil, nil, fmt.Errorf("%d tokens, at most %d are expected", len(list), maxTokens)
 	}
+	list = slices.DeleteFunc(list, func(f found) bool { return len(f.Token) > engine.MaxLeakText })
 	var candidates []engine.LeakCandidate
 	for i := range list {
-		if len(list[i].Token) > engine.MaxLeakText {
-			continue
-		}
 		place := strings.ToValidUTF8(strings.TrimSpace("GitHub "+list[i].Source+" "+list[i].URL), "?")
 		candidates = append(candidates, engine.LeakCandidate{Text: secret.NewString(list[i].Token), Place: place[:min(len(place), engine.MaxLeakPlace)]})
 	}
-	return candidates, nil
+	return list, candidates, nil
 }
