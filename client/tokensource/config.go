@@ -41,7 +41,8 @@ type Config struct {
 	// https://keys.example.com/orders. http:// is accepted for loopback addresses only.
 	Issuer string
 	// Addresses are the base URLs of the servers to ask, separated by commas; the next
-	// is asked when one does not answer. Empty: the host of the issuer.
+	// is asked when one does not answer. https:// may be left out. Empty: the host of
+	// the issuer.
 	Addresses string
 	// Audiences and Scopes are what is asked for; a rule that has one each gives it
 	// without being asked.
@@ -112,7 +113,11 @@ func (c *Config) complete() ([]string, error) {
 	if c.Addresses != "" {
 		endpoints = nil
 		for address := range strings.SplitSeq(c.Addresses, ",") {
-			u, err := baseURL("Addresses", strings.TrimSuffix(strings.TrimSpace(address), "/"))
+			address = strings.TrimRight(strings.TrimSpace(address), "/")
+			if !strings.Contains(address, "://") {
+				address = "https://" + address // as package client takes it
+			}
+			u, err := baseURL("Addresses", address)
 			if err != nil {
 				return nil, err
 			}

@@ -317,7 +317,7 @@ func TestNextServerIsAsked(t *testing.T) {
 			return nil
 		}
 		for range 8 {
-			s := i.open(func(c *tokensource.Config) { c.Addresses = "https://a.example.com, https://b.example.com/" })
+			s := i.open(func(c *tokensource.Config) { c.Addresses = "https://a.example.com, b.example.com/" })
 			if _, err := s.Token(within(t, 5*time.Second)); err != nil {
 				t.Error(err)
 			}

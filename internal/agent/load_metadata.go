@@ -94,7 +94,7 @@ func (r *reader) tokenSource(at string, t *MetadataToken, cfg Config) {
 	case strings.Contains(err.Error(), "scope"):
 		at += ".scopes"
 	case strings.Contains(err.Error(), "Addresses"):
-		return // told at server
+		at = "server"
 	}
 	r.fail(at, strings.TrimPrefix(err.Error(), tokensource.ErrConfig.Error()+": "), "")
 }
