@@ -23,7 +23,7 @@ const kindMark = "mark"
 // news is what other nodes hear of a key.
 type news struct {
 	// Epoch is that of the latest telling of somebody who had not asked: who arrives
-	// hears of it in the answer, at the node where it arrived.
+	// for the first time hears of it in the answer, at the node where it arrived.
 	Epoch uint64 `json:"epoch,omitempty"`
 	// Bake is the version that is judged, Since when its bake began.
 	Bake  key.Version `json:"bake,omitempty"`
@@ -40,18 +40,24 @@ func bakeOf(state *rotation.State) (v key.Version, since time.Time) {
 	return 0, time.Time{}
 }
 
-// tellsUnasked reports whether a step told somebody other than those who arrived by it.
+// tellsUnasked reports whether a step told somebody other than those who arrived by it
+// for the first time. Who was here before may have come elsewhere since, and its old
+// request been late.
 func tellsUnasked(before, after *rotation.State, body rotation.Body) bool {
 	if after.Epoch == before.Epoch {
 		return false
 	}
 	arrived := map[string]bool{}
+	arrives := func(id string) {
+		_, known := before.Presenter(id)
+		arrived[id] = !known
+	}
 	switch body := body.(type) {
 	case rotation.Joined:
-		arrived[body.ID] = true
+		arrives(body.ID)
 	case rotation.Arrived:
 		for i := range body.Joins {
-			arrived[body.Joins[i].ID] = true
+			arrives(body.Joins[i].ID)
 		}
 	}
 	return slices.ContainsFunc(after.Presenters, func(p rotation.Presenter) bool {

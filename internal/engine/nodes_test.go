@@ -253,6 +253,18 @@ func TestArrivalsAreNoNews(t *testing.T) {
 		if after := revision(); after != before {
 			t.Errorf("news of revision %d were written when parties arrived", after)
 		}
+		// A request of web1 from before that was late: its session may be at the other node.
+		tell, _, _, err := nodes[1].Assigned(t.Context(), "a", "web1")
+		if err == nil {
+			err = nodes[1].Acknowledge(t.Context(), alice, "a", []rotation.Ack{{ID: "web1", Epoch: tell.Epoch, OK: true, Using: 1}})
+		}
+		if err == nil {
+			_, err = nodes[0].Attach(t.Context(), alice, engine.PartyRecord{ID: "web1", Kind: "agent"}, []engine.Holding{{Key: "a"}})
+		}
+		if after := revision(); err != nil || after == before {
+			t.Errorf("no news of a party that is told anew: %v", err)
+		}
+		before = revision()
 		w.rotate(t, "a")
 		time.Sleep(time.Second)
 		if after := revision(); after == before {
