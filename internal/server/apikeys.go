@@ -138,7 +138,7 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	usual.times["/v1/apikeys/snapshot"] = 0
 	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))
 	api.Handle("POST /v1/apikeys/report", s.service.Authenticate(http.HandlerFunc(stream.Report), &often))
-	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Notices: s.teller, Blocked: usual.Blocked, Refused: usual.Refused})
+	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Notices: s.teller, Uses: s.apiKeys, Blocked: usual.Blocked, Refused: usual.Refused})
 	page := self.Page()
 	api.Handle("GET /apikeys", page)
 	api.Handle("POST /apikeys", page)

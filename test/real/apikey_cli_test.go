@@ -27,6 +27,7 @@ func (w *world) keyturn(t *testing.T, stdin string, args ...string) (code cli.Ex
 // file, asked for without a use, used, forgotten, revoked, and its late user named.
 // The key is in nothing that is printed.
 func TestAPIKeyCommands(t *testing.T) {
+	t.Parallel()
 	w := newAPIKeyWorld(t, apiKeyPolicy, "")
 	var printed strings.Builder
 	run := func(want cli.Exit, stdin string, args ...string) string {

@@ -3,6 +3,8 @@ package real
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -269,6 +271,13 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	if code, own := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusOK || own["successor"] != 2.0 || own["proven"] != nil {
 		t.Errorf("the status with a successor: %d %v", code, own)
 	}
+	eventually(t, "the page names who uses the old key", func() bool { return strings.Contains(w.page(t, first, "status"), "<td>billing<td>192.0.2.7<td>") })
+	if shown := w.page(t, first, "status"); !strings.Contains(shown, "A next key is ready") || !strings.Contains(shown, `<li class="now">Fetch the next key`) {
+		t.Errorf("the page with a successor: %s", shown)
+	}
+	if shown := w.page(t, first, "prove"); !strings.Contains(shown, "nothing is proven") {
+		t.Errorf("the page that was shown the old key as a proof: %s", shown)
+	}
 	var second string
 	for range 2 { // an answer may be lost
 		code, next := w.self(t, http.MethodPost, ownSuccessor, first)
@@ -276,6 +285,9 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 			t.Fatalf("the successor: %d %v", code, next)
 		}
 		second, _ = next["key"].(string)
+	}
+	if shown := w.page(t, first, "successor"); strings.Count(shown, second) != 1 || strings.Contains(shown, first) {
+		t.Errorf("the page does not show the next key once, or shows the old one")
 	}
 	response, err := w.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
 	if err != nil || response.GetRotation().GetPhase() != "presenting" {
@@ -318,8 +330,8 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	if code, _ := w.self(t, http.MethodGet, ownStatus, first); code != http.StatusUnauthorized {
 		t.Errorf("the old key's status after the rotation: %d", code)
 	}
-	for text, want := range map[string]string{second: "in use", first: "not valid", "<b>": "not valid"} {
-		page := w.page(t, text)
+	for text, want := range map[string]string{second: "nothing to do", first: "not valid", "<b>": "not valid"} {
+		page := w.page(t, text, "status")
 		if !strings.Contains(page, want) || strings.Contains(page, text) {
 			t.Errorf("the page does not say %q, or shows the key", want)
 		}
@@ -331,10 +343,10 @@ func TestAPIKeyClientProvesPossession(t *testing.T) {
 	}
 }
 
-// page is what a browser shows after the form was sent with a key.
-func (w *world) page(t *testing.T, text string) string {
+// page is what a browser shows after a form was sent with a key.
+func (w *world) page(t *testing.T, text, do string) string {
 	t.Helper()
-	form := url.Values{"key": {text}, "do": {"status"}}.Encode()
+	form := url.Values{"key": {text}, "do": {do}}.Encode()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.address()+"/apikeys", strings.NewReader(form))
 	if err != nil {
 		t.Fatal(err)
@@ -346,8 +358,12 @@ func (w *world) page(t *testing.T, text string) string {
 	}
 	defer func() { _ = response.Body.Close() }() // it was read
 	page, err := io.ReadAll(response.Body)
-	if err != nil || response.Header.Get("Cache-Control") != "no-store" || !strings.Contains(response.Header.Get("Content-Security-Policy"), "default-src 'none'") {
-		t.Errorf("the page: %v, %v", response.Header, err)
+	_, style, _ := strings.Cut(string(page), "<style>")
+	style, _, _ = strings.Cut(style, "</style>")
+	sum := sha256.Sum256([]byte(style))
+	want := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+	if err != nil || response.Header.Get("Cache-Control") != "no-store" || response.Header.Get("Content-Security-Policy") != want || strings.Contains(string(page), "<script") {
+		t.Errorf("the page: %v, want the policy %s, %v", response.Header, want, err)
 	}
 	return string(page)
 }

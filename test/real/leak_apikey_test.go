@@ -55,7 +55,7 @@ func (w *world) apiKeyRun(t *testing.T, found places) map[string]string {
 			t.Fatal(err)
 		}
 		_, _ = w.self(t, http.MethodGet, ownStatus, text)
-		w.page(t, text)
+		w.page(t, text, "status")
 	}
 	show(first)
 	show(first[:len(first)-1]) // mistyped

@@ -93,6 +93,7 @@ func (h *hooked) event(t *testing.T) string {
 // log, without a key. What its webhook gets is signed by a secret that it fetches with
 // its key, and by the next one too while that is new.
 func TestPartnerIsTold(t *testing.T) {
+	t.Parallel()
 	box := &mailbox{}
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {

@@ -45,6 +45,8 @@ type SelfConfig struct {
 	Hub    Hub
 	// Notices know what webhooks are signed with.
 	Notices Notices
+	// Uses know who used the client's own key.
+	Uses Uses
 	// Blocked reports whether the caller's address showed too many bad keys, Refused
 	// is told of every one.
 	Blocked func(r *http.Request) bool
@@ -89,9 +91,23 @@ type Status struct {
 	Since    *time.Time `json:"retiringSince,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"`
 	Held     bool       `json:"humanDecides,omitempty"`
+	// OldUses are those who used an older version of the client's key lately, which is
+	// still let in.
+	OldUses []OldUse `json:"oldUses,omitempty"`
 	// Proven: this request proved that the client has the version it was to use.
 	Proven bool `json:"proven,omitempty"`
 }
+
+// OldUse is somebody who used an old version of a client's key.
+type OldUse struct {
+	Version     uint64    `json:"version"`
+	Application string    `json:"application,omitempty"`
+	Address     string    `json:"address,omitempty"`
+	LastSeen    time.Time `json:"lastSeen"`
+}
+
+// maxOldUses is how many are named.
+const maxOldUses = 20
 
 // Successor is a client's next key. It is shown until the client has proven to
 // have it.
@@ -231,7 +247,28 @@ func (s *Self) status(r *http.Request, text string) (Status, error) {
 			}
 		}
 	}
-	return status, nil
+	err = s.oldUses(r.Context(), &c, &status)
+	return status, err
+}
+
+// oldUses adds who used a version older than the one that the client is to use.
+func (s *Self) oldUses(ctx context.Context, c *client, status *Status) error {
+	versions, err := s.config.Uses.Versions(ctx, c.verdict.Key)
+	if err != nil {
+		return err
+	}
+	for i := range versions {
+		v := &versions[i]
+		if !v.Accepted || v.Version >= max(c.tell.Version, c.verdict.Version) {
+			continue
+		}
+		for _, by := range v.By {
+			if len(status.OldUses) < maxOldUses {
+				status.OldUses = append(status.OldUses, OldUse{uint64(v.Version), by.Application, by.Address, by.Last})
+			}
+		}
+	}
+	return nil
 }
 
 // Successor shows a client its next key.
