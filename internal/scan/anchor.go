@@ -520,11 +520,16 @@ func (s *side) reach(text string, from int, last *seen) int {
 	return to
 }
 
+// alone reports whether a match with the anchor need hold nothing besides.
+func (a *anchor) alone() bool {
+	return a.assigned != nil || len(a.before.texts) == 0 && len(a.after.texts) == 0
+}
+
 // hold reports whether what a match with the anchor holds besides is in a text in
 // lower case. It takes as long as the text is.
 func (a *anchor) hold(low []byte) bool {
 	in := func(texts []string) bool {
 		return len(texts) == 0 || slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(low, []byte(text)) })
 	}
-	return a.assigned != nil || in(a.before.texts) && in(a.after.texts)
+	return a.alone() || in(a.before.texts) && in(a.after.texts)
 }

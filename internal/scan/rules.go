@@ -10,7 +10,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	ahocorasick "github.com/BobuSumisu/aho-corasick"
 	"github.com/spf13/viper"
 	"github.com/zricethezav/gitleaks/v8/config"
 )
@@ -24,9 +23,10 @@ type rules struct {
 	names  map[string]string
 	list   []rule
 	global []*config.Allowlist
-	// texts finds anchors and keywords; of says what each is for.
-	texts *ahocorasick.Trie
-	of    []use
+	// texts finds anchors and keywords; of says what each is for, lengths how long it is.
+	texts   *automaton
+	of      []use
+	lengths []int
 	// anchors is how many there are.
 	anchors int
 }
@@ -47,7 +47,7 @@ type rule struct {
 	dull *byteSet
 }
 
-// use is what a text in the trie is for: an anchor of rules, a keyword of rules, of
+// use is what a text in the automaton is for: an anchor of rules, a keyword of rules, of
 // those that are gated.
 type use struct {
 	anchors         [][2]int
@@ -81,7 +81,9 @@ func loadRules() (*rules, error) {
 			return nil, fmt.Errorf("rule %s: %w", id, err)
 		}
 	}
-	r.build()
+	if err := r.build(); err != nil {
+		return nil, err
+	}
 	return r, nil
 }
 
@@ -108,8 +110,8 @@ func (r *rules) add(from *config.Rule) error {
 	return nil
 }
 
-// build makes the trie.
-func (r *rules) build() {
+// build makes the automaton.
+func (r *rules) build() error {
 	uses := map[string]*use{}
 	of := func(text string) *use {
 		if uses[text] == nil {
@@ -133,9 +135,11 @@ func (r *rules) build() {
 	}
 	texts := slices.Sorted(maps.Keys(uses))
 	for _, text := range texts {
-		r.of = append(r.of, *uses[text])
+		r.of, r.lengths = append(r.of, *uses[text]), append(r.lengths, len(text))
 	}
-	r.texts = ahocorasick.NewTrieBuilder().AddStrings(texts).Build()
+	var err error
+	r.texts, err = newAutomaton(texts)
+	return err
 }
 
 // scratch is what a search needs, kept from one text to the next.
@@ -185,20 +189,17 @@ func (r *rules) search(path, text string, s *scratch) []match {
 	if path != "" && s.left {
 		return nil
 	}
-	s.lower = appendLower(s.lower[:0], text)
 	if strings.ContainsRune(text, longS) || strings.ContainsRune(text, kelvin) || strings.ContainsRune(text, dottedI) {
 		r.considerFolds(text, s)
 	}
-	r.texts.Walk(s.lower, func(end, n, which int64) bool {
-		use := &r.of[which]
-		from, to := int(end-n)+1, int(end)+1
+	r.texts.walk(text, func(to int, which int32) {
+		use, from := &r.of[which], to-r.lengths[which]
 		for _, gate := range use.gates {
 			s.gates[gate] = true
 		}
 		for _, a := range use.anchors {
 			r.consider(a[0], a[1], text, s, span{from, to})
 		}
-		return true
 	})
 	for which := range r.list {
 		if len(r.list[which].anchors) == 0 && s.gates[which] {
@@ -228,11 +229,10 @@ const dottedI = '\u0130'
 // equal to letters of ASCII: anchors do not find a match that has one. All rules that
 // have a keyword in the text, as the library reads it, may match there.
 func (r *rules) considerFolds(text string, s *scratch) {
-	r.texts.Walk([]byte(strings.ToLower(text)), func(_, _, which int64) bool {
+	r.texts.walk(strings.ToLower(text), func(_ int, which int32) {
 		for _, named := range r.of[which].keywords {
 			s.gates[named] = true
 		}
-		return true
 	})
 	for which := range r.list {
 		if !s.gates[which] {
@@ -299,8 +299,7 @@ func (r *rules) matches(found []match, one *rule, path, text string, s *scratch,
 				s.anchors = append(s.anchors, a)
 			}
 		}
-		low := s.lower[w.from:w.to]
-		if w.dull || !slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a == nil || a.hold(low) }) {
+		if w.dull || !s.hold(text[w.from:w.to]) {
 			continue
 		}
 		// One rune more on each side: patterns ask for the ends of words and of the text.
@@ -308,6 +307,15 @@ func (r *rules) matches(found []match, one *rule, path, text string, s *scratch,
 		found = r.judge(found, one, path, text, from, to, &s.lines)
 	}
 	return found
+}
+
+// hold reports whether a text holds what a match with one of the anchors holds.
+func (s *scratch) hold(text string) bool {
+	if slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a == nil || a.alone() }) {
+		return true
+	}
+	s.lower = appendLower(s.lower[:0], text)
+	return slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a.hold(s.lower) })
 }
 
 // runeStart is the beginning of the rune before an offset.
