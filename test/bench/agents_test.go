@@ -91,7 +91,7 @@ func runAgents(ctx context.Context, role string, o orders) error {
 // joinTogether is how many agents connect at the same time when they do so first.
 // On a machine that is busy with handshakes a client would otherwise believe that
 // streams are blocked on its way, and fall back to polling.
-const joinTogether = 1500
+const joinTogether = 500
 
 type reporter struct {
 	// joining holds an element for each agent that is not connected yet.
