@@ -164,7 +164,9 @@ func (e *Engine) decodeState(ctx context.Context, tx store.Tx, name key.Name) (r
 	}
 	state, known := e.states.written(name, &doc)
 	if !known {
-		err = decodeInto(doc.Body, &state)
+		if err = rotation.UnmarshalState(doc.Body, &state); err != nil {
+			err = fmt.Errorf("the stored state of key %s is damaged: %w", name, err)
+		}
 	}
 	doc.Body = nil
 	return state, doc, err

@@ -248,8 +248,8 @@ func heldCheck(held int) Check {
 func (e *Engine) examine(ctx context.Context, tx store.Tx, doc store.Doc) (problem string, held int, transitions []audit.Transition, err error) {
 	name := key.Name(doc.Name)
 	var state rotation.State
-	if err := decodeInto(doc.Body, &state); err != nil {
-		return err.Error(), 0, nil, nil //nolint:nilerr // the error is the finding
+	if err := rotation.UnmarshalState(doc.Body, &state); err != nil {
+		return fmt.Sprintf("the stored state is damaged: %v", err), 0, nil, nil
 	}
 	for i := range state.Rotations {
 		if state.Rotations[i].Hold.Reason != "" {

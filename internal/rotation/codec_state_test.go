@@ -22,6 +22,44 @@ func sameBytes(t *testing.T, s *State) {
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%v\n got %s\nwant %s", err, got, want)
 	}
+	sameState(t, got)
+}
+
+// sameState wants the two ways to decode a state to agree.
+func sameState(t *testing.T, data []byte) {
+	t.Helper()
+	var got, want State
+	gotErr, wantErr := UnmarshalState(data, &got), json.Unmarshal(data, &want)
+	if (gotErr == nil) != (wantErr == nil) || gotErr == nil && !reflect.DeepEqual(got, want) {
+		t.Errorf("%s\n got %+v, %v\nwant %+v, %v", data, got, gotErr, want, wantErr)
+	}
+}
+
+// FuzzUnmarshalState: whatever is decoded is what encoding/json makes of it.
+func FuzzUnmarshalState(f *testing.F) {
+	for _, s := range []string{
+		`{"seq":1,"next":2,"presenters":[{"id":"a","stage":-1,"told":3,"epoch":4,"heard":5,"acked":true,"failed":true,"detail":"x","maybe":[1,2],"also":[3],"silent":true}],"floor":7}`,
+		`{"seq":1,"next":2,"presenters":[{"id":"a","stage":0},{"id":"b","stage":1}]}`,
+		`{"seq":1,"next":2,"presenters":[{"id":"a","stage":0}],}`,
+		`{"seq":1,"next":2,"presenters":[{"id":"a","stage":0}]{"floor":1}`,
+		`{"seq":1,"next":2,"presenters":[{"id":"a","stage":0}],"Presenters":[{"stage":2}],"SEQ":9}`,
+		`{"seq":1,"next":2,"presenters":[{"id":"\u0061","stage":007}],"floor":-1}`,
+		`{,"presenters":[]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) { sameState(t, data) })
+}
+
+// TestUnmarshalStateIsQuick: what is stored of a large fleet is read the quick way.
+func TestUnmarshalStateIsQuick(t *testing.T) {
+	data, err := MarshalState(fleetOf(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := readState(data); !ok {
+		t.Errorf("%s is left to encoding/json", data)
+	}
 }
 
 // FuzzMarshalState: every state is encoded as encoding/json would.
@@ -93,19 +131,43 @@ func TestMarshalStateKnowsAllFields(t *testing.T) {
 	}
 }
 
-func BenchmarkMarshalState(b *testing.B) {
-	var s State
-	for i := range 10_000 {
+func fleetOf(presenters int) *State {
+	s := &State{Versions: []Version{{Number: 7, State: key.Active}}, Verifiers: []Verifier{{ID: "db"}}, Rotations: []Rotation{{Kind: Manual, Phase: Presenting}}}
+	for i := range presenters {
 		s.Presenters = append(s.Presenters, Presenter{ID: fmt.Sprintf("agent-%04d", i), Told: 7, Epoch: uint64(70_000 + i), Acked: true, Maybe: []key.Version{7}})
 	}
+	return s
+}
+
+func BenchmarkMarshalState(b *testing.B) {
+	s := fleetOf(10_000)
 	b.Run("ours", func(b *testing.B) {
 		for b.Loop() {
-			_, _ = MarshalState(&s)
+			_, _ = MarshalState(s)
 		}
 	})
 	b.Run("encoding/json", func(b *testing.B) {
 		for b.Loop() {
-			_, _ = json.Marshal(&s)
+			_, _ = json.Marshal(s)
+		}
+	})
+}
+
+func BenchmarkUnmarshalState(b *testing.B) {
+	data, err := MarshalState(fleetOf(10_000))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("ours", func(b *testing.B) {
+		for b.Loop() {
+			var s State
+			_ = UnmarshalState(data, &s)
+		}
+	})
+	b.Run("encoding/json", func(b *testing.B) {
+		for b.Loop() {
+			var s State
+			_ = json.Unmarshal(data, &s)
 		}
 	})
 }
