@@ -114,8 +114,8 @@ func (e *Engine) Changed(ctx context.Context, after uint64, limit int) (list []K
 			k := KeyState{Name: key.Name(doc.Name)}
 			state, known := e.states.get(k.Name, doc.Rev)
 			if k.State = state; !known {
-				if err := decodeInto(doc.Body, &k.State); err != nil {
-					return fmt.Errorf("state of key %s: %w", k.Name, err)
+				if err := rotation.UnmarshalState(doc.Body, &k.State); err != nil {
+					return fmt.Errorf("the stored state of key %s is damaged: %w", k.Name, err)
 				}
 			}
 			if len(k.State.Versions) == 0 {
