@@ -21,7 +21,8 @@
 //   - No plaintext of a secret may reach an error, a log, a command line or a
 //     statement that the system could log.
 //
-// Package providertest is the conformance suite that every provider runs.
+// Package providerconf reads a key's config block, package providertest is the
+// conformance suite that every provider runs.
 package provider
 
 import (

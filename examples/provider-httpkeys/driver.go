@@ -8,9 +8,7 @@
 package httpkeys
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -18,6 +16,7 @@ import (
 	"slices"
 
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providerconf"
 )
 
 // Driver implements provider.Driver. The zero value is ready for use.
@@ -63,34 +62,24 @@ func (Driver) Open(_ context.Context, config provider.Config, _ provider.Env) (p
 
 // parse reports every problem at once, each with its place and its mend.
 func parse(config provider.Config) (settings, error) {
-	s := settings{regions: map[string]*url.URL{}}
-	var problems []error
-	report := func(path, problem, hint string) {
-		problems = append(problems, &provider.ConfigError{Path: path, Problem: problem, Hint: hint})
+	b := providerconf.Read(config, "adminTokenFile", "regions")
+	s := settings{adminTokenFile: b.Text("adminTokenFile", 4096, ""), regions: map[string]*url.URL{}}
+	if !b.Has("adminTokenFile") {
+		b.Missing("adminTokenFile", "name a file that holds the token of the admin API")
 	}
-	for field := range config {
-		if field != "adminTokenFile" && field != "regions" {
-			report(field, "unknown field", "the fields are adminTokenFile and regions")
-		}
+	regions := b.Map("regions", "")
+	if len(regions.Names()) == 0 {
+		b.Report("regions", "at least one region is required", `write for example regions: {eu: "https://eu.gateway.example"}`)
 	}
-	if s.adminTokenFile, _ = config["adminTokenFile"].(string); s.adminTokenFile == "" {
-		report("adminTokenFile", "a path is required", "name a file that holds the token of the admin API")
-	}
-	regions, _ := config["regions"].(map[string]any)
-	if len(regions) == 0 {
-		report("regions", "at least one region is required", `write for example regions: {eu: "https://eu.gateway.example"}`)
-	}
-	for name, value := range regions {
-		text, _ := value.(string)
-		u, err := url.Parse(text)
+	for _, name := range regions.Names() {
+		u, err := url.Parse(regions.Text(name, 2048, ""))
 		if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
-			report("regions."+name, "this is no URL of a service", "write for example https://eu.gateway.example")
+			regions.Report(name, "this is no URL of a service", "write for example https://eu.gateway.example")
 			continue
 		}
 		s.regions[name] = u
 	}
-	slices.SortFunc(problems, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
-	return s, errors.Join(problems...)
+	return s, b.Err()
 }
 
 // endpoint returns the URL of a path at an endpoint.

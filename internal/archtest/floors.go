@@ -36,9 +36,10 @@ func floors() []Place {
 
 		// 2: interfaces to the world, and what implements them.
 		{Path: "provider", Floor: 2, Only: words, Foreign: none},
+		{Path: "provider/providerconf", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
 		{Path: "provider/conformance", Floor: 2, Only: words, Beside: []string{"provider"}, Foreign: none},
 		{Path: "provider/providertest", Floor: 2, Only: words, Beside: []string{"provider", "provider/conformance"}, Foreign: none, ForTests: true},
-		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable", "internal/passfile", "internal/grant"}, words...), Beside: []string{"provider"}, Apart: true},
+		{Path: "internal/provider", Floor: 2, Only: append([]string{"internal/keytable", "internal/passfile", "internal/grant"}, words...), Beside: []string{"provider", "provider/providerconf"}, Apart: true},
 		{Path: "internal/store", Floor: 2, Only: []string{"key", "internal/passfile"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
@@ -84,7 +85,7 @@ func floors() []Place {
 
 		// Beside the floors: tests across packages, and what looks after the source.
 		{Path: "test", Floor: 10, ForTests: true},
-		{Path: "examples", Floor: 10, Only: append([]string{"client/...", "client/clienttest", "provider", "provider/providertest", "gen/..."}, words...)},
+		{Path: "examples", Floor: 10, Only: append([]string{"client/...", "client/clienttest", "provider", "provider/providerconf", "provider/providertest", "gen/..."}, words...)},
 		{Path: "internal/archtest", Floor: 10, Only: none, Foreign: none},
 		{Path: "internal/doccheck", Floor: 10, Only: none, Foreign: none},
 		{Path: "scripts", Floor: 10, Only: none, Foreign: none},

@@ -1,8 +1,6 @@
 package apikey
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +10,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providerconf"
 )
 
 // Limits of a config.
@@ -19,7 +18,7 @@ const (
 	maxClient = 128
 	maxScopes = 64
 	maxScope  = 64
-	maxRate   = 1e6
+	maxRate   = 1_000_000
 )
 
 // settings is a decoded config:
@@ -50,104 +49,61 @@ func RulesOf(config provider.Config) (keytable.Rules, error) {
 
 // parse reports every problem at once, each with its place and its mend.
 func parse(config provider.Config) (settings, error) {
+	b := providerconf.Read(config, "client", "prefix", "scopes", "rate", "expires", "keep", "notify", "late")
 	var s settings
-	var problems []error
-	report := func(path, problem, hint string) {
-		problems = append(problems, &provider.ConfigError{Path: path, Problem: problem, Hint: hint})
-	}
-	for field := range config {
-		if !slices.Contains([]string{"client", "prefix", "scopes", "rate", "expires", "keep", "notify", "late"}, field) {
-			report(field, "unknown field", "the fields are client, prefix, scopes, rate, expires, keep, notify and late")
-		}
-	}
-	s.rules.Client, _ = config["client"].(string)
+	s.rules.Client, _ = b.Value("client").(string)
 	if n := utf8.RuneCountInString(s.rules.Client); n == 0 || n > maxClient || strings.ContainsFunc(s.rules.Client, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		report("client", fmt.Sprintf("1 to %d printable characters are required", maxClient), "say whose key it is, for example ACME Ltd.")
+		b.Report("client", fmt.Sprintf("1 to %d printable characters are required", maxClient), "say whose key it is, for example ACME Ltd.")
 	}
-	s.prefix, _ = config["prefix"].(string)
+	s.prefix, _ = b.Value("prefix").(string)
 	if err := keytable.CheckPrefix(s.prefix); err != nil {
-		report("prefix", err.Error(), "write for example kt_live: scanners recognise keys by it")
+		b.Report("prefix", err.Error(), "write for example kt_live: scanners recognise keys by it")
 	}
-	s.rules.Scopes = scopes(config["scopes"], report)
-	rate(&s.rules, config["rate"], report)
-	if value, has := config["expires"]; has {
-		s.rules.Expires = expiry(value, report)
+	s.rules.Scopes = scopes(b)
+	if b.Has("rate") {
+		rate(&s.rules, b.Block("rate", "write for example {perSecond: 50, burst: 100}", "perSecond", "burst"))
 	}
-	switch keep := config["keep"]; keep {
-	case nil, "shown-once":
-	case "sealed":
-		s.sealed = true
-	default:
-		report("keep", fmt.Sprintf("%v is unknown", keep), "shown-once forgets the key once its client has it, sealed keeps it")
+	if b.Has("expires") {
+		s.rules.Expires = expiry(b)
 	}
-	s.notify = notices(config["notify"], report)
-	s.notify.Client, s.notify.Late = s.rules.Client, span("late", config["late"], defaultLate, minLate, report)
-	slices.SortFunc(problems, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })
-	return s, errors.Join(problems...)
+	s.sealed = b.Choice("keep", "shown-once forgets the key once its client has it, sealed keeps it", "shown-once", "sealed") == "sealed"
+	s.notify = notices(b)
+	s.notify.Client, s.notify.Late = s.rules.Client, span(b, "late", defaultLate, minLate)
+	return s, b.Err()
 }
 
-func scopes(value any, report func(path, problem, hint string)) []string {
-	if value == nil {
-		return nil
-	}
-	list, ok := value.([]any)
-	if !ok || len(list) > maxScopes {
-		report("scopes", fmt.Sprintf("a list of at most %d is required", maxScopes), "write for example [orders:read]")
-		return nil
-	}
+func scopes(b *providerconf.Block) []string {
 	var all []string
-	for i, one := range list {
+	for i, one := range b.List("scopes", 0, maxScopes, "write for example [orders:read]") {
 		scope, _ := one.(string)
-		if scope == "" || len(scope) > maxScope || strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }) {
-			report(fmt.Sprintf("scopes[%d]", i), fmt.Sprintf("1 to %d characters as in RFC 6749 are required", maxScope), "write for example orders:read")
-			continue
+		switch {
+		case scope == "" || len(scope) > maxScope || strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
+			b.Report(providerconf.Index("scopes", i), fmt.Sprintf("1 to %d characters as in RFC 6749 are required", maxScope), "write for example orders:read")
+		case slices.Contains(all, scope):
+			b.Report(providerconf.Index("scopes", i), fmt.Sprintf("%s is there twice", scope), "name each scope once")
+		default:
+			all = append(all, scope)
 		}
-		if slices.Contains(all, scope) {
-			report(fmt.Sprintf("scopes[%d]", i), fmt.Sprintf("%s is there twice", scope), "name each scope once")
-			continue
-		}
-		all = append(all, scope)
 	}
 	return all
 }
 
-func rate(rules *keytable.Rules, value any, report func(path, problem, hint string)) {
-	if value == nil {
-		return
+func rate(rules *keytable.Rules, b *providerconf.Block) {
+	perSecond, _ := b.Value("perSecond").(float64)
+	if !(perSecond > 0 && perSecond <= maxRate) {
+		b.Report("perSecond", fmt.Sprintf("a number above 0, at most %d, is required", maxRate), "write for example 50")
+		perSecond = 0
 	}
-	block, ok := value.(map[string]any)
-	if !ok {
-		report("rate", "a block is required", "write for example {perSecond: 50, burst: 100}")
-		return
-	}
-	for field := range block {
-		if field != "perSecond" && field != "burst" {
-			report("rate."+field, "unknown field", "the fields are perSecond and burst")
-		}
-	}
-	rules.PerSecond, _ = block["perSecond"].(float64)
-	if !(rules.PerSecond > 0 && rules.PerSecond <= maxRate) {
-		report("rate.perSecond", fmt.Sprintf("a number above 0, at most %g, is required", maxRate), "write for example 50")
-		rules.PerSecond = 0
-	}
-	burst, has := block["burst"].(float64)
-	if _, there := block["burst"]; there && !has || has && !(burst >= 1 && burst <= maxRate && burst == float64(int(burst))) {
-		report("rate.burst", fmt.Sprintf("a whole number from 1 to %g is required", maxRate), "write for example 100")
-		return
-	}
-	rules.Burst = max(int(burst), int(rules.PerSecond), 1)
-	if has {
-		rules.Burst = int(burst)
-	}
+	rules.PerSecond, rules.Burst = perSecond, b.Int("burst", 1, maxRate, max(int(perSecond), 1), "write for example 100")
 }
 
-func expiry(value any, report func(path, problem, hint string)) time.Time {
-	text, _ := value.(string)
+func expiry(b *providerconf.Block) time.Time {
+	text, _ := b.Value("expires").(string)
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
 		if at, err := time.Parse(layout, text); err == nil {
 			return at.UTC()
 		}
 	}
-	report("expires", fmt.Sprintf("%v is no time", value), "write a date, 2027-12-31 (it expires when the day begins, in UTC), or a time as in RFC 3339")
+	b.Report("expires", fmt.Sprintf("%.40q is no time", text), "write a date, 2027-12-31 (it expires when the day begins, in UTC), or a time as in RFC 3339")
 	return time.Time{}
 }

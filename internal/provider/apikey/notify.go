@@ -1,16 +1,14 @@
 package apikey
 
 import (
-	"fmt"
 	"net"
 	"net/mail"
 	"net/url"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providerconf"
 )
 
 // Notify says who is told of a key's rotations, and how often.
@@ -42,57 +40,35 @@ func NotifyOf(config provider.Config) (Notify, error) {
 	return s.notify, err
 }
 
-func notices(value any, report func(path, problem, hint string)) Notify {
+func notices(config *providerconf.Block) Notify {
 	var n Notify
-	if value == nil {
+	if !config.Has("notify") {
 		return n
 	}
-	block, ok := value.(map[string]any)
-	if !ok {
-		report("notify", "a block is required", `write for example {email: ["keys@acme.example"], remind: 7d}`)
-		return n
+	const hint = `write for example {email: ["keys@acme.example"], remind: 7d}`
+	before := config.Problems()
+	b := config.Block("notify", hint, "email", "webhook", "remind", "ahead")
+	n.Email = recipients(b, "email", "keys@acme.example", isMail)
+	n.Webhook = recipients(b, "webhook", "https://acme.example/keys", isWebhook)
+	if len(n.Email)+len(n.Webhook) == 0 && config.Problems() == before {
+		b.Report("", "it names nobody", "give email, webhook or both")
 	}
-	for field := range block {
-		if !slices.Contains([]string{"email", "webhook", "remind", "ahead"}, field) {
-			report("notify."+field, "unknown field", "the fields are email, webhook, remind and ahead")
-		}
-	}
-	n.Email = recipients("notify.email", block["email"], "keys@acme.example", isMail, report)
-	n.Webhook = recipients("notify.webhook", block["webhook"], "https://acme.example/keys", isWebhook, report)
-	if len(n.Email)+len(n.Webhook) == 0 {
-		report("notify", "it names nobody", "give email, webhook or both")
-	}
-	n.Remind = span("notify.remind", block["remind"], defaultRemind, minRemind, report)
-	n.Ahead = span("notify.ahead", block["ahead"], 0, minRemind, report)
+	n.Remind = span(b, "remind", defaultRemind, minRemind)
+	n.Ahead = span(b, "ahead", 0, minRemind)
 	return n
 }
 
 // span reads a duration up to a year.
-func span(path string, value any, otherwise, least time.Duration, report func(path, problem, hint string)) time.Duration {
-	if value == nil {
-		return otherwise
-	}
-	d, err := days(value)
-	if err != nil || d < least || d > maxRemind {
-		report(path, fmt.Sprintf("%v is no duration of %v to a year", value, least), "write for example 7d or 36h")
-	}
-	return d
+func span(b *providerconf.Block, field string, otherwise, least time.Duration) time.Duration {
+	return b.Duration(field, least, maxRemind, otherwise, "write for example 7d or 36h")
 }
 
-func recipients(path string, value any, example string, good func(string) bool, report func(path, problem, hint string)) []string {
-	if value == nil {
-		return nil
-	}
-	list, ok := value.([]any)
-	if !ok || len(list) > maxRecipients {
-		report(path, fmt.Sprintf("a list of at most %d is required", maxRecipients), "write for example ["+strconv.Quote(example)+"]")
-		return nil
-	}
+func recipients(b *providerconf.Block, field, example string, good func(string) bool) []string {
 	var all []string
-	for i, one := range list {
+	for i, one := range b.List(field, 0, maxRecipients, "write for example ["+strconv.Quote(example)+"]") {
 		text, _ := one.(string)
 		if !good(text) {
-			report(fmt.Sprintf("%s[%d]", path, i), "nobody can be told there", "write for example "+example)
+			b.Report(providerconf.Index(field, i), "nobody can be told there", "write for example "+example)
 			continue
 		}
 		all = append(all, text)
@@ -113,14 +89,4 @@ func isWebhook(s string) bool {
 	}
 	ip := net.ParseIP(u.Hostname())
 	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || ip != nil && ip.IsLoopback())
-}
-
-// days reads a duration that may be of days.
-func days(value any) (time.Duration, error) {
-	text, _ := value.(string)
-	if whole, ok := strings.CutSuffix(text, "d"); ok {
-		n, err := strconv.ParseUint(whole, 10, 16)
-		return time.Duration(n) * 24 * time.Hour, err
-	}
-	return time.ParseDuration(text)
 }

@@ -1,9 +1,8 @@
 package jwks
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/grant"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providerconf"
 )
 
 // published is the endpoint of the set that anybody may read.
@@ -28,6 +28,8 @@ const (
 	maxVerifiers          = 200
 	maxName               = 63
 	maxURL                = 2048
+	maxNetworks           = 1000
+	maxStatuses           = 200
 	minBits, maxBits      = 2048, 4096
 )
 
@@ -93,156 +95,54 @@ func (s *settings) path(endpoint string) string {
 	return base + "jwks/" + endpoint + ".json"
 }
 
-// block reads the fields of a part of the config and gathers problems.
-type block struct {
-	at       string
-	fields   map[string]any
-	known    []string
-	problems *[]error
-}
-
-func (b *block) wrong(field, problem, hint string) {
-	place := field
-	if b.at != "" {
-		place = b.at
-		if field != "" {
-			place += "." + field
-		}
-	}
-	*b.problems = append(*b.problems, &provider.ConfigError{Path: place, Problem: problem, Hint: hint})
-}
-
-func (b *block) text(field, hint string) string {
-	b.known = append(b.known, field)
-	value, is := b.fields[field]
-	if !is {
-		return ""
-	}
-	text, ok := value.(string)
-	if !ok || text == "" || len(text) > maxURL {
-		b.wrong(field, "it is no text", hint)
-	}
-	return text
-}
-
-func (b *block) flag(field string) bool {
-	b.known = append(b.known, field)
-	value, is := b.fields[field]
-	if !is {
-		return false
-	}
-	flag, ok := value.(bool)
-	if !ok {
-		b.wrong(field, "it is neither true nor false", "write true or false")
-	}
-	return flag
-}
-
-func (b *block) list(field, hint string) []any {
-	b.known = append(b.known, field)
-	value, is := b.fields[field]
-	if !is {
-		return nil
-	}
-	list, ok := value.([]any)
-	if !ok {
-		b.wrong(field, "it is no list", hint)
-	}
-	return list
-}
-
-// part returns a block within this one.
-func (b *block) part(field string, value any, hint string) *block {
-	at := field
-	if b.at != "" {
-		at = b.at + "." + field
-	}
-	fields, ok := value.(map[string]any)
-	if !ok {
-		b.wrong(field, "it has no fields", hint)
-	}
-	return &block{at: at, fields: fields, problems: b.problems}
-}
-
-// unknown complains of fields that nobody read.
-func (b *block) unknown() {
-	for _, field := range slices.Sorted(maps.Keys(b.fields)) {
-		if !slices.Contains(b.known, field) {
-			b.wrong(field, "there is no such field", "known ones are "+strings.Join(b.known, ", "))
-		}
-	}
-}
-
-func (b *block) life(field string, most time.Duration) time.Duration {
+// life reads a life in whole seconds, which must be there.
+func life(b *providerconf.Block, field string, most time.Duration) time.Duration {
 	hint := fmt.Sprintf("write whole seconds between 1s and %v, for example 5m", most)
-	text := b.text(field, hint)
-	if text == "" {
-		if _, is := b.fields[field]; !is {
-			b.wrong(field, "it is missing", hint)
-		}
-		return 0
+	if !b.Has(field) {
+		b.Missing(field, hint)
 	}
-	life, err := time.ParseDuration(text)
-	if err != nil || life < minLife || life > most || life%time.Second != 0 {
-		b.wrong(field, fmt.Sprintf("%q is no duration in these bounds", text), hint)
+	life := b.Duration(field, minLife, most, 0, hint)
+	if life%time.Second != 0 {
+		b.Report(field, "it has a part of a second", hint)
 	}
 	return life
 }
 
 // parse checks a config block and reports every problem.
 func parse(config provider.Config) (settings, error) {
-	var problems []error
-	b := &block{fields: config, problems: &problems}
+	b := providerconf.Read(config, "issuer", "algorithm", "bits", "tokenLife", "cacheLife", "audience", "signer", "verifiers", "grants")
+	algorithm := b.Choice("algorithm", algorithmHint, algorithmNames()...)
 	s := settings{
-		issuer: b.text("issuer", issuerHint), algorithm: jose.SignatureAlgorithm(b.text("algorithm", algorithmHint)),
-		tokenLife: b.life("tokenLife", maxTokenLife), cacheLife: b.life("cacheLife", maxCacheLife),
-		audience: b.text("audience", "write the audience that verifiers expect, for example orders"),
+		issuer: b.Text("issuer", maxURL, issuerHint), algorithm: cmp.Or(jose.SignatureAlgorithm(algorithm), jose.EdDSA),
+		tokenLife: life(b, "tokenLife", maxTokenLife), cacheLife: life(b, "cacheLife", maxCacheLife),
+		audience: b.Text("audience", maxURL, "write the audience that verifiers expect, for example orders"),
+		external: b.Choice("signer", "write keyturn when Keyturn signs, or external when applications do", "keyturn", "external") == "external",
 	}
 	if problem := checkIssuer(s.issuer); problem != "" {
-		b.wrong("issuer", problem, issuerHint)
+		b.Report("issuer", problem, issuerHint)
 	}
-	if s.algorithm == "" {
-		s.algorithm = jose.EdDSA
-	}
-	if !slices.Contains(algorithms(), s.algorithm) {
-		b.wrong("algorithm", fmt.Sprintf("%q is unknown", s.algorithm), algorithmHint)
-	}
-	s.bits = b.bits(s.algorithm)
-	const signerHint = "write keyturn when Keyturn signs, or external when applications do"
-	switch signer := b.text("signer", signerHint); signer {
-	case "", "keyturn":
-	case "external":
-		s.external = true
-	default:
-		b.wrong("signer", fmt.Sprintf("%q is unknown", signer), signerHint)
-	}
+	s.bits = bits(b, s.algorithm)
 	const verifiersHint = "write a list, for example [{name: orders}]"
-	list := b.list("verifiers", verifiersHint)
-	if len(list) > maxVerifiers {
-		b.wrong("verifiers", fmt.Sprintf("there are %d", len(list)), fmt.Sprintf("register %d at most", maxVerifiers))
-		list = nil
-	}
 	names := map[string]bool{published: true}
-	for i, item := range list {
-		v := b.part(fmt.Sprintf("verifiers[%d]", i), item, verifiersHint).verifier()
+	for i, item := range b.List("verifiers", 0, maxVerifiers, verifiersHint) {
+		one := b.Element(providerconf.Index("verifiers", i), item, verifiersHint, "name", "region", "shared", "from", "probe")
+		v := parseVerifier(one)
 		if names[v.name] && v.name != "" {
-			b.wrong(fmt.Sprintf("verifiers[%d].name", i), fmt.Sprintf("%q is taken", v.name), "give each verifier a name of its own, other than published")
+			one.Report("name", fmt.Sprintf("%q is taken", v.name), "give each verifier a name of its own, other than published")
 		}
 		names[v.name] = true
 		s.verifiers = append(s.verifiers, v)
 	}
-	b.known = append(b.known, "grants")
-	if list, is := b.fields["grants"]; is {
-		_, found := grant.Parse(list)
+	if b.Has("grants") {
+		_, found := grant.Parse(b.Value("grants"))
 		for _, p := range found {
-			b.wrong(p.Path, p.Text, p.Hint)
+			b.Report(p.Path, p.Text, p.Hint)
 		}
 		if s.external {
-			b.wrong("grants", "applications sign themselves, so that the server has no tokens to give", "leave it out, or set signer: keyturn")
+			b.Report("grants", "applications sign themselves, so that the server has no tokens to give", "leave it out, or set signer: keyturn")
 		}
 	}
-	b.unknown()
-	return s, errors.Join(problems...)
+	return s, b.Err()
 }
 
 const (
@@ -256,23 +156,29 @@ func algorithms() []jose.SignatureAlgorithm {
 	}
 }
 
+func algorithmNames() []string {
+	var names []string
+	for _, algorithm := range algorithms() {
+		names = append(names, string(algorithm))
+	}
+	return names
+}
+
 func isRSA(algorithm jose.SignatureAlgorithm) bool {
 	return strings.HasPrefix(string(algorithm), "RS") || strings.HasPrefix(string(algorithm), "PS")
 }
 
-func (b *block) bits(algorithm jose.SignatureAlgorithm) int {
-	b.known = append(b.known, "bits")
-	value, is := b.fields["bits"]
-	if !is {
+func bits(b *providerconf.Block, algorithm jose.SignatureAlgorithm) int {
+	if !b.Has("bits") {
 		return minBits
 	}
-	bits, ok := value.(float64)
+	bits, ok := b.Value("bits").(float64)
 	if !ok || bits != 2048 && bits != 3072 && bits != maxBits {
-		b.wrong("bits", "it is no size of an RSA key in use", "write 2048, 3072 or 4096")
+		b.Report("bits", "it is no size of an RSA key in use", "write 2048, 3072 or 4096")
 		return minBits
 	}
 	if !isRSA(algorithm) {
-		b.wrong("bits", fmt.Sprintf("the size of a key for %s is fixed", algorithm), "leave bits out")
+		b.Report("bits", fmt.Sprintf("the size of a key for %s is fixed", algorithm), "leave bits out")
 	}
 	return int(bits)
 }
@@ -315,26 +221,26 @@ func checkIssuer(text string) string {
 	return ""
 }
 
-func (b *block) verifier() verifier {
+func parseVerifier(b *providerconf.Block) verifier {
 	const nameHint = "write lower-case letters, digits and hyphens, for example orders-eu"
-	v := verifier{name: b.text("name", nameHint), region: b.text("region", "write the failure domain, for example eu"), shared: b.flag("shared")}
+	v := verifier{
+		name: b.Text("name", maxName, nameHint), region: b.Text("region", maxURL, "write the failure domain, for example eu"), shared: b.Bool("shared", false, ""),
+	}
 	if !isName(v.name) {
-		b.wrong("name", fmt.Sprintf("%q is no name", v.name), nameHint)
+		b.Report("name", fmt.Sprintf("%q is no name", v.name), nameHint)
 	}
 	const fromHint = "write networks, for example [10.2.0.0/16]"
-	for i, item := range b.list("from", fromHint) {
+	for i, item := range b.List("from", 0, maxNetworks, fromHint) {
 		network, ok := parseNetwork(item)
 		if !ok {
-			b.wrong(fmt.Sprintf("from[%d]", i), fmt.Sprintf("%v is no network", item), fromHint)
+			b.Report(providerconf.Index("from", i), "it is no network", fromHint)
 			continue
 		}
 		v.from = append(v.from, network)
 	}
-	b.known = append(b.known, "probe")
-	if value, is := b.fields["probe"]; is {
-		v.probe = b.part("probe", value, "write for example probe: {url: https://orders.example.com/whoami, accepted: [200, 403], refused: [401]}").probe()
+	if b.Has("probe") {
+		v.probe = parseProbe(b.Block("probe", "write for example probe: {url: https://orders.example.com/whoami, accepted: [200, 403], refused: [401]}", "url", "ca", "accepted", "refused"))
 	}
-	b.unknown()
 	return v
 }
 
@@ -357,30 +263,28 @@ func isName(name string) bool {
 	return name != "" && len(name) <= maxName
 }
 
-func (b *block) probe() *probe {
+func parseProbe(b *providerconf.Block) *probe {
 	const urlHint = "write an https URL that asks for a token; http is allowed on loopback"
-	p := &probe{ca: b.text("ca", "write the path of a PEM file")}
-	text := b.text("url", urlHint)
-	u, problem := checkURL(text)
+	p := &probe{ca: b.Text("ca", maxURL, "write the path of a PEM file")}
+	u, problem := checkURL(b.Text("url", maxURL, urlHint))
 	if problem != "" {
-		b.wrong("url", problem, urlHint)
+		b.Report("url", problem, urlHint)
 		u = &url.URL{}
 	}
 	p.url = u
-	p.accepted = b.statuses("accepted", []int{200, 204, 403})
-	p.refused = b.statuses("refused", []int{401})
+	p.accepted = statuses(b, "accepted", []int{200, 204, 403})
+	p.refused = statuses(b, "refused", []int{401})
 	for _, status := range p.accepted {
 		if slices.Contains(p.refused, status) {
-			b.wrong("refused", fmt.Sprintf("%d stands for both answers", status), "let each status mean one thing")
+			b.Report("refused", fmt.Sprintf("%d stands for both answers", status), "let each status mean one thing")
 		}
 	}
-	b.unknown()
 	return p
 }
 
-func (b *block) statuses(field string, otherwise []int) []int {
+func statuses(b *providerconf.Block, field string, otherwise []int) []int {
 	const hint = "write statuses of HTTP, for example [401]"
-	list := b.list(field, hint)
+	list := b.List(field, 1, maxStatuses, hint)
 	if list == nil {
 		return otherwise
 	}
@@ -388,13 +292,10 @@ func (b *block) statuses(field string, otherwise []int) []int {
 	for i, item := range list {
 		status, ok := item.(float64)
 		if !ok || status != float64(int(status)) || status < 200 || status > 499 || status >= 300 && status < 400 {
-			b.wrong(fmt.Sprintf("%s[%d]", field, i), "it is no status by which a verifier could answer", hint)
+			b.Report(providerconf.Index(field, i), "it is no status by which a verifier could answer", hint)
 			continue
 		}
 		statuses = append(statuses, int(status))
-	}
-	if len(list) == 0 {
-		b.wrong(field, "it is empty", hint)
 	}
 	return statuses
 }

@@ -23,7 +23,7 @@ func TestConfigProblems(t *testing.T) {
 	}{
 		"no plugin":             {config("plugin", nil), "plugin: it is missing"},
 		"an unknown plugin":     {config("plugin", "mongo"), `plugin: the server has no plugin "mongo"`},
-		"a number for a name":   {config("plugin", 7.0), "plugin: it is not a short text"},
+		"a number for a name":   {config("plugin", 7.0), "plugin: it is not a text"},
 		"no endpoints":          {config("endpoints", nil), "endpoints: at least one"},
 		"a number":              {config("endpoints", []any{7.0}), "endpoints[0]: it is neither"},
 		"twice":                 {config("endpoints", []any{"a", "a"}), `endpoints[1]: the name "a" is there twice`},

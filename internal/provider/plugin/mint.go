@@ -4,15 +4,14 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"math/big"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providerconf"
 	"github.com/keyturn/keyturn/secret"
 )
 
@@ -60,60 +59,58 @@ func alphabet(name string) string {
 	return name
 }
 
-func parseRecipe(r *reader, fields map[string]any, capacity int) *recipe {
-	if _, has := fields["mint"]; !has {
+func parseRecipe(b *providerconf.Block, capacity int) *recipe {
+	if !b.Has("mint") {
 		return nil
 	}
-	const path = "mint"
-	block := r.block("", fields, path)
-	r.only(path, block, "secrets", "attributes")
+	block := b.Block("mint", "", "secrets", "attributes")
 	out := &recipe{secrets: map[string]draw{}, attributes: map[string]string{}, slots: capacity}
-	secrets := r.block(path, block, "secrets")
-	if len(secrets) == 0 {
-		r.add("mint.secrets", "at least one secret is required", "write for example mint: {secrets: {password: {length: 32}}}; without mint the plugin mints")
+	secrets := block.Map("secrets", "")
+	if len(secrets.Names()) == 0 {
+		block.Report("secrets", "at least one secret is required", "write for example mint: {secrets: {password: {length: 32}}}; without mint the plugin mints")
 	}
-	for _, name := range slices.Sorted(maps.Keys(secrets)) {
-		at := "mint.secrets." + name
+	for _, name := range secrets.Names() {
 		if err := checkField(name, 0, 0); err != nil {
-			r.add(at, err.Error(), "write for example password")
+			secrets.Report(name, err.Error(), "write for example password")
 		}
-		how := r.block("mint.secrets", secrets, name)
-		r.only(at, how, "length", "alphabet", "prefix")
-		d := draw{length: r.number(at, how, "length", 1, maxLength, defaultLength), alphabet: alphabet(defaultOf), prefix: r.text(at, how, "prefix", maxPrefix)}
-		if chosen := r.text(at, how, "alphabet", 256); chosen != "" {
-			d.alphabet = alphabet(chosen)
-		}
-		distinct := map[rune]bool{}
-		for _, c := range d.alphabet {
-			distinct[c] = true
-			if c <= ' ' || c > '~' {
-				r.add(join(at, "alphabet"), "it has characters other than printable ASCII", "write alphanumeric, hex, digits, base64url, or the characters themselves")
-				break
-			}
-		}
-		if len(distinct) != len(d.alphabet) {
-			r.add(join(at, "alphabet"), "a character is there twice", "write every character once")
-		} else if bits := float64(d.length) * math.Log2(float64(len(d.alphabet))); bits < minBits {
-			r.add(join(at, "length"), fmt.Sprintf("%d characters of this alphabet are %.0f bits", d.length, bits), fmt.Sprintf("%d bits are needed: write at least %d", minBits, needed(len(d.alphabet))))
-		}
-		out.secrets[name] = d
+		out.secrets[name] = parseDraw(secrets.Block(name, "", "length", "alphabet", "prefix"))
 	}
-	attributes := r.block(path, block, "attributes")
-	for _, name := range slices.Sorted(maps.Keys(attributes)) {
-		at := "mint.attributes." + name
-		value := r.text("mint.attributes", attributes, name, maxName)
+	attributes := block.Map("attributes", "")
+	for _, name := range attributes.Names() {
+		value := attributes.Text(name, maxName, "")
 		if err := checkField(name, 0, 0); err != nil {
-			r.add(at, err.Error(), "write for example username")
+			attributes.Report(name, err.Error(), "write for example username")
 		}
 		if _, twice := out.secrets[name]; twice || name == slotAttribute {
-			r.add(at, "the name is taken", "give it another one")
+			attributes.Report(name, "the name is taken", "give it another one")
 		}
 		if strings.Contains(value, "{slot}") && capacity == 0 {
-			r.add(at, "there are no slots without capacity", "set capacity, or write {version}")
+			attributes.Report(name, "there are no slots without capacity", "set capacity, or write {version}")
 		}
 		out.attributes[name] = value
 	}
 	return out
+}
+
+func parseDraw(how *providerconf.Block) draw {
+	d := draw{length: how.Int("length", 1, maxLength, defaultLength, ""), alphabet: alphabet(defaultOf), prefix: how.Text("prefix", maxPrefix, "")}
+	if chosen := how.Text("alphabet", 256, ""); chosen != "" {
+		d.alphabet = alphabet(chosen)
+	}
+	distinct := map[rune]bool{}
+	for _, c := range d.alphabet {
+		distinct[c] = true
+		if c <= ' ' || c > '~' {
+			how.Report("alphabet", "it has characters other than printable ASCII", "write alphanumeric, hex, digits, base64url, or the characters themselves")
+			break
+		}
+	}
+	if len(distinct) != len(d.alphabet) {
+		how.Report("alphabet", "a character is there twice", "write every character once")
+	} else if bits := float64(d.length) * math.Log2(float64(len(d.alphabet))); bits < minBits {
+		how.Report("length", fmt.Sprintf("%d characters of this alphabet are %.0f bits", d.length, bits), fmt.Sprintf("%d bits are needed: write at least %d", minBits, needed(len(d.alphabet))))
+	}
+	return d
 }
 
 // needed is how many characters of an alphabet of n have minBits.
