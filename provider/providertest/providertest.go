@@ -5,6 +5,8 @@
 //		providertest.Run(t, func(t *testing.T) providertest.Target { … })
 //	}
 //
+// FuzzConfig fuzzes what a driver makes of configs.
+//
 // The tests, and what they prove, are those of package conformance; this package
 // runs them in a Go test. It imports packages key, secret, provider and
 // conformance only, so that providers outside this repository can use it.

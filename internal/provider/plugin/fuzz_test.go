@@ -10,6 +10,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/provider/plugin"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/provider/providertest"
 	"github.com/keyturn/keyturn/secret"
 )
 
@@ -93,6 +94,23 @@ type fuzzed struct {
 func (f fuzzed) Call(_ context.Context, _ provider.Env, r plugin.Request) ([]byte, error) {
 	*f.said = strings.NewReplacer("ID", r.ID, "METHOD", r.Method).Replace(f.text)
 	return []byte(*f.said), nil
+}
+
+// FuzzExecConfig: see providertest.FuzzConfig; FuzzConfig adds what Keyturn mints.
+func FuzzExecConfig(f *testing.F) { fuzzConfig(f, "exec") }
+
+// FuzzWebhookConfig: the same.
+func FuzzWebhookConfig(f *testing.F) { fuzzConfig(f, "webhook") }
+
+func fuzzConfig(f *testing.F, kind string) {
+	f.Helper()
+	providertest.FuzzConfig(
+		f, plugin.New(plugin.Config{Kind: kind, Plugins: map[string]plugin.Transport{"vault": raw("")}}),
+		`{"plugin":"vault","endpoints":["eu",{"name":"us","region":"us","host":"db:1"}],"methods":["usage","held"],"settings":{"a":[1]},"capacity":2}`,
+		`{"plugin":"vault","endpoints":["eu"],"capacity":1,"gap":true,"mint":{"secrets":{"p":{"length":40,"alphabet":"hex","prefix":"k_"}},"attributes":{"u":"x{slot}"}}}`,
+		`{"plugin":"other","endpoints":[7,{"host":"x"},"eu","eu"],"gap":1,"mint":{"secrets":{"p":7,"a.b":{"length":1}}},"capacity":1.5,"methods":["x"]}`,
+		`{"plugin":"vault","endpoints":{},"mint":[],"settings":7}`,
+	)
 }
 
 // FuzzScrub: no part of a secret of eight bytes or more is left, in any encoding it
