@@ -27,6 +27,7 @@ package provider
 
 import (
 	"context"
+	"time"
 
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
@@ -238,6 +239,10 @@ type Usage struct {
 	Sessions int
 	// Holders names them, at most MaxHolders, those with most sessions first.
 	Holders []Holder
+	// Until is the moment up to which the system is sure to have told every use, for
+	// one that tells of them late; zero means now. No use is believed only when it is
+	// not before the moment at which the last presenter had gone.
+	Until time.Time
 }
 
 // MaxHolders bounds Usage.Holders.

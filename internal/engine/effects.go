@@ -149,12 +149,36 @@ func (e *Engine) measure(ctx context.Context, call provider.Call, effect rotatio
 	if err != nil {
 		return done{outcome: rotation.NoData, err: err, asked: true}
 	}
+	if err := e.complete(ctx, effect, usage); err != nil {
+		return done{outcome: rotation.NoData, err: err, asked: true}
+	}
 	e.observeUsage(call.Key, effect.Version, usage.Holders)
 	return done{outcome: rotation.OK, asked: true, uses: usage.Sessions, write: func(c *change) error {
 		return c.editRotation(effect.Rotation, func(r *RotationRecord) {
 			r.Uses, r.Holders, r.MeasuredAt = usage.Sessions, usage.Holders[:min(len(usage.Holders), provider.MaxHolders)], c.now
 		})
 	}}
+}
+
+// complete fails when no use is reported by a system that cannot know yet of what was
+// used since the rotation waits for the version to be unused.
+func (e *Engine) complete(ctx context.Context, effect rotation.Effect, usage provider.Usage) error {
+	if usage.Sessions > 0 || usage.Until.IsZero() {
+		return nil
+	}
+	var record RotationRecord
+	err := e.store.View(ctx, func(tx store.Tx) (err error) {
+		record, err = viewRotation(ctx, tx, effect.Rotation)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if usage.Until.Before(record.PhaseSince) {
+		return fmt.Errorf("the system tells of uses late: it knows of those until %s, and %v should be unused since %s",
+			usage.Until.UTC().Format(time.RFC3339), effect.Version, record.PhaseSince.UTC().Format(time.RFC3339))
+	}
+	return nil
 }
 
 func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotation.Effect) done {

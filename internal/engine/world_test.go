@@ -32,6 +32,8 @@ type system struct {
 	hook     func(ctx context.Context, operation string) error
 	// holders use whatever version is asked for.
 	holders []provider.Holder
+	// until returns until when uses are told; nil: now.
+	until func() time.Time
 }
 
 func newSystem() *system { return &system{accepted: map[string]bool{}} }
@@ -110,6 +112,9 @@ func (s *system) Probe(ctx context.Context, _ provider.Call, _ string, v provide
 func (s *system) Usage(ctx context.Context, _ provider.Call, _ provider.Version) (provider.Usage, error) {
 	s.mu.Lock()
 	usage := provider.Usage{Sessions: len(s.holders), Holders: s.holders}
+	if s.until != nil {
+		usage.Until = s.until()
+	}
 	s.mu.Unlock()
 	return usage, s.do(ctx, "usage")
 }

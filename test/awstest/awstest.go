@@ -59,6 +59,8 @@ type Cloud struct {
 	faults []Fault
 	silent chan struct{}
 	late   map[string]int
+	dated  func() string
+	mute   bool
 }
 
 // Fault is what goes wrong with the next call of an action.
@@ -111,6 +113,20 @@ func (c *Cloud) Late(region string, asked int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.late[region] = asked
+}
+
+// Date changes the header Date of every answer; "" leaves it out. Nil ends that.
+func (c *Cloud) Date(date func() string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dated = date
+}
+
+// Mute makes it say nothing at all of the last use of access keys.
+func (c *Cloud) Mute(mute bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mute = mute
 }
 
 // Silence makes it take requests and answer none, until Speak.
@@ -207,6 +223,11 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.dated != nil {
+		if w.Header()["Date"] = nil; c.dated() != "" {
+			w.Header().Set("Date", c.dated())
+		}
+	}
 	action := form.Get("Action")
 	lost := false
 	for i, f := range c.faults {
@@ -350,6 +371,9 @@ func (c *Cloud) do(action string, form url.Values, who *Key, _ string) (any, *fa
 	case "GetAccessKeyLastUsed":
 		if k == nil {
 			return nil, &fault{"AccessDenied", "not authorized to perform: iam:GetAccessKeyLastUsed on " + id, http.StatusForbidden}
+		}
+		if c.mute {
+			return element{"UserName": User}, nil
 		}
 		last := element{"Region": "N/A", "ServiceName": "N/A"}
 		if !k.Used.IsZero() {

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
 	"github.com/keyturn/keyturn/client"
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/test/awstest"
 	"github.com/keyturn/keyturn/test/forgetest"
@@ -74,7 +75,8 @@ func (w *world) user(t *testing.T, l *load, name key.Name, id string, use func(c
 
 // TestIAMKeyRotatesUnderUse (U9): the access key of a user in another account is
 // rotated twice by a role, while somebody uses it. No request is refused, the old
-// access key is proven refused and deleted, so that the third finds room.
+// access key is proven refused and deleted, so that the third finds room. A partner
+// who stays with the old one (F9) is named and let in, for as long as he does.
 func TestIAMKeyRotatesUnderUse(t *testing.T) {
 	const name = "ci/deployer"
 	cloud := awstest.New(t)
@@ -84,13 +86,14 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", os.DevNull)
 	policy := strings.NewReplacer("name: partners", "name: third-party", "min: 0s", "min: 1s").Replace(apiKeyPolicy)
 	w := newAPIKeyWorld(t, apiKeyPolicy, "")
-	w.apply(t, policy+"---\n"+example(t, "aws-iam/deployer.yaml", "usageDelay: 4h", "usageDelay: 1s\n    endpoint: "+cloud.URL))
+	w.apply(t, policy+"---\n"+example(t, "aws-iam/deployer.yaml", "usageDelay: 4h", "usageDelay: 200ms\n    endpoint: "+cloud.URL))
 	w.finish(t, w.rotateKey(t, name, "first"), "done")
 	var mu sync.Mutex
 	var shown []string
+	var present client.Credential
 	use := func(ctx context.Context, c client.Credential) error {
 		mu.Lock()
-		shown = append(shown, c.Secret("secretAccessKey").RevealString())
+		shown, present = append(shown, c.Secret("secretAccessKey").RevealString()), c
 		mu.Unlock()
 		_, err := sts.NewFromConfig(aws.Config{
 			Region: "eu-central-1", BaseEndpoint: aws.String(cloud.URL), Retryer: func() aws.Retryer { return aws.NopRetryer{} },
@@ -100,10 +103,23 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 	}
 	l := &load{}
 	w.user(t, l, name, "deployer", use)
-	for range 2 {
+	for turn := range 2 {
 		l.more(t, 5)
 		before, _ := cloud.IDs()
-		w.finish(t, w.rotateKey(t, name, "quarterly"), "done")
+		mu.Lock()
+		old := present
+		mu.Unlock()
+		id := w.rotateKey(t, name, "quarterly")
+		if turn == 1 {
+			stay(t, w, id, func() error {
+				_, err := sts.NewFromConfig(aws.Config{
+					Region: "eu-central-1", BaseEndpoint: aws.String(cloud.URL), Retryer: func() aws.Retryer { return aws.NopRetryer{} },
+					Credentials: credentials.NewStaticCredentialsProvider(old.Attribute("accessKeyId"), old.Secret("secretAccessKey").RevealString(), ""),
+				}).GetCallerIdentity(t.Context(), nil)
+				return err
+			})
+		}
+		w.finish(t, id, "done")
 		after, active := cloud.IDs()
 		if len(before) != 1 || len(after) != 1 || len(active) != 1 || slices.Equal(before, after) {
 			t.Errorf("access keys before %v, after %v, active %v", before, after, active)
@@ -117,6 +133,30 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 		if strings.Contains(w.logs.String(), secret) {
 			t.Error("a secret is in the server's log")
 		}
+	}
+}
+
+// stay uses the old version until the rotation names it, and for the time after which
+// it would have been refused had nobody used it.
+func stay(t *testing.T, w *world, id string, use func() error) {
+	t.Helper()
+	var named time.Time
+	for began := time.Now(); named.IsZero() || time.Since(named) < 1500*time.Millisecond; {
+		if err := use(); err != nil {
+			t.Fatalf("a partner who uses the old access key is cut off: %v\n%s", err, w.timeline(t, id))
+		}
+		response, err := w.control.GetRotation(t.Context(), &keyturnv1.GetRotationRequest{Id: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := response.GetRotation()
+		if named.IsZero() && r.GetPhase() == "draining" && len(r.GetHolders()) == 1 && strings.HasPrefix(r.GetHolders()[0].GetApplication(), "service s3, last at ") {
+			named = time.Now()
+		}
+		if named.IsZero() && time.Since(began) > 30*time.Second {
+			t.Fatalf("a partner who uses the old access key is not named: %v %v", r.GetPhase(), r.GetHolders())
+		}
+		<-time.After(50 * time.Millisecond)
 	}
 }
 
@@ -162,16 +202,24 @@ func deployKeyUnderUse(t *testing.T, repository, user, address, hostKey, documen
 	if err := os.WriteFile(known, []byte(fmt.Sprintf("[%s]:%s %s\n", host, port, hostKey)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	list := func(ctx context.Context, file string, private []byte) error {
+	git := func(ctx context.Context, file string, private []byte, args ...string) ([]byte, error) {
 		file = filepath.Join(dir, file)
 		if err := os.WriteFile(file, private, 0o600); err != nil {
-			return err
+			return nil, err
 		}
-		cmd := exec.CommandContext(ctx, "git", "ls-remote", fmt.Sprintf("ssh://%s@%s/%s.git", user, address, repository))
+		cmd := exec.CommandContext(ctx, "git", args...)
 		cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_SSH_COMMAND=ssh -F none -o BatchMode=yes -o IdentitiesOnly=yes -o UserKnownHostsFile="+known+" -i "+file)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("git: %w: %s", err, out)
+			return out, fmt.Errorf("git %s: %w: %s", args[0], err, out)
+		}
+		return out, nil
+	}
+	where := fmt.Sprintf("ssh://%s@%s/%s.git", user, address, repository)
+	list := func(ctx context.Context, file string, private []byte) error {
+		out, err := git(ctx, file, private, "ls-remote", where)
+		if err != nil {
+			return err
 		}
 		if !strings.Contains(string(out), "HEAD") {
 			return errors.New("git lists no branch")
@@ -202,7 +250,11 @@ func deployKeyUnderUse(t *testing.T, repository, user, address, hostKey, documen
 			t.Errorf("the private key of v%d is in the server's log", version)
 		}
 	}
-	if err := list(t.Context(), "new", versions[2]); err != nil {
-		t.Errorf("git with the new key: %v", err)
+	copied := filepath.Join(dir, "copy")
+	if _, err := git(t.Context(), "new", versions[2], "clone", where, copied); err != nil {
+		t.Fatalf("git with the new key: %v", err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "git", "-C", copied, "log", "--oneline").CombinedOutput(); err != nil || len(out) == 0 {
+		t.Errorf("what was cloned has no history: %s, %v", out, err)
 	}
 }

@@ -130,7 +130,7 @@ func (s *system) isOrphan(ctx context.Context, admin *iam.Client, l listing, k a
 	if err != nil {
 		return false, s.explain("ask for the last use of "+k.id, err)
 	}
-	return used.AccessKeyLastUsed == nil || used.AccessKeyLastUsed.LastUsedDate == nil, nil
+	return used.AccessKeyLastUsed != nil && used.AccessKeyLastUsed.LastUsedDate == nil, nil
 }
 
 // noRoom names what is in the way.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -217,35 +218,74 @@ func TestAdministratorsFileChanges(t *testing.T) {
 	mint(t, s, begun(0), 1)
 }
 
-// TestUseIsNeverAFalseZero: what AWS may not know yet is no data, what it knows is
-// use, and only what it must have known is none.
+// TestUseIsNeverAFalseZero (F9): what AWS may not know yet is no data, what it knows
+// is use, also when it is told as late as AWS may; only what AWS must have known is
+// none. A clock that is wrong, AWS's or this machine's, makes no use old.
 func TestUseIsNeverAFalseZero(t *testing.T) {
 	cloud, config := newCloud(t)
 	config["usageDelay"] = "1h"
-	s := open(t, config, provider.Env{})
+	var ours time.Duration // how far this machine's clock is ahead
+	driver := awsiam.New(awsiam.Config{Now: func() time.Time { return time.Now().Add(ours) }})
+	s, err := driver.Open(t.Context(), config, provider.Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	v := mint(t, s, begun(0), 1)
 	meter, _ := s.(provider.Meter)
 	id := v.Material.Attributes["accessKeyId"]
+	gone := provider.Version{Number: 2, Material: provider.Material{Attributes: map[string]string{"accessKeyId": "AKIAGONE"}}}
+	const day, hour = 24 * time.Hour, time.Hour
 	for _, test := range []struct {
 		what       string
 		began, ago time.Duration
-		sessions   int
-		noData     bool
+		// ours and theirs are how far the clocks are ahead.
+		ours, theirs time.Duration
+		wrong        func() // and what else is wrong with the answer
+		version      *provider.Version
+		sessions     int
+		noData       bool
 	}{
-		{"never used, just begun", time.Minute, 0, 0, true},
-		{"used long ago, just begun", time.Minute, 24 * time.Hour, 0, true},
-		{"used a moment ago", time.Minute, time.Second, 1, false},
-		{"used before the hour, begun before it", 2 * time.Hour, 90 * time.Minute, 0, false},
-		{"used within the hour, begun before it", 2 * time.Hour, 50 * time.Minute, 1, false},
+		{what: "never used, just begun", began: time.Minute, noData: true},
+		{what: "used long ago, just begun", began: time.Minute, ago: day, noData: true},
+		{what: "used a moment ago", began: time.Minute, ago: time.Second, sessions: 1},
+		{what: "used long ago, begun long ago", began: 3 * hour, ago: 150 * time.Minute},
+		{what: "never used, begun long ago", began: 3 * hour},
+		{what: "used within the hour", began: 3 * hour, ago: 50 * time.Minute, sessions: 1},
+		{what: "used all the time, and told an hour late", began: 3 * hour, ago: hour + 10*time.Minute, sessions: 1},
+		{what: "used in the future", began: 3 * hour, ago: -hour, sessions: 1},
+		{what: "our clock is ahead, used a moment ago", began: 3 * hour, ago: time.Minute, ours: 5 * hour, sessions: 1},
+		{what: "our clock went ahead since it began", began: time.Minute, ago: day, ours: 5 * hour, noData: true},
+		{what: "AWS's clock is ahead, used a moment ago", began: 3 * hour, ago: time.Minute, theirs: 5 * hour, sessions: 1},
+		{what: "AWS's clock is ahead, just begun", began: time.Minute, theirs: 5 * hour, noData: true},
+		{what: "the answer has no date", began: 3 * hour, noData: true, wrong: func() { cloud.Date(func() string { return "" }) }},
+		{what: "the answer says nothing of a use", began: 3 * hour, noData: true, wrong: func() { cloud.Mute(true) }},
+		{what: "not allowed to ask", began: 3 * hour, noData: true, wrong: func() {
+			cloud.Fail(awstest.Fault{Action: "GetAccessKeyLastUsed", Code: "AccessDenied", Status: http.StatusForbidden})
+		}},
+		{what: "the access key is gone", began: 3 * hour, noData: true, version: &gone},
+		{what: "no answer", began: 3 * hour, noData: true, wrong: func() { cloud.Fail(awstest.Fault{Action: "GetAccessKeyLastUsed"}) }},
 	} {
 		cloud.Edit(id, func(k *awstest.Key) {
-			if k.Used = (time.Time{}); test.ago > 0 {
+			if k.Used = (time.Time{}); test.ago != 0 {
 				k.Used = time.Now().Add(-test.ago)
 			}
 		})
-		u, err := meter.Usage(t.Context(), begun(test.began), v)
+		ours = test.ours
+		cloud.Mute(false)
+		cloud.Date(func() string { return time.Now().Add(test.theirs).UTC().Format(http.TimeFormat) })
+		if test.wrong != nil {
+			test.wrong()
+		}
+		asked := v
+		if test.version != nil {
+			asked = *test.version
+		}
+		u, err := meter.Usage(t.Context(), begun(test.began), asked)
 		if errors.Is(err, provider.ErrNoData) != test.noData || (err != nil) != test.noData || u.Sessions != test.sessions || len(u.Holders) != test.sessions {
 			t.Errorf("%s: %+v, %v", test.what, u, err)
+		}
+		if late := time.Since(u.Until); err == nil && u.Sessions == 0 && (late < hour || late > hour+time.Minute) {
+			t.Errorf("%s: told until %v ago, AWS may be an hour late", test.what, late)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/iam/types"
 
@@ -205,9 +206,14 @@ func (s *system) Probe(ctx context.Context, _ provider.Call, where string, v pro
 	return first, nil
 }
 
-// Usage implements provider.Meter. AWS tells the last use only, and late: what was
-// used within usageDelay is in use; what was not is free from the moment that AWS
-// must have heard of the rotation's whole time.
+// tick is how exact the times are that AWS tells.
+const tick = time.Second
+
+// Usage implements provider.Meter. AWS tells the last use only, and up to usageDelay
+// late. So what was used within twice that is in use: of somebody who uses it all the
+// time AWS may know a use of usageDelay ago only. Until says what AWS must have heard
+// of. Time is the earlier of AWS's clock and this machine's: one that is ahead makes
+// no use old.
 func (s *system) Usage(ctx context.Context, call provider.Call, v provider.Version) (provider.Usage, error) {
 	none := func(err error) (provider.Usage, error) {
 		return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, err)
@@ -224,9 +230,19 @@ func (s *system) Usage(ctx context.Context, call provider.Call, v provider.Versi
 	if err != nil {
 		return none(s.explain("ask for the last use of "+id, err))
 	}
-	now, delay := s.now(), s.settings.usageDelay
 	last := answer.AccessKeyLastUsed
-	if last != nil && last.LastUsedDate != nil && now.Sub(*last.LastUsedDate) < delay {
+	if last == nil {
+		return none(s.explain("ask for the last use of "+id, errors.New("the answer has none")))
+	}
+	theirs, timed := middleware.GetServerTime(answer.ResultMetadata)
+	if !timed {
+		return none(s.explain("ask for the last use of "+id, errors.New("the answer has no date")))
+	}
+	now, delay := s.now(), s.settings.usageDelay
+	if theirs.Before(now) {
+		now = theirs
+	}
+	if last.LastUsedDate != nil && now.Sub(*last.LastUsedDate) < 2*delay+tick {
 		return provider.Usage{Sessions: 1, Holders: []provider.Holder{{
 			Endpoint: endpoint, Sessions: 1,
 			Application: fmt.Sprintf("service %s, last at %s", aws.ToString(last.ServiceName), last.LastUsedDate.UTC().Format(time.RFC3339)),
@@ -236,7 +252,7 @@ func (s *system) Usage(ctx context.Context, call provider.Call, v provider.Versi
 	if since := now.Sub(call.Rotation.Time()); !call.Rotation.IsZero() && since < delay {
 		return none(fmt.Errorf("awsiam: AWS may tell of a use %v late, and the rotation began %v ago", delay, since.Round(time.Second)))
 	}
-	return provider.Usage{}, nil
+	return provider.Usage{Until: now.Add(-delay)}, nil
 }
 
 // Held implements provider.Lister, by the tags.

@@ -192,7 +192,7 @@ func TestUseIsNeverAFalseZero(t *testing.T) {
 		began, ago time.Duration
 		sessions   int
 		noData     bool
-	}{{time.Minute, 0, 0, true}, {time.Minute, time.Second, 1, false}, {2 * time.Hour, 90 * time.Minute, 0, false}, {2 * time.Hour, 50 * time.Minute, 1, false}} {
+	}{{time.Minute, 0, 0, true}, {time.Minute, time.Second, 1, false}, {3 * time.Hour, 150 * time.Minute, 0, false}, {3 * time.Hour, 90 * time.Minute, 1, false}} {
 		f.Edit(t, func(keys []forgetest.Key) []forgetest.Key {
 			if keys[0].LastUsed = nil; test.ago > 0 {
 				at := time.Now().Add(-test.ago)
@@ -203,6 +203,9 @@ func TestUseIsNeverAFalseZero(t *testing.T) {
 		u, err := s.(provider.Meter).Usage(t.Context(), begun(test.began), v)
 		if errors.Is(err, provider.ErrNoData) != test.noData || (err != nil) != test.noData || u.Sessions != test.sessions {
 			t.Errorf("began %v ago, used %v ago: %+v, %v", test.began, test.ago, u, err)
+		}
+		if err == nil && u.Sessions == 0 && time.Since(u.Until) < time.Hour {
+			t.Errorf("no use is told until %v, and the forge may be an hour late", u.Until)
 		}
 	}
 }

@@ -161,9 +161,8 @@ func (s *system) Probe(ctx context.Context, _ provider.Call, where string, v pro
 // metered is the system of a forge that tells of use.
 type metered struct{ *system }
 
-// Usage implements provider.Meter. GitHub tells the last use, by the day or finer;
-// what was used within usageDelay is in use, and nothing is free before the
-// rotation is older than that.
+// Usage implements provider.Meter. GitHub tells the last use, by the day or finer, and
+// late: see the provider aws-iam, whose rule it is.
 func (s metered) Usage(ctx context.Context, call provider.Call, v provider.Version) (provider.Usage, error) {
 	none := func(err error) (provider.Usage, error) {
 		return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, err)
@@ -178,7 +177,7 @@ func (s metered) Usage(ctx context.Context, call provider.Call, v provider.Versi
 	}
 	now, delay := s.now(), s.settings.usageDelay
 	for _, k := range all {
-		if k.is(public) && k.LastUsed != nil && now.Sub(*k.LastUsed) < delay {
+		if k.is(public) && k.LastUsed != nil && now.Sub(*k.LastUsed) < 2*delay {
 			return provider.Usage{Sessions: 1, Holders: []provider.Holder{{
 				Endpoint: endpoint, Application: "git, last at " + k.LastUsed.UTC().Format(time.RFC3339), Sessions: 1,
 			}}}, nil
@@ -187,7 +186,7 @@ func (s metered) Usage(ctx context.Context, call provider.Call, v provider.Versi
 	if since := now.Sub(call.Rotation.Time()); !call.Rotation.IsZero() && since < delay {
 		return none(fmt.Errorf("forge: the forge may tell of a use %v late, and the rotation began %v ago", delay, since.Round(time.Second)))
 	}
-	return provider.Usage{}, nil
+	return provider.Usage{Until: now.Add(-delay)}, nil
 }
 
 // Held implements provider.Lister, by the titles.
