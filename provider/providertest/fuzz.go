@@ -96,7 +96,7 @@ func sound(t *testing.T, text string, topology provider.Topology) {
 // *provider.ConfigError.
 func problemsIn(t *testing.T, err error) []*provider.ConfigError {
 	t.Helper()
-	if joined, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // the tree is walked here
+	if joined, is := err.(interface{ Unwrap() []error }); is {
 		var all []*provider.ConfigError
 		for _, inner := range joined.Unwrap() {
 			all = append(all, problemsIn(t, inner)...)
