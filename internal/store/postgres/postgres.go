@@ -177,46 +177,19 @@ func (s *Store) View(ctx context.Context, fn func(store.Tx) error) error {
 		return err
 	}
 	defer s.leave()
-	conn, err := s.beginView(ctx)
-	if err != nil {
+	v := &view{store: s}
+	if err := v.acquire(ctx); err != nil {
 		return err
 	}
-	defer conn.Release()
-	t := &tx{store: s, reader: conn.Conn()}
+	t := &tx{store: s, reader: v}
 	defer func() {
 		t.done = true
-		bounded, cancel := context.WithTimeout(s.endless, statementTimeout)
-		defer cancel()
-		_, _ = conn.Exec(bounded, "ROLLBACK") // there is nothing to lose; a connection that fails is closed
+		v.end()
 	}()
 	if err := fn(t.parts()); err != nil {
 		return err
 	}
 	return t.doomed
-}
-
-// beginView takes a connection and begins to read. Connections that the server
-// or the network has cut meanwhile are replaced.
-func (s *Store) beginView(ctx context.Context) (*pgxpool.Conn, error) {
-	for try := 0; ; try++ {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		conn, err := s.pool.Acquire(ctx)
-		if err != nil {
-			return nil, s.settings.connectFault("read", err)
-		}
-		bounded, cancel := context.WithTimeout(s.endless, statementTimeout)
-		_, err = conn.Exec(bounded, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-		cancel()
-		if err == nil {
-			return conn, nil
-		}
-		conn.Release()
-		if !isCut(err) || try > s.settings.connections {
-			return nil, fault("begin to read", err)
-		}
-	}
 }
 
 // Watch implements store.Store. An unknown topic never wakes up.

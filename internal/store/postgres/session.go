@@ -176,7 +176,7 @@ func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, err
 	}
 	config.BeforeConnect = func(_ context.Context, config *pgx.ConnConfig) error { return s.password(config) }
-	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // beginView sees to it
+	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // the first query of a View sees to it
 	config.MaxConns = int32(s.connections)
 	config.MinConns, config.MinIdleConns = 0, 0
 	config.MaxConnIdleTime = 5 * time.Minute

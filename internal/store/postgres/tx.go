@@ -25,8 +25,8 @@ import (
 // statement fails all the same if it has not the effect that was foreseen.
 type tx struct {
 	store  *Store
-	reader *pgx.Conn // nil in an Update
-	batch  *batch    // nil in a View
+	reader *view  // nil in an Update
+	batch  *batch // nil in a View
 
 	solo    bool
 	pending []statement // writes kept back
@@ -92,18 +92,7 @@ func (t *tx) fail(doing string, err error) error {
 // query reads rows, after what was written before.
 func (t *tx) query(read func(pgx.Rows) error, sql string, args ...any) error {
 	if t.batch == nil {
-		ctx, cancel := context.WithTimeout(t.store.endless, statementTimeout)
-		defer cancel()
-		rows, err := t.reader.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		if err := read(rows); err != nil {
-			return err
-		}
-		rows.Close()
-		return rows.Err()
+		return t.reader.query(read, sql, args...)
 	}
 	t.flush()
 	return t.store.writer.send(t.batch, &statement{sql: sql, args: args, by: t}, read)
