@@ -34,6 +34,8 @@ type change struct {
 	wake bool
 	// states are those that this transaction has written.
 	states map[key.Name]written
+	// begins is the policy by which the rotation begins that is begun next.
+	begins begins
 }
 
 // written is a state that is not committed yet, with its document.
@@ -244,9 +246,17 @@ func (c *change) record(name key.Name, before, after *rotation.State) error {
 				return err
 			}
 		}
-		if !crowd[t.Kind] {
-			c.audit(entryOf(name, after.Seq, moved))
+		if crowd[t.Kind] {
+			continue
 		}
+		entry := entryOf(name, after.Seq, moved)
+		if t.Kind == rotation.RotationBegun && moved.Record != nil && moved.Record.Policy.SHA256 != "" {
+			if entry.Detail == nil {
+				entry.Detail = map[string]string{}
+			}
+			entry.Detail["policy"], entry.Detail["policy-sha256"] = moved.Record.Policy.Name, moved.Record.Policy.SHA256
+		}
+		c.audit(entry)
 	}
 	c.auditCrowd(name, after.Seq, transitions, crowd)
 	return nil
@@ -342,6 +352,9 @@ func (c *change) recordRotation(name key.Name, before *rotation.State, r *rotati
 	record, doc, err := c.rotation(r.ID)
 	if errors.Is(err, ErrNotFound) {
 		record = RotationRecord{Key: name}
+		if c.begins.key == name {
+			record.Policy = c.begins.policy
+		}
 		doc = store.Doc{Kind: kindRotation, Name: newestFirst(r.ID)}
 		index := store.Doc{Kind: kindOfKey, Name: string(name) + " " + newestFirst(r.ID)}
 		if _, err := c.tx.Docs.Put(c.ctx, index); err != nil {

@@ -136,6 +136,9 @@ func (c *change) beginApproved(name key.Name, id key.RotationID, kind rotation.K
 	if body.Stages, err = c.stages(&state, compiled, &k); err != nil {
 		return err
 	}
+	if err := c.keepPolicy(&k); err != nil {
+		return err
+	}
 	if _, err := c.step(name, id, body); err != nil {
 		return err
 	}
@@ -224,6 +227,9 @@ func (c *change) declare(request RotateRequest, id key.RotationID) error {
 		return fmt.Errorf("%w: key %s has no version that could be compromised", ErrState, request.Key)
 	}
 	body := rotation.Declare{Compromised: compromised, Plan: plan, Reason: request.Reason, Actor: c.actor.ID, Insist: true}
+	if err := c.keepPolicy(&k); err != nil {
+		return err
+	}
 	_, err = c.step(request.Key, id, body)
 	return err
 }

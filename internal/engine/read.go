@@ -181,6 +181,10 @@ type RotationView struct {
 	Stages  []StageView
 	// Regions says how far an open rotation is in each region, by name.
 	Regions []RegionView
+	// Behind are the presenters that do not use the new version of an emergency, at most
+	// maxBehind; BehindTotal is how many there are.
+	Behind      []string
+	BehindTotal int
 }
 
 // StageView is how far one stage is.
@@ -226,12 +230,21 @@ func readRotation(ctx context.Context, tx store.Tx, id key.RotationID) (Rotation
 
 func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord) (RotationView, error) {
 	view := RotationView{RotationRecord: record}
-	if record.Ended() {
+	if record.Ended() && record.Kind != rotation.Emergency {
 		return view, nil
 	}
 	state, err := e.readState(ctx, tx, record.Key)
+	if record.Ended() && errors.Is(err, store.ErrNotFound) {
+		return view, nil // the key was deleted
+	}
 	if err != nil {
 		return view, err
+	}
+	if record.Kind == rotation.Emergency {
+		view.behind(&state)
+	}
+	if record.Ended() {
+		return view, nil
 	}
 	r, ok := state.Rotation(record.ID)
 	if !ok {
@@ -245,6 +258,27 @@ func (e *Engine) viewOf(ctx context.Context, tx store.Tx, record RotationRecord)
 	view.Stages = stagesOf(&state, r)
 	view.Regions = regionsOf(&state, r, record.Holders)
 	return view, nil
+}
+
+// maxBehind bounds RotationView.Behind.
+const maxBehind = 20
+
+// behind names the presenters that do not use the version that an emergency brought,
+// or is to bring, in. Once there is a later one it is that one's matter.
+func (v *RotationView) behind(state *rotation.State) {
+	current := state.Labelled(key.Current)
+	if v.Ended() && (v.To == 0 || current != v.To) {
+		return
+	}
+	for i := range state.Presenters {
+		p := &state.Presenters[i]
+		if v.To != 0 && p.Uses(v.To) {
+			continue
+		}
+		if v.BehindTotal++; len(v.Behind) < maxBehind {
+			v.Behind = append(v.Behind, p.ID)
+		}
+	}
 }
 
 func stagesOf(state *rotation.State, r *rotation.Rotation) []StageView {

@@ -72,6 +72,8 @@ type RotationRecord struct {
 	Actor  string         `json:"actor,omitempty"`
 	Plan   rotation.Plan  `json:"plan"`
 	Judges []JudgeRule    `json:"judges,omitempty"`
+	// Policy is the policy by which it began; zero if that was not kept.
+	Policy PolicyRef `json:"policy,omitzero"`
 	// Group is the group of emergencies that it belongs to, if to one.
 	Group key.RotationID `json:"group,omitzero"`
 

@@ -301,7 +301,15 @@ func (c Control) GetRotation(ctx context.Context, request *keyturnv1.GetRotation
 	if err != nil {
 		return nil, wire(err)
 	}
-	return &keyturnv1.GetRotationResponse{Rotation: rotationMessage(&view), Timeline: timeline(moves)}, nil
+	response := &keyturnv1.GetRotationResponse{Rotation: rotationMessage(&view), Timeline: timeline(moves)}
+	if ref := view.Policy; ref.SHA256 != "" {
+		text, err := c.config.Engine.PolicyText(ctx, ref)
+		if err != nil && !errors.Is(err, engine.ErrNotFound) {
+			return nil, wire(err)
+		}
+		response.Policy = &keyturnv1.PolicyText{Name: ref.Name, Sha256: ref.SHA256, Document: text}
+	}
+	return response, nil
 }
 
 // WatchRotation implements ControlService.

@@ -99,7 +99,7 @@ func rotationMessage(view *engine.RotationView) *keyturnv1.Rotation {
 		Id: r.ID.String(), Key: string(r.Key), Kind: r.Kind.String(), Phase: r.Phase.String(), From: uint64(r.From), To: uint64(r.To),
 		Reason: r.Reason, Actor: r.Actor, StartedAt: timestamp(r.StartedAt), PhaseSince: timestamp(r.PhaseSince),
 		CutOverAt: timestamp(r.CutOverAt), EndedAt: timestamp(r.EndedAt), MeasuredAt: timestamp(r.MeasuredAt),
-		Approvals: r.Approvals, Ended: r.Ended(),
+		Approvals: r.Approvals, Ended: r.Ended(), Behind: view.Behind, BehindTotal: int32(view.BehindTotal),
 	}
 	if r.Plan.Strategy != 0 {
 		message.Strategy = r.Plan.Strategy.String()

@@ -32,6 +32,7 @@ type Engine interface {
 	Rotations(ctx context.Context, name key.Name, after key.RotationID, limit int) ([]engine.RotationView, error)
 	WatchRotation(ctx context.Context, id key.RotationID, visit func(engine.RotationView) error) error
 	Timeline(ctx context.Context, id key.RotationID) ([]engine.Moved, error)
+	PolicyText(ctx context.Context, ref engine.PolicyRef) ([]byte, error)
 	Plan(ctx context.Context, name key.Name) (policy.Timeline, error)
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
 	Party(ctx context.Context, id string) (engine.PartyRecord, error)

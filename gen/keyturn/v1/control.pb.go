@@ -1396,7 +1396,11 @@ type Rotation struct {
 	Approvals []string `protobuf:"bytes,20,rep,name=approvals,proto3" json:"approvals,omitempty"`
 	Ended     bool     `protobuf:"varint,21,opt,name=ended,proto3" json:"ended,omitempty"`
 	// How far an open rotation is in each region, by name.
-	Regions       []*RegionProgress `protobuf:"bytes,22,rep,name=regions,proto3" json:"regions,omitempty"`
+	Regions []*RegionProgress `protobuf:"bytes,22,rep,name=regions,proto3" json:"regions,omitempty"`
+	// Of an emergency: the parties that do not use its new version, at most 20, and how
+	// many there are. They have nothing else, or a compromised version.
+	Behind        []string `protobuf:"bytes,23,rep,name=behind,proto3" json:"behind,omitempty"`
+	BehindTotal   int32    `protobuf:"varint,24,opt,name=behind_total,json=behindTotal,proto3" json:"behind_total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1583,6 +1587,20 @@ func (x *Rotation) GetRegions() []*RegionProgress {
 		return x.Regions
 	}
 	return nil
+}
+
+func (x *Rotation) GetBehind() []string {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+func (x *Rotation) GetBehindTotal() int32 {
+	if x != nil {
+		return x.BehindTotal
+	}
+	return 0
 }
 
 type RegionProgress struct {
@@ -2178,9 +2196,12 @@ func (x *GetRotationRequest) GetId() string {
 }
 
 type GetRotationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rotation      *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
-	Timeline      []*TimelineEntry       `protobuf:"bytes,2,rep,name=timeline,proto3" json:"timeline,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Rotation *Rotation              `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	Timeline []*TimelineEntry       `protobuf:"bytes,2,rep,name=timeline,proto3" json:"timeline,omitempty"`
+	// The policy as it was when the rotation began; absent for rotations that began
+	// before servers kept it.
+	Policy        *PolicyText `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2229,6 +2250,76 @@ func (x *GetRotationResponse) GetTimeline() []*TimelineEntry {
 	return nil
 }
 
+func (x *GetRotationResponse) GetPolicy() *PolicyText {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// PolicyText is a policy as it was at some time.
+type PolicyText struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The SHA-256 of document in hexadecimal, as in the audit log.
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The document, as JSON.
+	Document      []byte `protobuf:"bytes,3,opt,name=document,proto3" json:"document,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyText) Reset() {
+	*x = PolicyText{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyText) ProtoMessage() {}
+
+func (x *PolicyText) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyText.ProtoReflect.Descriptor instead.
+func (*PolicyText) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *PolicyText) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyText) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *PolicyText) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
 type TimelineEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -2240,7 +2331,7 @@ type TimelineEntry struct {
 
 func (x *TimelineEntry) Reset() {
 	*x = TimelineEntry{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2343,7 @@ func (x *TimelineEntry) String() string {
 func (*TimelineEntry) ProtoMessage() {}
 
 func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[30]
+	mi := &file_keyturn_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2356,7 @@ func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
 func (*TimelineEntry) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TimelineEntry) GetAt() *timestamppb.Timestamp {
@@ -2298,7 +2389,7 @@ type WatchRotationRequest struct {
 
 func (x *WatchRotationRequest) Reset() {
 	*x = WatchRotationRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2401,7 @@ func (x *WatchRotationRequest) String() string {
 func (*WatchRotationRequest) ProtoMessage() {}
 
 func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[31]
+	mi := &file_keyturn_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2414,7 @@ func (x *WatchRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationRequest.ProtoReflect.Descriptor instead.
 func (*WatchRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WatchRotationRequest) GetId() string {
@@ -2342,7 +2433,7 @@ type WatchRotationResponse struct {
 
 func (x *WatchRotationResponse) Reset() {
 	*x = WatchRotationResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2445,7 @@ func (x *WatchRotationResponse) String() string {
 func (*WatchRotationResponse) ProtoMessage() {}
 
 func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[32]
+	mi := &file_keyturn_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2458,7 @@ func (x *WatchRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRotationResponse.ProtoReflect.Descriptor instead.
 func (*WatchRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchRotationResponse) GetRotation() *Rotation {
@@ -2388,7 +2479,7 @@ type SteerRequest struct {
 
 func (x *SteerRequest) Reset() {
 	*x = SteerRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2491,7 @@ func (x *SteerRequest) String() string {
 func (*SteerRequest) ProtoMessage() {}
 
 func (x *SteerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[33]
+	mi := &file_keyturn_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2504,7 @@ func (x *SteerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRequest.ProtoReflect.Descriptor instead.
 func (*SteerRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SteerRequest) GetRotationId() string {
@@ -2445,7 +2536,7 @@ type SteerResponse struct {
 
 func (x *SteerResponse) Reset() {
 	*x = SteerResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2548,7 @@ func (x *SteerResponse) String() string {
 func (*SteerResponse) ProtoMessage() {}
 
 func (x *SteerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[34]
+	mi := &file_keyturn_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2561,7 @@ func (x *SteerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerResponse.ProtoReflect.Descriptor instead.
 func (*SteerResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 type PlanRequest struct {
@@ -2482,7 +2573,7 @@ type PlanRequest struct {
 
 func (x *PlanRequest) Reset() {
 	*x = PlanRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2585,7 @@ func (x *PlanRequest) String() string {
 func (*PlanRequest) ProtoMessage() {}
 
 func (x *PlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[35]
+	mi := &file_keyturn_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2598,7 @@ func (x *PlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
 func (*PlanRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PlanRequest) GetName() string {
@@ -2528,7 +2619,7 @@ type PlanResponse struct {
 
 func (x *PlanResponse) Reset() {
 	*x = PlanResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2631,7 @@ func (x *PlanResponse) String() string {
 func (*PlanResponse) ProtoMessage() {}
 
 func (x *PlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[36]
+	mi := &file_keyturn_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2644,7 @@ func (x *PlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
 func (*PlanResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PlanResponse) GetSteps() []*PlanStep {
@@ -2586,7 +2677,7 @@ type PlanStep struct {
 
 func (x *PlanStep) Reset() {
 	*x = PlanStep{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2689,7 @@ func (x *PlanStep) String() string {
 func (*PlanStep) ProtoMessage() {}
 
 func (x *PlanStep) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[37]
+	mi := &file_keyturn_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2702,7 @@ func (x *PlanStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlanStep.ProtoReflect.Descriptor instead.
 func (*PlanStep) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PlanStep) GetPhase() string {
@@ -2675,7 +2766,7 @@ type ListPartiesRequest struct {
 
 func (x *ListPartiesRequest) Reset() {
 	*x = ListPartiesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2687,7 +2778,7 @@ func (x *ListPartiesRequest) String() string {
 func (*ListPartiesRequest) ProtoMessage() {}
 
 func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[38]
+	mi := &file_keyturn_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2700,7 +2791,7 @@ func (x *ListPartiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesRequest.ProtoReflect.Descriptor instead.
 func (*ListPartiesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListPartiesRequest) GetKey() string {
@@ -2734,7 +2825,7 @@ type ListPartiesResponse struct {
 
 func (x *ListPartiesResponse) Reset() {
 	*x = ListPartiesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2837,7 @@ func (x *ListPartiesResponse) String() string {
 func (*ListPartiesResponse) ProtoMessage() {}
 
 func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[39]
+	mi := &file_keyturn_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2850,7 @@ func (x *ListPartiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPartiesResponse.ProtoReflect.Descriptor instead.
 func (*ListPartiesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListPartiesResponse) GetParties() []*PartyStatus {
@@ -2788,7 +2879,7 @@ type PartyStatus struct {
 
 func (x *PartyStatus) Reset() {
 	*x = PartyStatus{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2891,7 @@ func (x *PartyStatus) String() string {
 func (*PartyStatus) ProtoMessage() {}
 
 func (x *PartyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[40]
+	mi := &file_keyturn_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2904,7 @@ func (x *PartyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyStatus.ProtoReflect.Descriptor instead.
 func (*PartyStatus) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PartyStatus) GetParty() *Party {
@@ -2857,7 +2948,7 @@ type PartyKey struct {
 
 func (x *PartyKey) Reset() {
 	*x = PartyKey{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +2960,7 @@ func (x *PartyKey) String() string {
 func (*PartyKey) ProtoMessage() {}
 
 func (x *PartyKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[41]
+	mi := &file_keyturn_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +2973,7 @@ func (x *PartyKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PartyKey.ProtoReflect.Descriptor instead.
 func (*PartyKey) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PartyKey) GetKey() string {
@@ -2923,7 +3014,7 @@ type RemovePartyRequest struct {
 
 func (x *RemovePartyRequest) Reset() {
 	*x = RemovePartyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3026,7 @@ func (x *RemovePartyRequest) String() string {
 func (*RemovePartyRequest) ProtoMessage() {}
 
 func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[42]
+	mi := &file_keyturn_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3039,7 @@ func (x *RemovePartyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyRequest.ProtoReflect.Descriptor instead.
 func (*RemovePartyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemovePartyRequest) GetId() string {
@@ -2973,7 +3064,7 @@ type RemovePartyResponse struct {
 
 func (x *RemovePartyResponse) Reset() {
 	*x = RemovePartyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3076,7 @@ func (x *RemovePartyResponse) String() string {
 func (*RemovePartyResponse) ProtoMessage() {}
 
 func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[43]
+	mi := &file_keyturn_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3089,7 @@ func (x *RemovePartyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePartyResponse.ProtoReflect.Descriptor instead.
 func (*RemovePartyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 type CreateTokenRequest struct {
@@ -3019,7 +3110,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3122,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[44]
+	mi := &file_keyturn_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3135,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -3093,7 +3184,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3105,7 +3196,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[45]
+	mi := &file_keyturn_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3118,7 +3209,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -3157,7 +3248,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3169,7 +3260,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[46]
+	mi := &file_keyturn_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3182,7 +3273,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Token) GetId() string {
@@ -3242,7 +3333,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3345,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[47]
+	mi := &file_keyturn_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3358,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 type ListTokensResponse struct {
@@ -3279,7 +3370,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3382,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[48]
+	mi := &file_keyturn_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3395,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -3323,7 +3414,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3335,7 +3426,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[49]
+	mi := &file_keyturn_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3348,7 +3439,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3366,7 +3457,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3378,7 +3469,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[50]
+	mi := &file_keyturn_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3391,7 +3482,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 type ReadLogRequest struct {
@@ -3408,7 +3499,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3420,7 +3511,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[51]
+	mi := &file_keyturn_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3433,7 +3524,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReadLogRequest) GetFrom() uint64 {
@@ -3476,7 +3567,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3488,7 +3579,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[52]
+	mi := &file_keyturn_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3501,7 +3592,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReadLogResponse) GetEntries() []string {
@@ -3533,7 +3624,7 @@ type ExportLogRequest struct {
 
 func (x *ExportLogRequest) Reset() {
 	*x = ExportLogRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +3636,7 @@ func (x *ExportLogRequest) String() string {
 func (*ExportLogRequest) ProtoMessage() {}
 
 func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[53]
+	mi := &file_keyturn_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,7 +3649,7 @@ func (x *ExportLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogRequest.ProtoReflect.Descriptor instead.
 func (*ExportLogRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 type ExportLogResponse struct {
@@ -3570,7 +3661,7 @@ type ExportLogResponse struct {
 
 func (x *ExportLogResponse) Reset() {
 	*x = ExportLogResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3582,7 +3673,7 @@ func (x *ExportLogResponse) String() string {
 func (*ExportLogResponse) ProtoMessage() {}
 
 func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[54]
+	mi := &file_keyturn_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3595,7 +3686,7 @@ func (x *ExportLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportLogResponse.ProtoReflect.Descriptor instead.
 func (*ExportLogResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExportLogResponse) GetPiece() []byte {
@@ -3615,7 +3706,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3627,7 +3718,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[55]
+	mi := &file_keyturn_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3640,7 +3731,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BackupRequest) GetRecipients() []string {
@@ -3663,7 +3754,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3675,7 +3766,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[56]
+	mi := &file_keyturn_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3688,7 +3779,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BackupResponse) GetContent() isBackupResponse_Content {
@@ -3749,7 +3840,7 @@ type BackupManifest struct {
 
 func (x *BackupManifest) Reset() {
 	*x = BackupManifest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	mi := &file_keyturn_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3852,7 @@ func (x *BackupManifest) String() string {
 func (*BackupManifest) ProtoMessage() {}
 
 func (x *BackupManifest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[57]
+	mi := &file_keyturn_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +3865,7 @@ func (x *BackupManifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupManifest.ProtoReflect.Descriptor instead.
 func (*BackupManifest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BackupManifest) GetCreatedAt() *timestamppb.Timestamp {
@@ -3820,7 +3911,7 @@ type DoctorRequest struct {
 
 func (x *DoctorRequest) Reset() {
 	*x = DoctorRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[58]
+	mi := &file_keyturn_v1_control_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3832,7 +3923,7 @@ func (x *DoctorRequest) String() string {
 func (*DoctorRequest) ProtoMessage() {}
 
 func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[58]
+	mi := &file_keyturn_v1_control_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3845,7 +3936,7 @@ func (x *DoctorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorRequest.ProtoReflect.Descriptor instead.
 func (*DoctorRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{58}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{59}
 }
 
 type DoctorResponse struct {
@@ -3857,7 +3948,7 @@ type DoctorResponse struct {
 
 func (x *DoctorResponse) Reset() {
 	*x = DoctorResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[59]
+	mi := &file_keyturn_v1_control_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3869,7 +3960,7 @@ func (x *DoctorResponse) String() string {
 func (*DoctorResponse) ProtoMessage() {}
 
 func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[59]
+	mi := &file_keyturn_v1_control_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3882,7 +3973,7 @@ func (x *DoctorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoctorResponse.ProtoReflect.Descriptor instead.
 func (*DoctorResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{59}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DoctorResponse) GetChecks() []*Check {
@@ -3905,7 +3996,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[60]
+	mi := &file_keyturn_v1_control_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +4008,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[60]
+	mi := &file_keyturn_v1_control_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +4021,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{60}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Check) GetName() string {
@@ -3967,9 +4058,11 @@ type DeclareEmergencyRequest struct {
 	// hold. "name=value", "name!=value", "name" (has the label) and "!name".
 	Selector string `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
 	// Which keys: those that this party was told, or that this token (by its name or
-	// ID) read. Together with a selector both must hold.
+	// ID) read, by the audit log and by what the party presents now. Together with a
+	// selector both must hold.
 	ReadBy string `protobuf:"bytes,2,opt,name=read_by,json=readBy,proto3" json:"read_by,omitempty"`
-	// The same for every party of this host.
+	// The same for every party and token of this host: named after it, or after it and a
+	// slash, or with the label host. Excludes read_by.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	// How far to look back for read_by and host; 0: 30 days.
 	Since *durationpb.Duration `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
@@ -3983,14 +4076,19 @@ type DeclareEmergencyRequest struct {
 	// Makes a repeated call declare one group only; at most 128 characters.
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Only say which keys, and why.
-	DryRun        bool `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DryRun bool `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// In place of since: from when on.
+	SinceTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
+	// Declare the keys that were found although not all that was read could be found
+	// out; without it that is refused.
+	AcceptIncomplete bool `protobuf:"varint,12,opt,name=accept_incomplete,json=acceptIncomplete,proto3" json:"accept_incomplete,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeclareEmergencyRequest) Reset() {
 	*x = DeclareEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[61]
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4002,7 +4100,7 @@ func (x *DeclareEmergencyRequest) String() string {
 func (*DeclareEmergencyRequest) ProtoMessage() {}
 
 func (x *DeclareEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[61]
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4015,7 +4113,7 @@ func (x *DeclareEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*DeclareEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{61}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *DeclareEmergencyRequest) GetSelector() string {
@@ -4088,6 +4186,20 @@ func (x *DeclareEmergencyRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *DeclareEmergencyRequest) GetSinceTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SinceTime
+	}
+	return nil
+}
+
+func (x *DeclareEmergencyRequest) GetAcceptIncomplete() bool {
+	if x != nil {
+		return x.AcceptIncomplete
+	}
+	return false
+}
+
 type DeclareEmergencyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without an ID after a dry run.
@@ -4098,7 +4210,7 @@ type DeclareEmergencyResponse struct {
 
 func (x *DeclareEmergencyResponse) Reset() {
 	*x = DeclareEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4110,7 +4222,7 @@ func (x *DeclareEmergencyResponse) String() string {
 func (*DeclareEmergencyResponse) ProtoMessage() {}
 
 func (x *DeclareEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4123,7 +4235,7 @@ func (x *DeclareEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*DeclareEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DeclareEmergencyResponse) GetEmergency() *Emergency {
@@ -4161,14 +4273,20 @@ type Emergency struct {
 	Held    int32 `protobuf:"varint,16,opt,name=held,proto3" json:"held,omitempty"`
 	Failed  int32 `protobuf:"varint,17,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Left out by ListEmergencies.
-	Keys          []*EmergencyKey `protobuf:"bytes,18,rep,name=keys,proto3" json:"keys,omitempty"`
+	Keys []*EmergencyKey `protobuf:"bytes,18,rep,name=keys,proto3" json:"keys,omitempty"`
+	// For read_by and host: the audit entries that were looked at, from the first one to
+	// behind the last one.
+	LookedFrom uint64 `protobuf:"varint,19,opt,name=looked_from,json=lookedFrom,proto3" json:"looked_from,omitempty"`
+	LookedTo   uint64 `protobuf:"varint,20,opt,name=looked_to,json=lookedTo,proto3" json:"looked_to,omitempty"`
+	// What of the reading could not be found out, so that keys may be missing.
+	Incomplete    []string `protobuf:"bytes,21,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Emergency) Reset() {
 	*x = Emergency{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4180,7 +4298,7 @@ func (x *Emergency) String() string {
 func (*Emergency) ProtoMessage() {}
 
 func (x *Emergency) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4193,7 +4311,7 @@ func (x *Emergency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Emergency.ProtoReflect.Descriptor instead.
 func (*Emergency) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *Emergency) GetId() string {
@@ -4322,6 +4440,27 @@ func (x *Emergency) GetKeys() []*EmergencyKey {
 	return nil
 }
 
+func (x *Emergency) GetLookedFrom() uint64 {
+	if x != nil {
+		return x.LookedFrom
+	}
+	return 0
+}
+
+func (x *Emergency) GetLookedTo() uint64 {
+	if x != nil {
+		return x.LookedTo
+	}
+	return 0
+}
+
+func (x *Emergency) GetIncomplete() []string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
 type EmergencyKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -4340,7 +4479,7 @@ type EmergencyKey struct {
 
 func (x *EmergencyKey) Reset() {
 	*x = EmergencyKey{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4352,7 +4491,7 @@ func (x *EmergencyKey) String() string {
 func (*EmergencyKey) ProtoMessage() {}
 
 func (x *EmergencyKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4365,7 +4504,7 @@ func (x *EmergencyKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmergencyKey.ProtoReflect.Descriptor instead.
 func (*EmergencyKey) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *EmergencyKey) GetKey() string {
@@ -4420,7 +4559,7 @@ type ListEmergenciesRequest struct {
 
 func (x *ListEmergenciesRequest) Reset() {
 	*x = ListEmergenciesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +4571,7 @@ func (x *ListEmergenciesRequest) String() string {
 func (*ListEmergenciesRequest) ProtoMessage() {}
 
 func (x *ListEmergenciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +4584,7 @@ func (x *ListEmergenciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEmergenciesRequest.ProtoReflect.Descriptor instead.
 func (*ListEmergenciesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListEmergenciesRequest) GetPageSize() int32 {
@@ -4473,7 +4612,7 @@ type ListEmergenciesResponse struct {
 
 func (x *ListEmergenciesResponse) Reset() {
 	*x = ListEmergenciesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4485,7 +4624,7 @@ func (x *ListEmergenciesResponse) String() string {
 func (*ListEmergenciesResponse) ProtoMessage() {}
 
 func (x *ListEmergenciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4498,7 +4637,7 @@ func (x *ListEmergenciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEmergenciesResponse.ProtoReflect.Descriptor instead.
 func (*ListEmergenciesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListEmergenciesResponse) GetEmergencies() []*Emergency {
@@ -4525,7 +4664,7 @@ type GetEmergencyRequest struct {
 
 func (x *GetEmergencyRequest) Reset() {
 	*x = GetEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4537,7 +4676,7 @@ func (x *GetEmergencyRequest) String() string {
 func (*GetEmergencyRequest) ProtoMessage() {}
 
 func (x *GetEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4550,7 +4689,7 @@ func (x *GetEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*GetEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetEmergencyRequest) GetId() string {
@@ -4569,7 +4708,7 @@ type GetEmergencyResponse struct {
 
 func (x *GetEmergencyResponse) Reset() {
 	*x = GetEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4581,7 +4720,7 @@ func (x *GetEmergencyResponse) String() string {
 func (*GetEmergencyResponse) ProtoMessage() {}
 
 func (x *GetEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4594,7 +4733,7 @@ func (x *GetEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*GetEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetEmergencyResponse) GetEmergency() *Emergency {
@@ -4613,7 +4752,7 @@ type WatchEmergencyRequest struct {
 
 func (x *WatchEmergencyRequest) Reset() {
 	*x = WatchEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4625,7 +4764,7 @@ func (x *WatchEmergencyRequest) String() string {
 func (*WatchEmergencyRequest) ProtoMessage() {}
 
 func (x *WatchEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4638,7 +4777,7 @@ func (x *WatchEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*WatchEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{69}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *WatchEmergencyRequest) GetId() string {
@@ -4657,7 +4796,7 @@ type WatchEmergencyResponse struct {
 
 func (x *WatchEmergencyResponse) Reset() {
 	*x = WatchEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4669,7 +4808,7 @@ func (x *WatchEmergencyResponse) String() string {
 func (*WatchEmergencyResponse) ProtoMessage() {}
 
 func (x *WatchEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4682,7 +4821,7 @@ func (x *WatchEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*WatchEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{70}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *WatchEmergencyResponse) GetEmergency() *Emergency {
@@ -4702,7 +4841,7 @@ type MatchLeaksRequest struct {
 
 func (x *MatchLeaksRequest) Reset() {
 	*x = MatchLeaksRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4714,7 +4853,7 @@ func (x *MatchLeaksRequest) String() string {
 func (*MatchLeaksRequest) ProtoMessage() {}
 
 func (x *MatchLeaksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4727,7 +4866,7 @@ func (x *MatchLeaksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLeaksRequest.ProtoReflect.Descriptor instead.
 func (*MatchLeaksRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{71}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *MatchLeaksRequest) GetCandidates() []*LeakCandidate {
@@ -4749,7 +4888,7 @@ type LeakCandidate struct {
 
 func (x *LeakCandidate) Reset() {
 	*x = LeakCandidate{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +4900,7 @@ func (x *LeakCandidate) String() string {
 func (*LeakCandidate) ProtoMessage() {}
 
 func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +4913,7 @@ func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakCandidate.ProtoReflect.Descriptor instead.
 func (*LeakCandidate) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{72}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *LeakCandidate) GetText() []byte {
@@ -4800,7 +4939,7 @@ type MatchLeaksResponse struct {
 
 func (x *MatchLeaksResponse) Reset() {
 	*x = MatchLeaksResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4812,7 +4951,7 @@ func (x *MatchLeaksResponse) String() string {
 func (*MatchLeaksResponse) ProtoMessage() {}
 
 func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4825,7 +4964,7 @@ func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLeaksResponse.ProtoReflect.Descriptor instead.
 func (*MatchLeaksResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{73}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MatchLeaksResponse) GetMatches() []*LeakMatch {
@@ -4860,7 +4999,7 @@ type LeakMatch struct {
 
 func (x *LeakMatch) Reset() {
 	*x = LeakMatch{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4872,7 +5011,7 @@ func (x *LeakMatch) String() string {
 func (*LeakMatch) ProtoMessage() {}
 
 func (x *LeakMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4885,7 +5024,7 @@ func (x *LeakMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakMatch.ProtoReflect.Descriptor instead.
 func (*LeakMatch) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{74}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *LeakMatch) GetCandidate() uint32 {
@@ -5077,7 +5216,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"3\n" +
 	"\x10RollbackResponse\x12\x1f\n" +
 	"\vrotation_id\x18\x01 \x01(\tR\n" +
-	"rotationId\"\xa2\x06\n" +
+	"rotationId\"\xdd\x06\n" +
 	"\bRotation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -5104,7 +5243,9 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\bstrategy\x18\x13 \x01(\tR\bstrategy\x12\x1c\n" +
 	"\tapprovals\x18\x14 \x03(\tR\tapprovals\x12\x14\n" +
 	"\x05ended\x18\x15 \x01(\bR\x05ended\x124\n" +
-	"\aregions\x18\x16 \x03(\v2\x1a.keyturn.v1.RegionProgressR\aregions\"\xf6\x02\n" +
+	"\aregions\x18\x16 \x03(\v2\x1a.keyturn.v1.RegionProgressR\aregions\x12\x16\n" +
+	"\x06behind\x18\x17 \x03(\tR\x06behind\x12!\n" +
+	"\fbehind_total\x18\x18 \x01(\x05R\vbehindTotal\"\xf6\x02\n" +
 	"\x0eRegionProgress\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1c\n" +
 	"\tverifiers\x18\x02 \x01(\x05R\tverifiers\x12\x1c\n" +
@@ -5156,10 +5297,16 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\trotations\x18\x01 \x03(\v2\x14.keyturn.v1.RotationR\trotations\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"$\n" +
 	"\x12GetRotationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"~\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xae\x01\n" +
 	"\x13GetRotationResponse\x120\n" +
 	"\brotation\x18\x01 \x01(\v2\x14.keyturn.v1.RotationR\brotation\x125\n" +
-	"\btimeline\x18\x02 \x03(\v2\x19.keyturn.v1.TimelineEntryR\btimeline\"k\n" +
+	"\btimeline\x18\x02 \x03(\v2\x19.keyturn.v1.TimelineEntryR\btimeline\x12.\n" +
+	"\x06policy\x18\x03 \x01(\v2\x16.keyturn.v1.PolicyTextR\x06policy\"T\n" +
+	"\n" +
+	"PolicyText\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1a\n" +
+	"\bdocument\x18\x03 \x01(\fR\bdocument\"k\n" +
 	"\rTimelineEntry\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\tR\x05event\x12\x18\n" +
@@ -5272,7 +5419,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint\"\xb2\x02\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\"\x9a\x03\n" +
 	"\x17DeclareEmergencyRequest\x12\x1a\n" +
 	"\bselector\x18\x01 \x01(\tR\bselector\x12\x17\n" +
 	"\aread_by\x18\x02 \x01(\tR\x06readBy\x12\x12\n" +
@@ -5286,9 +5433,12 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\t \x01(\tR\trequestId\x12\x17\n" +
 	"\adry_run\x18\n" +
-	" \x01(\bR\x06dryRun\"O\n" +
+	" \x01(\bR\x06dryRun\x129\n" +
+	"\n" +
+	"since_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12+\n" +
+	"\x11accept_incomplete\x18\f \x01(\bR\x10acceptIncomplete\"O\n" +
 	"\x18DeclareEmergencyResponse\x123\n" +
-	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"\xd2\x04\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"\xb0\x05\n" +
 	"\tEmergency\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bselector\x18\x02 \x01(\tR\bselector\x12\x17\n" +
@@ -5312,7 +5462,13 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\arefused\x18\x0f \x01(\x05R\arefused\x12\x12\n" +
 	"\x04held\x18\x10 \x01(\x05R\x04held\x12\x16\n" +
 	"\x06failed\x18\x11 \x01(\x05R\x06failed\x12,\n" +
-	"\x04keys\x18\x12 \x03(\v2\x18.keyturn.v1.EmergencyKeyR\x04keys\"\xda\x01\n" +
+	"\x04keys\x18\x12 \x03(\v2\x18.keyturn.v1.EmergencyKeyR\x04keys\x12\x1f\n" +
+	"\vlooked_from\x18\x13 \x01(\x04R\n" +
+	"lookedFrom\x12\x1b\n" +
+	"\tlooked_to\x18\x14 \x01(\x04R\blookedTo\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x15 \x03(\tR\n" +
+	"incomplete\"\xda\x01\n" +
 	"\fEmergencyKey\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03why\x18\x02 \x03(\tR\x03why\x12\x1f\n" +
@@ -5408,7 +5564,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 79)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -5441,182 +5597,185 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*ListRotationsResponse)(nil),    // 28: keyturn.v1.ListRotationsResponse
 	(*GetRotationRequest)(nil),       // 29: keyturn.v1.GetRotationRequest
 	(*GetRotationResponse)(nil),      // 30: keyturn.v1.GetRotationResponse
-	(*TimelineEntry)(nil),            // 31: keyturn.v1.TimelineEntry
-	(*WatchRotationRequest)(nil),     // 32: keyturn.v1.WatchRotationRequest
-	(*WatchRotationResponse)(nil),    // 33: keyturn.v1.WatchRotationResponse
-	(*SteerRequest)(nil),             // 34: keyturn.v1.SteerRequest
-	(*SteerResponse)(nil),            // 35: keyturn.v1.SteerResponse
-	(*PlanRequest)(nil),              // 36: keyturn.v1.PlanRequest
-	(*PlanResponse)(nil),             // 37: keyturn.v1.PlanResponse
-	(*PlanStep)(nil),                 // 38: keyturn.v1.PlanStep
-	(*ListPartiesRequest)(nil),       // 39: keyturn.v1.ListPartiesRequest
-	(*ListPartiesResponse)(nil),      // 40: keyturn.v1.ListPartiesResponse
-	(*PartyStatus)(nil),              // 41: keyturn.v1.PartyStatus
-	(*PartyKey)(nil),                 // 42: keyturn.v1.PartyKey
-	(*RemovePartyRequest)(nil),       // 43: keyturn.v1.RemovePartyRequest
-	(*RemovePartyResponse)(nil),      // 44: keyturn.v1.RemovePartyResponse
-	(*CreateTokenRequest)(nil),       // 45: keyturn.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 46: keyturn.v1.CreateTokenResponse
-	(*Token)(nil),                    // 47: keyturn.v1.Token
-	(*ListTokensRequest)(nil),        // 48: keyturn.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 49: keyturn.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 50: keyturn.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 51: keyturn.v1.RevokeTokenResponse
-	(*ReadLogRequest)(nil),           // 52: keyturn.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),          // 53: keyturn.v1.ReadLogResponse
-	(*ExportLogRequest)(nil),         // 54: keyturn.v1.ExportLogRequest
-	(*ExportLogResponse)(nil),        // 55: keyturn.v1.ExportLogResponse
-	(*BackupRequest)(nil),            // 56: keyturn.v1.BackupRequest
-	(*BackupResponse)(nil),           // 57: keyturn.v1.BackupResponse
-	(*BackupManifest)(nil),           // 58: keyturn.v1.BackupManifest
-	(*DoctorRequest)(nil),            // 59: keyturn.v1.DoctorRequest
-	(*DoctorResponse)(nil),           // 60: keyturn.v1.DoctorResponse
-	(*Check)(nil),                    // 61: keyturn.v1.Check
-	(*DeclareEmergencyRequest)(nil),  // 62: keyturn.v1.DeclareEmergencyRequest
-	(*DeclareEmergencyResponse)(nil), // 63: keyturn.v1.DeclareEmergencyResponse
-	(*Emergency)(nil),                // 64: keyturn.v1.Emergency
-	(*EmergencyKey)(nil),             // 65: keyturn.v1.EmergencyKey
-	(*ListEmergenciesRequest)(nil),   // 66: keyturn.v1.ListEmergenciesRequest
-	(*ListEmergenciesResponse)(nil),  // 67: keyturn.v1.ListEmergenciesResponse
-	(*GetEmergencyRequest)(nil),      // 68: keyturn.v1.GetEmergencyRequest
-	(*GetEmergencyResponse)(nil),     // 69: keyturn.v1.GetEmergencyResponse
-	(*WatchEmergencyRequest)(nil),    // 70: keyturn.v1.WatchEmergencyRequest
-	(*WatchEmergencyResponse)(nil),   // 71: keyturn.v1.WatchEmergencyResponse
-	(*MatchLeaksRequest)(nil),        // 72: keyturn.v1.MatchLeaksRequest
-	(*LeakCandidate)(nil),            // 73: keyturn.v1.LeakCandidate
-	(*MatchLeaksResponse)(nil),       // 74: keyturn.v1.MatchLeaksResponse
-	(*LeakMatch)(nil),                // 75: keyturn.v1.LeakMatch
-	nil,                              // 76: keyturn.v1.Key.LabelsEntry
-	nil,                              // 77: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 78: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 79: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil),    // 80: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 81: google.protobuf.Duration
-	(*Party)(nil),                    // 82: keyturn.v1.Party
+	(*PolicyText)(nil),               // 31: keyturn.v1.PolicyText
+	(*TimelineEntry)(nil),            // 32: keyturn.v1.TimelineEntry
+	(*WatchRotationRequest)(nil),     // 33: keyturn.v1.WatchRotationRequest
+	(*WatchRotationResponse)(nil),    // 34: keyturn.v1.WatchRotationResponse
+	(*SteerRequest)(nil),             // 35: keyturn.v1.SteerRequest
+	(*SteerResponse)(nil),            // 36: keyturn.v1.SteerResponse
+	(*PlanRequest)(nil),              // 37: keyturn.v1.PlanRequest
+	(*PlanResponse)(nil),             // 38: keyturn.v1.PlanResponse
+	(*PlanStep)(nil),                 // 39: keyturn.v1.PlanStep
+	(*ListPartiesRequest)(nil),       // 40: keyturn.v1.ListPartiesRequest
+	(*ListPartiesResponse)(nil),      // 41: keyturn.v1.ListPartiesResponse
+	(*PartyStatus)(nil),              // 42: keyturn.v1.PartyStatus
+	(*PartyKey)(nil),                 // 43: keyturn.v1.PartyKey
+	(*RemovePartyRequest)(nil),       // 44: keyturn.v1.RemovePartyRequest
+	(*RemovePartyResponse)(nil),      // 45: keyturn.v1.RemovePartyResponse
+	(*CreateTokenRequest)(nil),       // 46: keyturn.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 47: keyturn.v1.CreateTokenResponse
+	(*Token)(nil),                    // 48: keyturn.v1.Token
+	(*ListTokensRequest)(nil),        // 49: keyturn.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 50: keyturn.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 51: keyturn.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 52: keyturn.v1.RevokeTokenResponse
+	(*ReadLogRequest)(nil),           // 53: keyturn.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),          // 54: keyturn.v1.ReadLogResponse
+	(*ExportLogRequest)(nil),         // 55: keyturn.v1.ExportLogRequest
+	(*ExportLogResponse)(nil),        // 56: keyturn.v1.ExportLogResponse
+	(*BackupRequest)(nil),            // 57: keyturn.v1.BackupRequest
+	(*BackupResponse)(nil),           // 58: keyturn.v1.BackupResponse
+	(*BackupManifest)(nil),           // 59: keyturn.v1.BackupManifest
+	(*DoctorRequest)(nil),            // 60: keyturn.v1.DoctorRequest
+	(*DoctorResponse)(nil),           // 61: keyturn.v1.DoctorResponse
+	(*Check)(nil),                    // 62: keyturn.v1.Check
+	(*DeclareEmergencyRequest)(nil),  // 63: keyturn.v1.DeclareEmergencyRequest
+	(*DeclareEmergencyResponse)(nil), // 64: keyturn.v1.DeclareEmergencyResponse
+	(*Emergency)(nil),                // 65: keyturn.v1.Emergency
+	(*EmergencyKey)(nil),             // 66: keyturn.v1.EmergencyKey
+	(*ListEmergenciesRequest)(nil),   // 67: keyturn.v1.ListEmergenciesRequest
+	(*ListEmergenciesResponse)(nil),  // 68: keyturn.v1.ListEmergenciesResponse
+	(*GetEmergencyRequest)(nil),      // 69: keyturn.v1.GetEmergencyRequest
+	(*GetEmergencyResponse)(nil),     // 70: keyturn.v1.GetEmergencyResponse
+	(*WatchEmergencyRequest)(nil),    // 71: keyturn.v1.WatchEmergencyRequest
+	(*WatchEmergencyResponse)(nil),   // 72: keyturn.v1.WatchEmergencyResponse
+	(*MatchLeaksRequest)(nil),        // 73: keyturn.v1.MatchLeaksRequest
+	(*LeakCandidate)(nil),            // 74: keyturn.v1.LeakCandidate
+	(*MatchLeaksResponse)(nil),       // 75: keyturn.v1.MatchLeaksResponse
+	(*LeakMatch)(nil),                // 76: keyturn.v1.LeakMatch
+	nil,                              // 77: keyturn.v1.Key.LabelsEntry
+	nil,                              // 78: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 79: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 80: keyturn.v1.GetSecretResponse.SecretsEntry
+	(*timestamppb.Timestamp)(nil),    // 81: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 82: google.protobuf.Duration
+	(*Party)(nil),                    // 83: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
 	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	76, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	80, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	80, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	77, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	81, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	81, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	80, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	77, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	81, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	78, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	78, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	79, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	80, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	80, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	80, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	80, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	79, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	80, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	81, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	81, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	81, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	81, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	80, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	81, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	80, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	80, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	80, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	81, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	81, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	81, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	31, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	80, // 30: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	21, // 31: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	0,  // 32: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
-	38, // 33: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
-	6,  // 34: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	80, // 35: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	81, // 36: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
-	41, // 37: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	82, // 38: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	80, // 39: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	42, // 40: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	81, // 41: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	82, // 42: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	80, // 43: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	80, // 44: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	80, // 45: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	80, // 46: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	47, // 47: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
-	58, // 48: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	80, // 49: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
-	61, // 50: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	81, // 51: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
-	64, // 52: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	80, // 53: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	80, // 54: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	80, // 55: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	80, // 56: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
-	65, // 57: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
-	21, // 58: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	80, // 59: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
-	64, // 60: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
-	64, // 61: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	64, // 62: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	73, // 63: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
-	75, // 64: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
-	2,  // 65: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 66: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 67: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 68: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 69: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19, // 70: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17, // 71: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27, // 72: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29, // 73: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	32, // 74: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	34, // 75: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	36, // 76: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	39, // 77: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	43, // 78: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	45, // 79: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	48, // 80: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	50, // 81: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	52, // 82: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	54, // 83: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	56, // 84: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	59, // 85: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	62, // 86: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	66, // 87: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	68, // 88: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	70, // 89: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	72, // 90: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	3,  // 91: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 92: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 93: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 94: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 95: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20, // 96: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18, // 97: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28, // 98: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30, // 99: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	33, // 100: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	35, // 101: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	37, // 102: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	40, // 103: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	44, // 104: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	46, // 105: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	49, // 106: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	51, // 107: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	53, // 108: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	55, // 109: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	57, // 110: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	60, // 111: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	63, // 112: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	67, // 113: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	69, // 114: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	71, // 115: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	74, // 116: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	91, // [91:117] is the sub-list for method output_type
-	65, // [65:91] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	32, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
+	31, // 30: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
+	81, // 31: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	21, // 32: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	0,  // 33: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
+	39, // 34: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
+	6,  // 35: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
+	81, // 36: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	82, // 37: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	42, // 38: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
+	83, // 39: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	81, // 40: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	43, // 41: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
+	82, // 42: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	83, // 43: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	81, // 44: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	81, // 45: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	81, // 46: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	81, // 47: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	48, // 48: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
+	59, // 49: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
+	81, // 50: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	62, // 51: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
+	82, // 52: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	81, // 53: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
+	65, // 54: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	81, // 55: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	81, // 56: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	81, // 57: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	81, // 58: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	66, // 59: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
+	21, // 60: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
+	81, // 61: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	65, // 62: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
+	65, // 63: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	65, // 64: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	74, // 65: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
+	76, // 66: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
+	2,  // 67: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,  // 68: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11, // 69: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13, // 70: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15, // 71: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19, // 72: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17, // 73: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27, // 74: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29, // 75: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	33, // 76: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	35, // 77: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	37, // 78: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	40, // 79: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	44, // 80: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	46, // 81: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	49, // 82: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	51, // 83: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	53, // 84: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	55, // 85: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	57, // 86: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60, // 87: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	63, // 88: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	67, // 89: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	69, // 90: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	71, // 91: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	73, // 92: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	3,  // 93: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10, // 94: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12, // 95: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14, // 96: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16, // 97: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20, // 98: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18, // 99: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28, // 100: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30, // 101: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34, // 102: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36, // 103: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38, // 104: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41, // 105: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45, // 106: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47, // 107: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50, // 108: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52, // 109: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54, // 110: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56, // 111: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	58, // 112: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61, // 113: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	64, // 114: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	68, // 115: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	70, // 116: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	72, // 117: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	75, // 118: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	93, // [93:119] is the sub-list for method output_type
+	67, // [67:93] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -5625,7 +5784,7 @@ func file_keyturn_v1_control_proto_init() {
 		return
 	}
 	file_keyturn_v1_delivery_proto_init()
-	file_keyturn_v1_control_proto_msgTypes[56].OneofWrappers = []any{
+	file_keyturn_v1_control_proto_msgTypes[57].OneofWrappers = []any{
 		(*BackupResponse_Piece)(nil),
 		(*BackupResponse_Manifest)(nil),
 	}
@@ -5635,7 +5794,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   79,
+			NumMessages:   80,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
