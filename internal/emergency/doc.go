@@ -12,7 +12,9 @@
 //     being declared.
 //   - A group holds at most MaxKeys keys; a selection with more is refused, and
 //     nothing is declared.
-//   - That what was read cannot be found out is an error, never an empty selection.
+//   - A selection by what was read says which part of the audit log it was made from,
+//     and what could not be found out; with such a lack a group is declared only if the
+//     request accepts it. That nothing was found is an error.
 //
 // A Service may be used concurrently.
 package emergency

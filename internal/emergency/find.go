@@ -41,42 +41,86 @@ func (s Selection) String() string {
 // scanned is how many keys are read at once.
 const scanned = 1000
 
-// find returns the keys of a selection by name, each with the reasons.
-func (s *Service) find(ctx context.Context, request *Request) ([]Member, error) {
-	if request.ReadBy != "" || request.Host != "" || request.CouldRead {
-		return nil, fmt.Errorf("%w: read_by, host, could_read: this server selects keys by their labels only; use selector", engine.ErrInvalid)
+// check reports what is wrong with a selection.
+func (s *Selection) check(selector Selector) error {
+	switch {
+	case s.ReadBy != "" && s.Host != "":
+		return fmt.Errorf("%w: read_by, host: they exclude each other; declare two groups", engine.ErrInvalid)
+	case s.ReadBy == "" && s.Host == "" && s.CouldRead:
+		return fmt.Errorf("%w: could_read: it belongs to read_by or host; set one of them", engine.ErrInvalid)
+	case s.ReadBy == "" && s.Host == "" && selector.Empty():
+		return fmt.Errorf("%w: selector: it is missing; write for example tier=1,team=orders", engine.ErrInvalid)
 	}
+	return nil
+}
+
+// find sets the members of a group, by name, each with the reasons, and what was
+// looked at.
+func (s *Service) find(ctx context.Context, request *Request, group *Group) error {
 	selector, err := ParseSelector(request.Selector)
+	if err == nil {
+		err = request.check(selector)
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if selector.Empty() {
-		return nil, fmt.Errorf("%w: selector: it is missing; write for example tier=1,team=orders", engine.ErrInvalid)
+	why := func(key.Name) []string { return []string{"labels " + selector.String()} }
+	if request.ReadBy != "" || request.Host != "" {
+		found, could, looked, err := s.given(ctx, request)
+		if err != nil {
+			return err
+		}
+		group.Looked, group.Since = &looked, looked.Since
+		why = func(name key.Name) []string {
+			list := found[name]
+			if could != nil && len(list) == 0 {
+				if reason, ok := could(name); ok {
+					list = []string{reason}
+				}
+			}
+			return list
+		}
 	}
-	var members []Member
 	for after := ""; ; {
 		keys, err := s.config.Engine.Labelled(ctx, after, scanned)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, k := range keys {
 			after = string(k.Name)
 			if !selector.Matches(k.Labels) || request.Visible != nil && !request.Visible(k.Name) {
 				continue
 			}
-			if len(members) == MaxKeys {
-				return nil, fmt.Errorf("%w: selector: more than %d keys fit; narrow it, and declare several groups", engine.ErrInvalid, MaxKeys)
+			reasons := why(k.Name)
+			if len(reasons) == 0 {
+				continue
 			}
-			members = append(members, Member{Key: k.Name, Why: []string{"labels " + selector.String()}})
+			if len(group.Members) == MaxKeys {
+				return fmt.Errorf("%w: selector: more than %d keys fit; narrow it, and declare several groups", engine.ErrInvalid, MaxKeys)
+			}
+			group.Members = append(group.Members, Member{Key: k.Name, Why: reasons})
 		}
 		if len(keys) < scanned {
 			break
 		}
 	}
-	if len(members) == 0 {
-		return nil, fmt.Errorf("%w: no key fits %s; see the labels with keyturn key list", engine.ErrNotFound, request.Selection)
+	if len(group.Members) == 0 {
+		return s.nothing(request, group.Looked)
 	}
-	return members, nil
+	return nil
+}
+
+// nothing is the error of a selection without a key. What was looked at is told: that
+// nothing was found where nothing could be seen is no comfort.
+func (s *Service) nothing(request *Request, looked *Looked) error {
+	if looked == nil {
+		return fmt.Errorf("%w: no key fits %s; see the labels with keyturn key list", engine.ErrNotFound, request.Selection)
+	}
+	text := fmt.Sprintf("no key was found for %s in entries %d to %d of the audit log, since %s, nor with those registered now", request.Selection, looked.From, looked.To, stamp(looked.Since))
+	if len(looked.Incomplete) > 0 {
+		text += "; that proves nothing: " + strings.Join(looked.Incomplete, "; ")
+	}
+	return fmt.Errorf("%w: %s; names are those of keyturn party list and keyturn token list", engine.ErrNotFound, text)
 }
 
 func compareNames(a, b key.Name) int { return cmp.Compare(a, b) }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
@@ -34,8 +35,12 @@ const (
 // Request says what is to be declared.
 type Request struct {
 	Selection
-	// Back is how far to look back for what was read; 0 means 30 days.
+	// Back is how far to look back for what was read, in place of Since; without both
+	// it is 30 days.
 	Back time.Duration
+	// AcceptIncomplete: the group is declared although not all that was read could be
+	// found out.
+	AcceptIncomplete bool
 	// Keys, if any, are those of the selection that are meant.
 	Keys   []key.Name
 	Reason string
@@ -51,6 +56,8 @@ type Request struct {
 type Group struct {
 	ID key.RotationID `json:"id"`
 	Selection
+	// Looked is what a selection by readers was made from.
+	Looked   *Looked           `json:"looked,omitempty"`
 	Reason   string            `json:"reason,omitempty"`
 	Strategy rotation.Strategy `json:"strategy,omitempty"`
 	// Actor and ActorKind are who declared it.
@@ -85,14 +92,14 @@ type requestRecord struct {
 
 // Find returns the group that a request would declare, without an ID: nothing is
 // written. It fails with engine.ErrInvalid, and with engine.ErrNotFound when the
-// selection holds no key.
+// selection holds no key. What could not be found out of what was read is in Looked.
 func (s *Service) Find(ctx context.Context, actor audit.Actor, request Request) (Group, error) {
 	group := Group{Selection: request.Selection, Reason: request.Reason, Strategy: request.Strategy, Actor: actor.ID, ActorKind: actor.Kind}
-	var err error
-	if group.Members, err = s.find(ctx, &request); err != nil {
+	if err := s.find(ctx, &request, &group); err != nil {
 		return group, err
 	}
 	if len(request.Keys) > 0 {
+		var err error
 		if group.Members, err = only(group.Members, request.Keys); err != nil {
 			return group, err
 		}
@@ -124,6 +131,9 @@ func (s *Service) Declare(ctx context.Context, actor audit.Actor, request Reques
 	group, err := s.Find(ctx, actor, request)
 	if err != nil {
 		return group, err
+	}
+	if l := group.Looked; l != nil && len(l.Incomplete) > 0 && !request.AcceptIncomplete {
+		return group, fmt.Errorf("%w: not all that was read is known: %s; look at the keys with a dry run, and set accept_incomplete to declare those all the same", engine.ErrState, strings.Join(l.Incomplete, "; "))
 	}
 	if group.ID, err = s.newID(); err != nil {
 		return group, err
@@ -230,6 +240,12 @@ func (g *Group) detail() map[string]string {
 	detail := map[string]string{"keys": fmt.Sprint(len(g.Members)), "selection": g.Selection.String()}
 	if g.Strategy != 0 {
 		detail["strategy"] = g.Strategy.String()
+	}
+	if g.Looked != nil {
+		detail["looked"] = fmt.Sprintf("entries %d to %d, since %s", g.Looked.From, g.Looked.To, stamp(g.Looked.Since))
+		if len(g.Looked.Incomplete) > 0 {
+			detail["incomplete"] = strings.Join(g.Looked.Incomplete, "; ")
+		}
 	}
 	return detail
 }

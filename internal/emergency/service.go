@@ -23,14 +23,27 @@ type Engine interface {
 	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
 }
 
-// Config is what a Service needs. All fields are required.
+// Config is what a Service needs. All fields are required but MaxLooked.
 type Config struct {
 	Store  store.Store
 	Engine Engine
-	Logger *slog.Logger
+	Fleet  Fleet
+	// Tokens lists the tokens that may read secrets; whole is false when there are more.
+	Tokens func(ctx context.Context) (list []Token, whole bool, err error)
+	// MaxLooked is how many entries of the audit log one selection reads; 0 takes
+	// 1,000,000.
+	MaxLooked uint64
+	Logger    *slog.Logger
 	// Now is the clock, Random a cryptographically secure source.
 	Now    func() time.Time
 	Random io.Reader
+}
+
+func (c *Config) maxLooked() uint64 {
+	if c.MaxLooked == 0 {
+		return maxLooked
+	}
+	return c.MaxLooked
 }
 
 // Service declares groups and tells of them.

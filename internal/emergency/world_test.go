@@ -105,6 +105,11 @@ type world struct {
 	system *system
 	config emergency.Config
 	signer *audit.Signer
+	issued []emergency.Token
+}
+
+func (w *world) tokens(context.Context) ([]emergency.Token, bool, error) {
+	return w.issued, true, nil
 }
 
 // inWorld runs a test with an engine under simulated time.
@@ -148,7 +153,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.config = emergency.Config{Store: w.store, Engine: w.Engine, Logger: logger, Now: time.Now, Random: rand.Reader}
+	w.config = emergency.Config{Store: w.store, Engine: w.Engine, Fleet: w.Engine, Tokens: w.tokens, Logger: logger, Now: time.Now, Random: rand.Reader}
 	w.Service = emergency.New(w.config)
 	return w
 }

@@ -236,15 +236,15 @@ func (r *Registry) Check(ctx context.Context, id string) error {
 	return token.expired(now)
 }
 
-// maxListed bounds List.
-const maxListed = 10_000
+// MaxListed bounds List.
+const MaxListed = 10_000
 
 // List returns all tokens by ID, without secrets.
 func (r *Registry) List(ctx context.Context) ([]Token, error) {
 	var list []Token
 	err := r.config.Store.View(ctx, func(tx store.Tx) error {
 		list = nil
-		docs, err := tx.Index.List(ctx, kindToken, "", "", maxListed)
+		docs, err := tx.Index.List(ctx, kindToken, "", "", MaxListed)
 		if err != nil {
 			return err
 		}

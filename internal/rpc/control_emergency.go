@@ -70,7 +70,10 @@ func emergencyRequest(request *keyturnv1.DeclareEmergencyRequest) (emergency.Req
 		Selection: emergency.Selection{
 			Selector: request.GetSelector(), ReadBy: request.GetReadBy(), Host: request.GetHost(), CouldRead: request.GetCouldRead(),
 		},
-		Reason: request.GetReason(), RequestID: request.GetRequestId(), Back: request.GetSince().AsDuration(),
+		Reason: request.GetReason(), RequestID: request.GetRequestId(), Back: request.GetSince().AsDuration(), AcceptIncomplete: request.GetAcceptIncomplete(),
+	}
+	if request.GetSinceTime() != nil {
+		wanted.Since = request.GetSinceTime().AsTime()
 	}
 	for _, text := range []struct {
 		field, text string
@@ -236,6 +239,9 @@ func emergencyMessage(view *emergency.View, visible func(key.Name) bool) *keytur
 	}
 	if !view.ID.IsZero() {
 		message.Id = view.ID.String()
+	}
+	if view.Looked != nil {
+		message.LookedFrom, message.LookedTo, message.Incomplete = view.Looked.From, view.Looked.To, view.Looked.Incomplete
 	}
 	if view.Strategy != 0 {
 		message.Strategy = view.Strategy.String()

@@ -171,7 +171,9 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.broker = s.newBroker(keys)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
-	s.emergencies = emergency.New(emergency.Config{Store: s.store, Engine: s.engine, Logger: s.log, Now: options.Now, Random: rand.Reader})
+	s.emergencies = emergency.New(emergency.Config{
+		Store: s.store, Engine: s.engine, Fleet: s.engine, Tokens: s.readingTokens, Logger: s.log, Now: options.Now, Random: rand.Reader,
+	})
 	s.service = rpc.New(rpc.Config{
 		Engine: applier{s.engine, s.apiKeys, s.tokens}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
 		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies,

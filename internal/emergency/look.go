@@ -1,0 +1,230 @@
+package emergency
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+const (
+	// maxLooked is how many entries of the audit log one selection reads: the newest.
+	maxLooked = 1_000_000
+	// lookedAtOnce is how many are read from one snapshot.
+	lookedAtOnce = 1000
+	// maxWhy is how many reasons are given for a key.
+	maxWhy = 5
+	// lookBack is how far is looked back unless it is said.
+	lookBack = 30 * 24 * time.Hour
+)
+
+// Looked says which part of the audit log a selection is made from.
+type Looked struct {
+	// From is the number of the first entry, To that behind the last, Since from when on
+	// the log was wanted.
+	From  uint64    `json:"from"`
+	To    uint64    `json:"to"`
+	Since time.Time `json:"since"`
+	// Incomplete says what could not be found out: keys may be missing. Empty when
+	// nothing is.
+	Incomplete []string `json:"incomplete,omitempty"`
+}
+
+// lack notes what could not be found out.
+func (l *Looked) lack(format string, args ...any) {
+	l.Incomplete = append(l.Incomplete, fmt.Sprintf(format, args...))
+}
+
+// finding is why keys belong to a selection.
+type finding map[key.Name][]string
+
+// add notes a reason. Of too many the first ones stay, and the last one.
+func (f finding) add(name key.Name, why string) {
+	list := f[name]
+	switch {
+	case slices.Contains(list, why):
+	case len(list) == maxWhy:
+		list[maxWhy-1] = why
+	default:
+		f[name] = append(list, why)
+	}
+}
+
+// seen is what the log says of readers.
+type seen struct {
+	finding
+	// crowds are tellings of many parties at once, whose names the log leaves out.
+	crowds map[key.Name][]audit.Entry
+	// backups are entries of readers that took a copy of everything, revoked those of
+	// their tokens that were revoked.
+	backups, revoked []string
+}
+
+// since is from when on the log is looked at.
+func (s *Service) since(request *Request) (time.Time, error) {
+	now := s.now()
+	switch {
+	case !request.Since.IsZero() && request.Back != 0:
+		return now, fmt.Errorf("%w: since, since_time: they exclude each other; leave one out", engine.ErrInvalid)
+	case request.Back < 0 || request.Since.After(now):
+		return now, fmt.Errorf("%w: since: it is in the future", engine.ErrInvalid)
+	case !request.Since.IsZero():
+		return request.Since.UTC(), nil
+	case request.Back > 0:
+		return now.Add(-request.Back), nil
+	}
+	return now.Add(-lookBack), nil
+}
+
+// look reads the audit log from since on for what the readers were given.
+func (s *Service) look(ctx context.Context, r *readers, since time.Time) (seen, Looked, error) {
+	found := seen{finding: finding{}, crowds: map[key.Name][]audit.Entry{}}
+	looked := Looked{Since: since}
+	if err := s.locate(ctx, &looked); err != nil {
+		return found, looked, err
+	}
+	for at := looked.From; at < looked.To; {
+		var records [][]byte
+		err := s.config.Store.View(ctx, func(tx store.Tx) error {
+			var err error
+			records, _, err = tx.Log.Records(ctx, at, int(min(lookedAtOnce, looked.To-at)))
+			return err
+		})
+		if err != nil {
+			return found, looked, fmt.Errorf("read the audit log from entry %d on: %w", at, err)
+		}
+		if len(records) == 0 {
+			return found, looked, fmt.Errorf("%w: entry %d of the audit log is missing; run keyturn audit verify", engine.ErrState, at)
+		}
+		for _, record := range records {
+			if matters(record) {
+				entry, err := audit.Decode(record)
+				if err != nil {
+					return found, looked, fmt.Errorf("entry %d: %w", at, err)
+				}
+				found.take(r, &entry)
+			}
+			at++
+		}
+	}
+	return found, looked, nil
+}
+
+// locate finds the entries from looked.Since on, by bisection: times in the log never
+// go back.
+func (s *Service) locate(ctx context.Context, looked *Looked) error {
+	return s.config.Store.View(ctx, func(tx store.Tx) error {
+		looked.Incomplete = nil
+		var failed error
+		at := func(n uint64) time.Time {
+			records, _, err := tx.Log.Records(ctx, n, 1)
+			if err == nil && len(records) == 0 {
+				err = fmt.Errorf("%w: entry %d of the audit log is missing; run keyturn audit verify", engine.ErrState, n)
+			}
+			var entry audit.Entry
+			if err == nil {
+				entry, err = audit.Decode(records[0])
+			}
+			if err != nil && failed == nil {
+				failed = err
+			}
+			return entry.At
+		}
+		_, size, err := tx.Log.Records(ctx, 0, 1)
+		if err != nil {
+			return err
+		}
+		if size == 0 {
+			looked.lack("the audit log is empty: who read what is not known")
+			return nil
+		}
+		looked.To = size
+		if begins := at(0); begins.After(looked.Since) {
+			looked.lack("the audit log begins at %s: what was read before is not known", stamp(begins))
+		} else {
+			looked.From = uint64(sort.Search(int(size), func(n int) bool { return !at(uint64(n)).Before(looked.Since) }))
+		}
+		if most := s.config.maxLooked(); size-looked.From > most {
+			looked.From = size - most
+			looked.lack("only the newest %d entries of the audit log were read, from %s on: choose a later time", most, stamp(at(looked.From)))
+		}
+		return failed
+	})
+}
+
+// matters reports whether an entry may be one that seen.take wants; it saves most of
+// the decoding.
+func matters(record []byte) bool {
+	_, action, _ := bytes.Cut(record, []byte(`,"action":"`))
+	for _, prefix := range []string{string(audit.ActionRead), "presenter.", "backup.begin", "token.revoke"} {
+		if bytes.HasPrefix(action, []byte(prefix)) {
+			return true
+		}
+	}
+	return false
+}
+
+// take takes what an entry says of the readers.
+func (f *seen) take(r *readers, e *audit.Entry) {
+	place := fmt.Sprintf("entry %d, %s: ", e.Seq, stamp(e.At))
+	switch string(e.Action) {
+	case string(audit.ActionRead):
+		if e.Outcome == audit.OutcomeOK && r.is(e.Actor.ID) {
+			f.add(e.Key, fmt.Sprintf("%s%v read by %s", place, e.Version, e.Actor.ID))
+		}
+	case "presenter.told":
+		switch {
+		case r.is(e.Target):
+			f.add(e.Key, fmt.Sprintf("%s%v told to %s", place, e.Version, e.Target))
+		case e.Target == "":
+			f.crowds[e.Key] = append(f.crowds[e.Key], *e)
+		}
+	case "presenter.acked":
+		if r.is(e.Target) {
+			f.add(e.Key, fmt.Sprintf("%s%v in use at %s", place, e.Version, e.Target))
+		}
+	case "presenter.left":
+		if r.is(e.Target) {
+			f.add(e.Key, fmt.Sprintf("%s%s presented it until then", place, e.Target))
+		}
+	case "backup.begin":
+		if r.is(e.Actor.ID) {
+			f.backups = append(f.backups, fmt.Sprintf("%s%s took a backup, which holds every key, encrypted for its recipients", place, e.Actor.ID))
+		}
+	case "token.revoke":
+		if r.is(e.Detail["name"]) {
+			f.revoked = append(f.revoked, fmt.Sprintf("%stoken %s of %s was revoked: which keys it covered is not known", place, e.Target, e.Detail["name"]))
+		}
+	}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// resolve says of tellings of many at once whether readers were among them: whoever
+// presents the key counts.
+func (f *seen) resolve(r *readers, visible func(key.Name) bool, looked *Looked) {
+	for _, name := range slices.SortedFunc(maps.Keys(f.crowds), compareNames) {
+		if visible != nil && !visible(name) {
+			continue
+		}
+		list := f.crowds[name]
+		who := r.presenter(name)
+		if who == "" {
+			if len(r.parties) == 0 {
+				looked.lack("%s was told to many parties at once, for example in entry %d, whose names the log leaves out, and %s is not registered any more", name, list[0].Seq, r.label)
+			}
+			continue
+		}
+		for i := range list {
+			f.add(name, fmt.Sprintf("entry %d, %s: %v told to %s parties at once; %s presents it", list[i].Seq, stamp(list[i].At), list[i].Version, list[i].Detail["presenters"], who))
+		}
+	}
+}

@@ -1,0 +1,215 @@
+package emergency
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/keyturn/keyturn/internal/authz"
+	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/key"
+)
+
+// Fleet is what a Service needs of the parties.
+type Fleet interface {
+	// Parties lists registered parties by ID, after the given one, at most limit.
+	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
+	// Assigned returns what a presenter of the key is told to present; ok is false when
+	// it does not present it.
+	Assigned(ctx context.Context, name key.Name, id string) (tell engine.Tell, unwell, ok bool, err error)
+}
+
+// Token is a token that may read secrets.
+type Token struct {
+	ID   string
+	Name string
+	// Party and Labels are those of the party that it belongs to; empty if it belongs
+	// to none.
+	Party  string
+	Labels map[string]string
+	// Keys are the patterns of the keys that it covers.
+	Keys []string
+	// Speaks: while it belongs to no party it may speak for those that are named after it.
+	Speaks bool
+}
+
+// hostLabel is the label by which a party says on which host it is.
+const hostLabel = "host"
+
+// readers are the parties and tokens that a selection means by their reading.
+type readers struct {
+	// label names them for people.
+	label string
+	// names are IDs of parties and names of tokens; those beneath one of beneath count too.
+	names   map[string]bool
+	beneath []string
+	// host is the host that they are on, if that is what is meant.
+	host    string
+	parties []engine.PartyRecord
+	tokens  []Token
+}
+
+// is reports whether somebody whom the log names is one of them.
+func (r *readers) is(name string) bool {
+	return name != "" && (r.names[name] || slices.ContainsFunc(r.beneath, func(of string) bool { return isBeneath(of, name) }))
+}
+
+// isBeneath reports whether a name is that of a host or token, or of something on it.
+func isBeneath(of, name string) bool {
+	return name == of || strings.HasPrefix(name, of+"/")
+}
+
+// presenter returns one of the parties that present a key, or nothing.
+func (r *readers) presenter(name key.Name) string {
+	for i := range r.parties {
+		if slices.Contains(r.parties[i].Keys, name) {
+			return r.parties[i].ID
+		}
+	}
+	return ""
+}
+
+// readers finds whom a selection means among those registered now. Others are found
+// in the log by their names.
+func (s *Service) readers(ctx context.Context, request *Request, looked *Looked) (*readers, error) {
+	tokens, whole, err := s.config.Tokens(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !whole {
+		looked.lack("there are too many tokens to look at all of them")
+	}
+	r := &readers{names: map[string]bool{}, host: request.Host, label: request.Host + request.ReadBy}
+	if r.host != "" {
+		r.beneath = []string{r.host}
+	} else {
+		r.names[request.ReadBy] = true
+		r.meant(tokens, request.ReadBy)
+	}
+	for after := ""; ; {
+		page, err := s.config.Fleet.Parties(ctx, after, scanned)
+		if err != nil {
+			return nil, err
+		}
+		for i := range page {
+			after = page[i].ID
+			if r.is(page[i].ID) || r.host != "" && page[i].Labels[hostLabel] == r.host {
+				r.names[page[i].ID] = true
+				r.parties = append(r.parties, page[i])
+			}
+		}
+		if len(page) < scanned {
+			break
+		}
+	}
+	for i := range tokens {
+		if t := &tokens[i]; r.owns(t) {
+			r.names[t.Name] = true
+			r.tokens = append(r.tokens, *t)
+		}
+	}
+	return r, nil
+}
+
+// meant takes in whom a token of that name or ID stands for: itself, its party, and
+// parties named after it, for which it may speak.
+func (r *readers) meant(tokens []Token, name string) {
+	for i := range tokens {
+		t := &tokens[i]
+		switch {
+		case t.ID != name && t.Name != name:
+			continue
+		case t.Party != "":
+			r.names[t.Party] = true
+		case t.Speaks:
+			r.beneath = append(r.beneath, t.Name)
+		}
+		r.names[t.Name] = true
+	}
+}
+
+// owns reports whether a token is that of a reader, or one that a reader may use.
+func (r *readers) owns(t *Token) bool {
+	switch {
+	case r.is(t.Name), r.host != "" && t.Labels[hostLabel] == r.host:
+		return true
+	case t.Party != "":
+		return r.is(t.Party)
+	case !t.Speaks:
+		return false
+	}
+	for name := range r.names {
+		if isBeneath(t.Name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// holds notes the versions that readers present now: whenever they were told, they
+// have them.
+func (s *Service) holds(ctx context.Context, r *readers, found finding, couldRead bool) error {
+	for i := range r.parties {
+		party := &r.parties[i]
+		for _, name := range party.Keys {
+			tell, _, ok, err := s.config.Fleet.Assigned(ctx, name, party.ID)
+			if err != nil {
+				return err
+			}
+			switch {
+			case ok && tell.Version != 0:
+				found.add(name, fmt.Sprintf("%s presents %v now", party.ID, tell.Version))
+			case couldRead:
+				found.add(name, fmt.Sprintf("%s may present it", party.ID))
+			}
+		}
+	}
+	return nil
+}
+
+// could returns why readers could have read a key, whether or not they did.
+func (r *readers) could(name key.Name, backups []string) (why string, ok bool) {
+	for i := range r.tokens {
+		for _, pattern := range r.tokens[i].Keys {
+			if authz.Match(pattern, name) {
+				return fmt.Sprintf("token %s of %s covers %s", r.tokens[i].ID, r.tokens[i].Name, pattern), true
+			}
+		}
+	}
+	if len(backups) > 0 {
+		return backups[0], true
+	}
+	return "", false
+}
+
+// given returns why keys were, or could have been, read by those whom a selection
+// means: could is nil unless the latter is asked for.
+func (s *Service) given(ctx context.Context, request *Request) (found finding, could func(key.Name) (string, bool), looked Looked, err error) {
+	since, err := s.since(request)
+	if err != nil {
+		return nil, nil, looked, err
+	}
+	var first Looked
+	r, err := s.readers(ctx, request, &first)
+	if err != nil {
+		return nil, nil, looked, err
+	}
+	log, looked, err := s.look(ctx, r, since)
+	if err != nil {
+		return nil, nil, looked, err
+	}
+	looked.Incomplete = append(first.Incomplete, looked.Incomplete...)
+	log.resolve(r, request.Visible, &looked)
+	if err := s.holds(ctx, r, log.finding, request.CouldRead); err != nil {
+		return nil, nil, looked, err
+	}
+	if request.CouldRead {
+		looked.Incomplete = append(looked.Incomplete, log.revoked...)
+		return log.finding, func(name key.Name) (string, bool) { return r.could(name, log.backups) }, looked, nil
+	}
+	for _, backup := range log.backups {
+		looked.lack("%s; could_read selects them", backup)
+	}
+	return log.finding, nil, looked, nil
+}

@@ -1,0 +1,33 @@
+package server
+
+import (
+	"context"
+
+	"github.com/keyturn/keyturn/internal/authz"
+	"github.com/keyturn/keyturn/internal/emergency"
+	"github.com/keyturn/keyturn/internal/identity"
+)
+
+// readingTokens are the tokens whose roles may read secrets; whole is false when there
+// may be more than are listed.
+func (s *Server) readingTokens(ctx context.Context) (list []emergency.Token, whole bool, err error) {
+	all, err := s.identity.List(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	for i := range all {
+		t := &all[i]
+		role, err := authz.ParseRole(t.Role)
+		if err != nil {
+			return nil, false, err
+		}
+		// A join token is redeemed for one that may.
+		if authz.Allow(authz.Principal{Name: t.Name, Role: role}, authz.Reveal, "") != nil && role != authz.Join {
+			continue
+		}
+		list = append(list, emergency.Token{
+			ID: t.ID, Name: t.Name, Party: t.Party.ID, Labels: t.Party.Labels, Keys: t.Keys, Speaks: role == authz.Agent,
+		})
+	}
+	return list, len(all) < identity.MaxListed, nil
+}
