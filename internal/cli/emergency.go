@@ -2,11 +2,14 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 
@@ -24,12 +28,17 @@ import (
 // groupFlags say which keys "rotate --emergency" means, when it is not one by name.
 type groupFlags struct {
 	request keyturnv1.DeclareEmergencyRequest
-	back    time.Duration
+	since   string
 	yes     bool
 }
 
 func (g *groupFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&g.request.Selector, "selector", "", "all keys with these `LABELS`, for example tier=1,team=orders, also name!=value, name and !name; with --emergency")
+	c.Flags().StringVar(&g.request.ReadBy, "read-by", "", "all keys that this `PARTY` was told, or that the token of this name or ID read; with --emergency")
+	c.Flags().StringVar(&g.request.Host, "host", "", "the same for every party and token named after this `HOST`, or with the label host")
+	c.Flags().StringVar(&g.since, "since", "", "look at what was read since this `TIME`, for example 72h or 2026-11-24T08:00:00Z; default: 30 days")
+	c.Flags().BoolVar(&g.request.CouldRead, "could-read", false, "also the keys that they could have read, whether or not they did")
+	c.Flags().BoolVar(&g.request.AcceptIncomplete, "accept-incomplete", false, "declare the keys that were found although not all that was read is known")
 	c.Flags().BoolVar(&g.request.DryRun, "dry-run", false, "only list the keys that the selection holds, and why")
 	c.Flags().BoolVarP(&g.yes, "yes", "y", false, "do not ask before many keys are declared compromised")
 }
@@ -45,13 +54,34 @@ func (g *groupFlags) check(args []string, request *keyturnv1.RotateRequest) erro
 		return usage("name one of them", "NAME and a selection of keys exclude each other")
 	case len(args) == 0 && !g.selects():
 		return usage("see keyturn rotate --help", "NAME is missing: keyturn rotate NAME")
-	case !g.selects() && (g.request.GetDryRun() || g.yes || g.back != 0 || g.request.GetCouldRead()):
+	case !g.selects() && (g.request.GetDryRun() || g.yes):
 		return usage("add for example --selector tier=1", "--dry-run and --yes belong to a selection of keys")
+	case g.request.GetReadBy() != "" && g.request.GetHost() != "":
+		return usage("declare two groups", "--read-by and --host exclude each other")
+	case g.request.GetReadBy() == "" && g.request.GetHost() == "" && (g.since != "" || g.request.GetCouldRead() || g.request.GetAcceptIncomplete()):
+		return usage("add for example --host web-1", "--since, --could-read and --accept-incomplete belong to --read-by and --host")
 	case g.selects() && !request.GetEmergency():
 		return usage("add --emergency", "many keys are rotated together in an emergency only")
 	case g.selects() && len(request.GetCompromised()) > 0:
 		return usage("leave it out: all versions that are accepted somewhere are meant", "--compromised belongs to one key")
 	}
+	return g.readSince()
+}
+
+// readSince reads --since, a time or how long ago it is.
+func (g *groupFlags) readSince() error {
+	if g.since == "" {
+		return nil
+	}
+	if back, err := time.ParseDuration(g.since); err == nil && back > 0 {
+		g.request.Since = durationpb.New(back)
+		return nil
+	}
+	at, err := time.Parse(time.RFC3339, g.since)
+	if err != nil {
+		return usage("write for example 72h or 2026-11-24T08:00:00Z", "--since: %q is no time, and not how long ago", g.since)
+	}
+	g.request.SinceTime = timestamppb.New(at)
 	return nil
 }
 
@@ -69,9 +99,6 @@ func (a *app) declare(cmd *cobra.Command, g *groupFlags, rotate *keyturnv1.Rotat
 	}
 	request := &g.request
 	request.Reason, request.Strategy, request.RequestId = rotate.GetReason(), rotate.GetStrategy(), rotate.GetRequestId()
-	if g.back > 0 {
-		request.Since = durationpb.New(g.back)
-	}
 	if request.GetDryRun() {
 		response, err := api.DeclareEmergency(cmd.Context(), request)
 		if err != nil {
@@ -117,6 +144,8 @@ func (a *app) confirm(ctx context.Context, api keyturnv1connect.ControlServiceCl
 	if strings.TrimSpace(line) != "yes" {
 		return fail(ExitFailed, "answer yes, or add --yes", "nothing was declared")
 	}
+	// What was not known was shown as well.
+	request.AcceptIncomplete = request.GetAcceptIncomplete() || len(found.GetIncomplete()) > 0
 	request.Keys = nil
 	for _, k := range found.GetKeys() {
 		request.Keys = append(request.Keys, k.GetKey())
@@ -130,6 +159,12 @@ func printSelection(w io.Writer, e *keyturnv1.Emergency) {
 		rows = append(rows, []string{k.GetKey(), strings.Join(k.GetWhy(), "; ")})
 	}
 	table(w, "", "KEY|WHY", rows)
+	if e.GetSince() != nil {
+		fmt.Fprintf(w, "\nfrom the entries %d to %d of the audit log, since %s, and from what is registered now\n", e.GetLookedFrom(), e.GetLookedTo(), stamp(e.GetSince()))
+	}
+	for _, lack := range e.GetIncomplete() {
+		fmt.Fprintf(w, "INCOMPLETE: %s\n", clean(lack))
+	}
 }
 
 // declared tells of a group that was declared, and waits if asked to.
@@ -165,7 +200,7 @@ func undeclared(e *keyturnv1.Emergency) error {
 func (a *app) emergencyCommand() *cobra.Command {
 	return a.group(&cobra.Command{
 		Use: "emergency", Short: "List and watch emergencies of many keys",
-		Long: "A group of keys is declared compromised by keyturn rotate --emergency --selector LABELS.\nIt is named by its ID or by the beginning of one that is unique.",
+		Long: "A group of keys is declared compromised by keyturn rotate --emergency --selector LABELS, --read-by\nPARTY or --host HOST. It is named by its ID or by the beginning of one that is unique.",
 	}, a.emergencyListCommand(), a.emergencyShowCommand(), a.emergencyWatchCommand())
 }
 
@@ -256,7 +291,10 @@ func (a *app) printEmergency(w io.Writer, e *keyturnv1.Emergency) {
 		strategy = "each key's policy's"
 	}
 	fields(w, "emergency", e.GetId(), "keys", selection(e), "strategy", strategy, "declared", a.since(e.GetStartedAt()), "by", e.GetActor(),
-		"reason", e.GetReason(), "state", groupHeadline(e))
+		"reason", e.GetReason(), "state", groupHeadline(e), "still used by", stillUsed(e))
+	for _, lack := range e.GetIncomplete() {
+		fmt.Fprintf(w, "INCOMPLETE: %s\n", clean(lack))
+	}
 	var rows [][]string
 	for _, k := range e.GetKeys() {
 		r := k.GetRotation()
@@ -286,17 +324,66 @@ func (a *app) printEmergency(w io.Writer, e *keyturnv1.Emergency) {
 
 // residual names who still uses the old version, by the last measurement.
 func residual(r *keyturnv1.Rotation) string {
-	if r.GetEnded() || r.GetMeasuredAt() == nil {
-		return ""
+	var parts []string
+	if len(r.GetHolders()) > 0 {
+		var list []string
+		for _, h := range r.GetHolders() {
+			list = append(list, fmt.Sprintf("%s (%d)", holder(h), h.GetSessions()))
+		}
+		parts = append(parts, names(list, int32(len(list))))
 	}
-	if len(r.GetHolders()) == 0 {
+	if len(r.GetBehind()) > 0 {
+		parts = append(parts, "without the new version: "+names(r.GetBehind(), r.GetBehindTotal()))
+	}
+	if len(parts) == 0 && r.GetMeasuredAt() != nil {
 		return "nobody"
 	}
-	var list []string
-	for _, h := range r.GetHolders() {
-		list = append(list, fmt.Sprintf("%s %s (%d)", h.GetAddress(), h.GetApplication(), h.GetSessions()))
+	return strings.Join(parts, "; ")
+}
+
+func holder(h *keyturnv1.Holder) string {
+	return strings.TrimSpace(h.GetAddress() + " " + h.GetApplication())
+}
+
+// maxUsers is how many users of compromised versions a line names.
+const maxUsers = 5
+
+// stillUsed names over all keys of a group who still uses old versions: by the last
+// measurement, or because it has no newer one. Those of the most keys come first.
+func stillUsed(e *keyturnv1.Emergency) string {
+	keys := map[string]int{}
+	unnamed := 0 // at least
+	for _, k := range e.GetKeys() {
+		unnamed = max(unnamed, int(k.GetRotation().GetBehindTotal())-len(k.GetRotation().GetBehind()))
+		users := map[string]bool{}
+		for _, h := range k.GetRotation().GetHolders() {
+			users[holder(h)] = true
+		}
+		for _, party := range k.GetRotation().GetBehind() {
+			users[party] = true
+		}
+		for user := range users {
+			keys[user]++
+		}
 	}
-	return names(list, int32(len(list)))
+	list := slices.SortedFunc(maps.Keys(keys), func(a, b string) int {
+		return cmp.Or(cmp.Compare(keys[b], keys[a]), cmp.Compare(a, b))
+	})
+	total := len(list) + unnamed
+	list = list[:min(len(list), maxUsers)]
+	for i, user := range list {
+		list[i] = fmt.Sprintf("%s (%s)", user, plural(keys[user], "key"))
+	}
+	return names(list, int32(total))
+}
+
+// live is one line of progress.
+func live(e *keyturnv1.Emergency) string {
+	s := groupHeadline(e) + phases(e)
+	if users := stillUsed(e); users != "" {
+		s += "; still used by " + users
+	}
+	return s
 }
 
 // whyWaits says what a key of a group waits for.
@@ -360,7 +447,7 @@ func (a *app) waitGroup(ctx context.Context, api keyturnv1connect.ControlService
 	var last *keyturnv1.Emergency
 	err := a.followGroup(waiting, api, id, show, func(e *keyturnv1.Emergency) error {
 		last = e
-		show.line(groupHeadline(e) + phases(e))
+		show.line(live(e))
 		if e.GetEnded() || groupReached(e, w) {
 			return errReached
 		}

@@ -15,7 +15,7 @@ import (
 // oldEmergency is a group that shows everything there is to show.
 func oldEmergency() *keyturnv1.Emergency {
 	waits := oldRotation()
-	waits.Kind, waits.Strategy = "emergency", "contain-first"
+	waits.Kind, waits.Strategy, waits.Behind, waits.BehindTotal = "emergency", "contain-first", []string{"app-1", "app-2"}, 30
 	done := &keyturnv1.Rotation{Id: strings.Repeat("d", 32), Key: "prod/web/api", Kind: "emergency", Phase: "done", From: 1, To: 2, StartedAt: at(-5), EndedAt: at(-1), Ended: true}
 	return &keyturnv1.Emergency{
 		Id: strings.Repeat("e", 32), Selector: "tier=1,team=orders", Reason: "the laptop was stolen", Actor: "admin", Strategy: "contain-first",
@@ -36,6 +36,8 @@ func (f *fake) DeclareEmergency(_ context.Context, request *keyturnv1.DeclareEme
 	switch {
 	case request.GetSelector() == "team=nobody":
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no key fits labels team=nobody"))
+	case request.GetHost() == "web-9":
+		return declareByHost(request)
 	case request.GetDryRun():
 		return &keyturnv1.DeclareEmergencyResponse{Emergency: &keyturnv1.Emergency{Selector: request.GetSelector(), Total: 3, Keys: e.GetKeys()}}, nil
 	case request.GetRequestId() == "":
@@ -44,6 +46,21 @@ func (f *fake) DeclareEmergency(_ context.Context, request *keyturnv1.DeclareEme
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("a command line sends what it has shown"))
 	case request.GetSelector() == "team=well":
 		e = wellEmergency(1)
+	}
+	return &keyturnv1.DeclareEmergencyResponse{Emergency: e}, nil
+}
+
+// declareByHost finds a key, and that not all is known.
+func declareByHost(request *keyturnv1.DeclareEmergencyRequest) (*keyturnv1.DeclareEmergencyResponse, error) {
+	e := wellEmergency(3)
+	e.Host, e.CouldRead, e.Since, e.LookedFrom, e.LookedTo = "web-9", request.GetCouldRead(), request.GetSinceTime(), 12, 400
+	if e.GetSince() == nil {
+		e.Since = timestamppb.New(noon().Add(-request.GetSince().AsDuration()))
+	}
+	e.Incomplete = []string{"the audit log begins at 2026-11-22T12:00:00Z: what was read before is not known"}
+	e.Keys[0].Why = []string{"entry 17, 2026-11-23T09:30:00Z: v1 read by web-9"}
+	if !request.GetDryRun() && !request.GetAcceptIncomplete() {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("not all that was read is known: "+e.GetIncomplete()[0]))
 	}
 	return &keyturnv1.DeclareEmergencyResponse{Emergency: e}, nil
 }

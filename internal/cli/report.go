@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +25,17 @@ func (a *app) reportCommand() *cobra.Command {
 		a.reportEvidenceCommand(), a.reportVerifyCommand())
 }
 
+func (a *app) evidenceCommand() *cobra.Command {
+	pack := a.reportEvidenceCommand()
+	pack.Use = strings.Replace(pack.Use, "evidence", "pack", 1)
+	pack.Example = strings.ReplaceAll(strings.ReplaceAll(pack.Example, "report evidence", "evidence pack"), "report verify", "evidence verify")
+	verify := a.reportVerifyCommand()
+	return a.group(&cobra.Command{Use: "evidence", Short: "The same as report: write evidence packs, and verify them"}, pack, verify)
+}
+
 func (a *app) reportEvidenceCommand() *cobra.Command {
 	var out string
+	var lean bool
 	c := a.action("evidence ID", "Write what happened in a rotation or an emergency of many keys into one file", func(cmd *cobra.Command, args []string) error {
 		if out == "" {
 			return usage("write for example -o evidence.zip", "--out is missing")
@@ -39,7 +49,7 @@ func (a *app) reportEvidenceCommand() *cobra.Command {
 			return err
 		}
 		defer func() { _ = os.RemoveAll(dir) }() // what is left is public
-		g := &gathering{a: a, api: api, dir: dir}
+		g := &gathering{a: a, api: api, dir: dir, lean: lean}
 		if err := g.gather(cmd.Context(), args[0]); err != nil {
 			return err
 		}
@@ -58,10 +68,12 @@ func (a *app) reportEvidenceCommand() *cobra.Command {
 		})
 	})
 	c.Long = `The file is a ZIP: a page for people, the rotations with their timelines and approvals,
-the keys with their versions, the audit entries about them, and the signed audit log.
-It holds no secret. It needs a token that covers every key, since the log is in it. Its
-form is described in docs/reference/evidence.md.`
+the policies by which the rotations began, the keys with their versions, the audit entries
+about them, each with the proof that it is in the signed log, and the log itself. It holds
+no secret. It needs a token that covers every key, since the log is read. Its form is
+described in docs/reference/evidence.md.`
 	c.Example = "  keyturn report evidence 4f2a9c01 -o evidence.zip\n  keyturn report verify evidence.zip"
+	c.Flags().BoolVar(&lean, "without-log", false, "leave out the audit log, for somebody who may not see the rest of it: each entry is proven, not that none was left out")
 	c.Flags().StringVarP(&out, "out", "o", "", "write to this `FILE`, which is replaced only when all is there")
 	return c
 }
@@ -71,6 +83,8 @@ type gathering struct {
 	a   *app
 	api keyturnv1connect.ControlServiceClient
 	dir string
+	// lean: the log is left out.
+	lean bool
 
 	subject   evidence.Subject
 	group     *keyturnv1.Emergency
@@ -80,6 +94,7 @@ type gathering struct {
 
 func (g *gathering) bundle() string  { return g.dir + "/" + evidence.Bundle }
 func (g *gathering) entries() string { return g.dir + "/" + evidence.Entries }
+func (g *gathering) proofs() string  { return g.dir + "/" + evidence.Proofs }
 
 // gatherTries is how often it is gathered anew because something moved meanwhile.
 const gatherTries = 5
@@ -191,12 +206,65 @@ func (g *gathering) write(w io.Writer) error {
 			return err
 		}
 	}
-	for name, path := range map[string]string{evidence.Entries: g.entries(), evidence.Bundle: g.bundle()} {
-		if err := addFile(pack, name, path); err != nil {
+	if err := g.writePolicies(pack); err != nil {
+		return err
+	}
+	checkpoint, err := g.prove()
+	if err != nil {
+		return err
+	}
+	if err := pack.Add(evidence.CheckpointFile, bytes.NewReader(checkpoint)); err != nil {
+		return err
+	}
+	files := [][2]string{{evidence.Entries, g.entries()}, {evidence.Proofs, g.proofs()}, {evidence.Bundle, g.bundle()}}
+	if g.lean {
+		files = files[:2]
+	}
+	for _, file := range files {
+		if err := addFile(pack, file[0], file[1]); err != nil {
 			return err
 		}
 	}
 	return pack.Close(g.subject)
+}
+
+// writePolicies writes each policy by which a rotation began once.
+func (g *gathering) writePolicies(pack *evidence.Writer) error {
+	written := map[string]bool{}
+	for _, r := range g.rotations {
+		p := r.GetPolicy()
+		if len(p.GetDocument()) == 0 || written[p.GetSha256()] {
+			continue
+		}
+		written[p.GetSha256()] = true
+		if err := pack.Add(evidence.PoliciesIn+p.GetSha256()+".json", bytes.NewReader(p.GetDocument())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prove writes the proofs of the entries, and returns the file of the checkpoint.
+func (g *gathering) prove() (checkpoint []byte, err error) {
+	bundle, err := os.Open(g.bundle())
+	if err != nil {
+		return nil, err
+	}
+	defer bundle.Close()
+	scratch, err := os.Create(g.dir + "/hashes")
+	if err != nil {
+		return nil, err
+	}
+	defer scratch.Close()
+	proofs, err := os.Create(g.proofs())
+	if err != nil {
+		return nil, err
+	}
+	signed, err := evidence.Prove(bundle, &g.subject, scratch, proofs)
+	if err := errors.Join(err, proofs.Close()); err != nil {
+		return nil, err
+	}
+	return json.Marshal(signed)
 }
 
 func addFile(pack *evidence.Writer, name, path string) error {
@@ -234,7 +302,14 @@ func (g *gathering) about() []string {
 	lines := []string{"keys: " + strings.Join(g.subject.Keys, ", ")}
 	if g.group != nil {
 		lines = append(lines, "selected by: "+selection(g.group), "reason: "+g.group.GetReason(), "declared "+stamp(g.group.GetStartedAt())+" by "+g.group.GetActor(), "state: "+groupHeadline(g.group))
+		if g.group.GetSince() != nil {
+			lines = append(lines, fmt.Sprintf("looked at: entries %d to %d of the log, since %s", g.group.GetLookedFrom(), g.group.GetLookedTo(), stamp(g.group.GetSince())))
+		}
+		for _, lack := range g.group.GetIncomplete() {
+			lines = append(lines, "INCOMPLETE: "+lack)
+		}
 		for _, k := range g.group.GetKeys() {
+			lines = append(lines, k.GetKey()+" because of: "+strings.Join(k.GetWhy(), "; "))
 			if k.GetTrouble() != "" {
 				lines = append(lines, k.GetKey()+" could not be declared: "+k.GetTrouble())
 			}
@@ -243,7 +318,7 @@ func (g *gathering) about() []string {
 	for _, r := range g.rotations {
 		line := r.GetRotation().GetKey() + ": " + r.GetRotation().GetPhase()
 		if use := residual(r.GetRotation()); use != "" {
-			line += ", version " + fmt.Sprint(r.GetRotation().GetFrom()) + " was last used by " + use
+			line += ", version " + fmt.Sprint(r.GetRotation().GetFrom()) + " still used by " + use
 		}
 		if len(r.GetRotation().GetApprovals()) > 0 {
 			line += ", approved by " + strings.Join(r.GetRotation().GetApprovals(), ", ")
@@ -279,8 +354,10 @@ type verifiedEvidence struct {
 	Verified bool             `json:"verified"`
 	Subject  evidence.Subject `json:"subject"`
 	Entries  int              `json:"entries"`
-	Faults   []evidence.Fault `json:"faults"`
-	Log      verified         `json:"log"`
+	// Whole: the log is in the pack, which proves that no entry was left out.
+	Whole  bool             `json:"whole"`
+	Faults []evidence.Fault `json:"faults"`
+	Log    verified         `json:"log"`
 }
 
 // evidence verifies a pack.
@@ -293,7 +370,7 @@ func (v *verification) evidence(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	result := verifiedEvidence{Subject: pack.Subject, Faults: pack.Check()}
+	result := verifiedEvidence{Subject: pack.Subject, Whole: pack.HasLog(), Faults: pack.Check()}
 	if len(result.Faults) == 0 {
 		if err := v.evidenceLog(pack, &result); err != nil {
 			return err
@@ -312,6 +389,9 @@ func (v *verification) evidence(f *os.File) error {
 				trust = "the keys in the file itself; compare them with --key to be sure"
 			}
 			fields(w, "root", result.Log.Root, "trust", trust)
+			if !result.Whole {
+				fmt.Fprintln(w, "each entry is proven; that none was left out is not, since the log is not in the file")
+			}
 		}
 		for _, fault := range result.Faults {
 			fmt.Fprintln(w, clean(fault.String()))
@@ -325,28 +405,57 @@ func (v *verification) evidence(f *os.File) error {
 
 // evidenceLog verifies the log in a pack, and the pack against it.
 func (v *verification) evidenceLog(pack *evidence.Pack, result *verifiedEvidence) error {
-	bundle, err := pack.Open(evidence.Bundle)
+	checkpoint, err := pack.Checkpoint()
 	if err != nil {
 		return err
 	}
-	defer bundle.Close()
-	read := newBundleReader(bundle)
-	header := read.header()
-	how, keys := trustFirstUse, header.Keys
-	if known := v.trust.named(header.Origin); len(known) > 0 {
+	origin, _, _ := strings.Cut(checkpoint.Signed, "\n")
+	how, keys := trustFirstUse, checkpoint.Keys
+	if known := v.trust.named(origin); len(known) > 0 {
 		how, keys = trustStored, known
 	}
 	if len(v.given) > 0 {
 		how, keys = trustGiven, v.given
 	}
-	report, err := v.check(read, how, keys, "")
-	result.Log = outcomeOf(report, how)
+	if result.Whole {
+		err := v.wholeLog(pack, how, keys, result)
+		if err != nil || len(result.Faults) > 0 {
+			return err
+		}
+	}
+	verifiers, err := parseVerifiers(keys)
 	if err != nil {
-		result.Faults = append(result.Faults, evidence.Fault{File: evidence.Bundle, Problem: err.Error()})
+		return err
+	}
+	signed, faults, err := pack.CheckProofs(verifiers...)
+	if err != nil || len(faults) > 0 {
+		result.Faults = append(result.Faults, faults...)
+		return err
+	}
+	if result.Whole && result.Log.Root != signed.Root.String() {
+		result.Faults = append(result.Faults, evidence.Fault{File: evidence.CheckpointFile, Problem: "it is not the last one of the log"})
 		return nil
+	}
+	if !result.Whole {
+		result.Log = verified{Log: signed.Origin, Entries: signed.Size, Proven: signed.Size, Checkpoints: 1, Root: signed.Root.String(), Keys: keys, Trust: how}
 	}
 	result.Log.Verified = true
 	facts, faults, err := pack.CheckEntries()
 	result.Entries, result.Faults = facts.Entries, append(result.Faults, faults...)
 	return err
+}
+
+// wholeLog verifies the whole log in a pack.
+func (v *verification) wholeLog(pack *evidence.Pack, how string, keys []string, result *verifiedEvidence) error {
+	bundle, err := pack.Open(evidence.Bundle)
+	if err != nil {
+		return err
+	}
+	defer bundle.Close()
+	report, err := v.check(bundle, how, keys, "")
+	result.Log = outcomeOf(report, how)
+	if err != nil {
+		result.Faults = append(result.Faults, evidence.Fault{File: evidence.Bundle, Problem: err.Error()})
+	}
+	return nil
 }

@@ -42,7 +42,8 @@ With a selection instead of NAME an emergency is declared for every key in it, a
 group. The keys are listed with the reasons, and declared once that is confirmed;
 keyturn emergency watch follows the group.`
 	c.Example = "  keyturn rotate prod/orders/db --wait\n  keyturn rotate prod/orders/db --emergency --reason \"leaked in a log\" --wait\n" +
-		"  keyturn rotate --emergency --selector tier=1,team=orders --strategy contain-first --reason \"laptop stolen\" --wait"
+		"  keyturn rotate --emergency --selector tier=1,team=orders --strategy contain-first --reason \"laptop stolen\" --wait\n" +
+		"  keyturn rotate --emergency --host web-1 --since 2026-11-24T08:00:00Z --could-read --dry-run"
 	c.Flags().StringVar(&request.Reason, "reason", "", "the `TEXT` that tells the audit log why")
 	c.Flags().BoolVar(&request.Emergency, "emergency", false, "a version is known or suspected to be compromised")
 	c.Flags().StringVar(&request.Strategy, "strategy", "", "the `STRATEGY` of an emergency: replace-first or contain-first; default: the policy's")

@@ -2,15 +2,18 @@
 // one file that can be verified without a server.
 //
 // A pack is a ZIP file. MANIFEST names every other file in it with its length and
-// SHA-256. BUNDLE is the whole audit log as package audit exports it, ENTRIES those of
-// its records that concern the keys. Only the log is signed: what else the pack says
-// is checked against it.
+// SHA-256. ENTRIES are the records of the audit log that concern the keys, PROOFS proves
+// of each that it is in the log whose signed CHECKPOINT is in the pack. BUNDLE is the
+// whole log as package audit exports it; a pack may go without it. Only the log is
+// signed: what else the pack says is checked against it.
 //
 // Guarantees:
 //
 //   - The same content makes the same bytes.
 //   - Check names every file that is missing, altered or not in the manifest.
-//   - CheckEntries names a record that the log does not have, or has and the pack does
+//   - CheckProofs names a record that is not proven to be in the log.
+//   - CheckEntries names a policy that is not the one by which a rotation began, by the
+//     log, and, in a pack with the log, a record that the log does not have, or has and the pack does
 //     not, and a rotation that the log tells otherwise of.
 //   - Reading is bounded by what the manifest says of each file, in time, and by
 //     MaxFiles and maxManifest in memory: a small file that unpacks to a huge one is an

@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -21,8 +23,15 @@ import (
 
 var rotationID = key.RotationID{0xab}
 
-// records are those of a log, as they are encoded there.
-func records(t testing.TB) [][]byte {
+const policyText = `{"kind":"Policy"}`
+
+func policySum() string {
+	sum := sha256.Sum256([]byte(policyText))
+	return hex.EncodeToString(sum[:])
+}
+
+// logOf is a log as it is encoded.
+func logOf(t testing.TB) audit.Batch {
 	t.Helper()
 	at := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 	alice := audit.Actor{ID: "alice", Kind: "user"}
@@ -30,6 +39,7 @@ func records(t testing.TB) [][]byte {
 		{Actor: alice, Action: "emergency.declare", Target: "g1", Outcome: audit.OutcomeOK, Reason: "<script>|stolen|"},
 		{Actor: alice, Action: "secret.read", Key: "prod/other", Version: 1, Outcome: audit.OutcomeOK},
 		{Actor: alice, Action: "secret.read", Key: "prod/db", Version: 1, Outcome: audit.OutcomeOK},
+		{Actor: alice, Action: "rotation.begun", Key: "prod/db", Rotation: rotationID, Outcome: audit.OutcomeOK, Detail: map[string]string{"policy": "p", "policy-sha256": policySum()}},
 		{Actor: alice, Action: "emergency.member", Key: "prod/db", Rotation: rotationID, Outcome: audit.OutcomeOK, Detail: map[string]string{"group": "g1"}},
 		{Actor: alice, Action: "verifier.acceptance", Key: "prod/db", Rotation: rotationID, Version: 1, Target: "primary", From: "refuse-probing", To: "refused", Outcome: audit.OutcomeOK},
 		{Actor: alice, Action: audit.ActionPhase, Key: "prod/db", Rotation: rotationID, From: "revoking", To: "done", Outcome: audit.OutcomeOK},
@@ -41,16 +51,69 @@ func records(t testing.TB) [][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return batch.Records
+	return batch
 }
 
-func bundleOf(list [][]byte) string {
-	var b strings.Builder
-	b.WriteString("{\"keyturn_audit_bundle\":1}\n")
-	for _, r := range list {
-		fmt.Fprintf(&b, "{\"entry\":%s,\"hashes\":[\"x\"]}\n", r)
+func records(t testing.TB) [][]byte { return logOf(t).Records }
+
+// signer signs the log of every test.
+func signer(t testing.TB) *audit.Signer {
+	t.Helper()
+	key, _, err := audit.GenerateKey(bytes.NewReader(make([]byte, 1000)), "test.example/log")
+	if err != nil {
+		t.Fatal(err)
 	}
+	s, err := audit.ParseSigner(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// bundle is the exported log.
+func bundle(t testing.TB) string {
+	t.Helper()
+	batch, s := logOf(t), signer(t)
+	hashes := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		var list []tlog.Hash
+		for _, i := range indexes {
+			list = append(list, batch.Hashes[i])
+		}
+		return list, nil
+	})
+	checkpoint, err := audit.CheckpointAt(s.Name(), uint64(len(batch.Records)), hashes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := audit.SignCheckpoint(checkpoint, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	line := func(v any) {
+		text, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Write(append(text, '\n'))
+	}
+	line(map[string]any{"keyturn_audit_bundle": 1, "keys": []string{s.VerifierKey()}})
+	for i, r := range batch.Records {
+		text, err := json.Marshal(batch.Hashes[tlog.StoredHashCount(int64(i)):tlog.StoredHashCount(int64(i+1))])
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&b, "{\"entry\":%s,\"hashes\":%s}\n", r, text)
+	}
+	line(map[string]string{"checkpoint": string(signed)})
 	return b.String()
+}
+
+// scratch is a file in memory.
+type scratch struct{ bytes.Buffer }
+
+func (s *scratch) ReadAt(p []byte, at int64) (int, error) {
+	return bytes.NewReader(s.Bytes()).ReadAt(p, at)
 }
 
 func subject() evidence.Subject {
@@ -67,8 +130,20 @@ func content(t testing.TB) map[string]string {
 			lines += string(r) + "\n"
 		}
 	}
+	about := subject()
+	var proofs bytes.Buffer
+	checkpoint, err := evidence.Prove(strings.NewReader(bundle(t)), &about, &scratch{}, &proofs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := json.Marshal(checkpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return map[string]string{
-		evidence.Bundle: bundleOf(list), evidence.Entries: lines, evidence.Summary: "# Evidence\n",
+		evidence.Bundle: bundle(t), evidence.Entries: lines, evidence.Summary: "# Evidence\n",
+		evidence.CheckpointFile: string(signed), evidence.Proofs: proofs.String(),
+		evidence.PoliciesIn + policySum() + ".json":          policyText,
 		evidence.RotationsIn + rotationID.String() + ".json": `{"rotation":{"id":"` + rotationID.String() + `","key":"prod/db","phase":"done"}}`,
 	}
 }
@@ -102,11 +177,19 @@ func faults(t testing.TB, b []byte) []evidence.Fault {
 	if list := p.Check(); len(list) > 0 {
 		return list
 	}
+	verifier, err := audit.ParseVerifier(signer(t).VerifierKey())
+	if err != nil {
+		t.Fatal(err)
+	}
 	_, list, err := p.CheckEntries()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return list
+	_, more, err := p.CheckProofs(verifier)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(list, more...)
 }
 
 func TestGoodPack(t *testing.T) {
@@ -117,6 +200,112 @@ func TestGoodPack(t *testing.T) {
 	if !bytes.Equal(b, pack(t, content(t), subject())) {
 		t.Error("the same content made other bytes")
 	}
+	// Without the log every entry is proven as well.
+	lean := content(t)
+	delete(lean, evidence.Bundle)
+	b = pack(t, lean, subject())
+	if list := faults(t, b); len(list) > 0 {
+		t.Error(list)
+	}
+	if p, err := evidence.Open(bytes.NewReader(b), int64(len(b))); err != nil || p.HasLog() {
+		t.Error("it has a log", err)
+	}
+}
+
+// TestEveryFileIsGuarded: whichever byte of whichever file is flipped, in packs with
+// and without the log, it is found.
+func TestEveryFileIsGuarded(t *testing.T) {
+	for _, lean := range []bool{false, true} {
+		files := content(t)
+		if lean {
+			delete(files, evidence.Bundle)
+		}
+		parts := unpack(t, pack(t, files, subject()))
+		for name, body := range parts {
+			for at := 0; at < len(body); at += 1 + len(body)/97 {
+				changed := maps.Clone(parts)
+				flipped := []byte(body)
+				flipped[at] ^= 1
+				changed[name] = string(flipped)
+				b := repack(t, changed)
+				p, err := evidence.Open(bytes.NewReader(b), int64(len(b)))
+				if err == nil && len(p.Check()) == 0 && len(faults(t, b)) == 0 {
+					t.Errorf("byte %d of %s was flipped unseen", at, name)
+				}
+			}
+		}
+	}
+}
+
+// TestAlteredWithItsManifest: who alters a proven file and mends the manifest as well is found.
+func TestAlteredWithItsManifest(t *testing.T) {
+	for name, change := range map[string]func(string) string{
+		evidence.Entries:                            func(s string) string { return strings.Replace(s, "alice", "clark", 1) },
+		evidence.Proofs:                             func(s string) string { return strings.Replace(s, `"proof":["`, `"proof":["A`, 1) },
+		evidence.CheckpointFile:                     func(s string) string { return strings.Replace(s, `log\n7\n`, `log\n8\n`, 1) },
+		evidence.PoliciesIn + policySum() + ".json": func(string) string { return `{"kind":"Other"}` },
+	} {
+		for _, lean := range []bool{false, true} {
+			files := content(t)
+			if lean {
+				delete(files, evidence.Bundle)
+			}
+			was := files[name]
+			if files[name] = change(was); files[name] == was {
+				t.Fatalf("%s was not altered: %s", name, was)
+			}
+			b := pack(t, files, subject())
+			p, err := evidence.Open(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(p.Check()) == 0 && len(faults(t, b)) == 0 {
+				t.Errorf("%s was altered unseen", name)
+			}
+		}
+	}
+}
+
+// unpack returns the files of a pack by name, its manifest included; repack makes a
+// file of them, whatever they are.
+func unpack(t testing.TB, b []byte) map[string]string {
+	t.Helper()
+	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string]string{}
+	for _, f := range z.File {
+		r, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[f.Name] = string(body)
+	}
+	return files
+}
+
+func repack(t testing.TB, files map[string]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for name, body := range files {
+		part, err := w.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(part, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 // TestBadPacks: whatever is altered, missing or added is named.
@@ -139,8 +328,12 @@ func TestBadPacks(t *testing.T) {
 			f[rotationFile] = strings.Replace(f[rotationFile], "done", "failed", 1)
 		}, rotationFile},
 		"that of another one": {func(f map[string]string, _ *evidence.Subject) { f[rotationFile] = `{"rotation":{"id":"x"}}` }, rotationFile},
-		"no log":              {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Bundle) }, evidence.Bundle},
-		"no page":             {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Summary) }, evidence.Summary},
+		"no proofs":           {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Proofs) }, evidence.Proofs},
+		"no checkpoint":       {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.CheckpointFile) }, evidence.CheckpointFile},
+		"no policy": {func(f map[string]string, _ *evidence.Subject) {
+			delete(f, evidence.PoliciesIn+policySum()+".json")
+		}, evidence.PoliciesIn + policySum() + ".json"},
+		"no page": {func(f map[string]string, _ *evidence.Subject) { delete(f, evidence.Summary) }, evidence.Summary},
 	} {
 		files, about := content(t), subject()
 		test.change(files, &about)
@@ -223,14 +416,14 @@ func TestAlteredPack(t *testing.T) {
 func TestSummary(t *testing.T) {
 	s := evidence.NewSummarizer(subject())
 	about := subject()
-	if err := evidence.ReadRecords(strings.NewReader(bundleOf(records(t))), &about, func(r evidence.Record) error {
+	if err := evidence.ReadRecords(strings.NewReader(bundle(t)), &about, func(r evidence.Record) error {
 		s.Take(&r.Entry)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	text := s.Text([]string{"keys: prod/db"})
-	for _, want := range []string{"# Evidence of emergency g1", "- keys: prod/db", "| 4 | prod/db | v1 | primary |", "| user alice | read it |", "emergency.declare", "&lt;script&gt;\\|stolen"} {
+	for _, want := range []string{"# Evidence of emergency g1", "- keys: prod/db", "| 5 | prod/db | v1 | primary |", "| user alice | read it |", "emergency.declare", "&lt;script&gt;\\|stolen"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("it does not say %q:\n%s", want, text)
 		}
@@ -262,5 +455,6 @@ func FuzzPack(f *testing.F) {
 			}
 		}
 		_, _, _ = p.CheckEntries() // it returns
+		_, _, _ = p.CheckProofs()  // it returns
 	})
 }

@@ -60,16 +60,30 @@ func ReadRecords(bundle io.Reader, subject *Subject, visit func(Record) error) e
 type Facts struct {
 	// Entries is how many concern it.
 	Entries int
-	// phases are the last ones of rotations, members the rotations of the group.
-	phases  map[string]string
-	members []string
+	// phases are the last ones of rotations, policies the SHA-256 of the policies by
+	// which they began, members the rotations of the group.
+	phases   map[string]string
+	policies map[string]string
+	members  []string
 }
 
 var errDiffers = errors.New("differs")
 
-// CheckEntries compares what the pack says with its log, which the caller has verified.
+// CheckEntries compares what the pack says with its log, which the caller has verified,
+// or, in a pack without the log, with its entries, which CheckProofs has checked.
 func (p *Pack) CheckEntries() (Facts, []Fault, error) {
-	facts := Facts{phases: map[string]string{}}
+	facts := Facts{phases: map[string]string{}, policies: map[string]string{}}
+	if !p.HasLog() {
+		err := p.entries(func(_ []byte, entry *audit.Entry) error {
+			facts.take(entry, p.Subject.ID)
+			return nil
+		})
+		if err != nil {
+			return facts, nil, err
+		}
+		faults := p.checkSubject(&facts)
+		return facts, faults, nil
+	}
 	bundle, err := p.Open(Bundle)
 	if err != nil {
 		return facts, nil, err
@@ -101,17 +115,33 @@ func (p *Pack) CheckEntries() (Facts, []Fault, error) {
 	case lines.Err() != nil:
 		faults = append(faults, Fault{File: Entries, Problem: lines.Err().Error()})
 	}
+	faults = append(faults, p.checkSubject(&facts)...)
+	return facts, faults, nil
+}
+
+// checkSubject compares the rotations and policies of a pack with its entries.
+func (p *Pack) checkSubject(facts *Facts) (faults []Fault) {
 	for _, id := range facts.members {
 		if !slices.Contains(p.Subject.Rotations, id) {
 			faults = append(faults, Fault{File: RotationsIn + id + ".json", Problem: "it is missing: by the log this rotation belongs to the group"})
 		}
 	}
 	for _, id := range p.Subject.Rotations {
-		if problem := p.checkRotation(id, &facts); problem != "" {
+		if problem := p.checkRotation(id, facts); problem != "" {
 			faults = append(faults, Fault{File: RotationsIn + id + ".json", Problem: problem})
 		}
+		sum := facts.policies[id]
+		name := PoliciesIn + sum + ".json"
+		i := slices.IndexFunc(p.Files, func(f File) bool { return f.Name == name })
+		switch {
+		case sum == "": // it began before the log named policies
+		case i < 0:
+			faults = append(faults, Fault{File: name, Problem: "it is missing: by the log rotation " + id + " began by this policy"})
+		case p.Files[i].SHA256 != sum:
+			faults = append(faults, Fault{File: name, Problem: "it is not the policy by which, by the log, rotation " + id + " began"})
+		}
 	}
-	return facts, faults, nil
+	return faults
 }
 
 func (f *Facts) take(e *audit.Entry, id string) {
@@ -119,6 +149,8 @@ func (f *Facts) take(e *audit.Entry, id string) {
 	switch {
 	case e.Action == audit.ActionPhase:
 		f.phases[e.Rotation.String()] = e.To
+	case e.Action == "rotation.begun" && e.Detail["policy-sha256"] != "":
+		f.policies[e.Rotation.String()] = e.Detail["policy-sha256"]
 	case e.Action == "emergency.member" && e.Detail["group"] == id:
 		f.members = append(f.members, e.Rotation.String())
 	}

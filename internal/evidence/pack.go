@@ -22,6 +22,12 @@ const (
 	Bundle   = "audit.bundle"
 	Entries  = "entries.jsonl"
 	Summary  = "summary.md"
+	// CheckpointFile is a signed checkpoint of the log; Proofs proves of each of Entries
+	// that it is in the log.
+	CheckpointFile = "checkpoint.json"
+	Proofs         = "proofs.jsonl"
+	// PoliciesIn is the folder of the policies by which rotations began, by their SHA-256.
+	PoliciesIn = "policies/"
 	// RotationsIn is the folder of rotations, as the API shows them.
 	RotationsIn = "rotations/"
 )
@@ -72,6 +78,15 @@ type manifest struct {
 	Files   []File  `json:"files"`
 }
 
+// encode is the manifest in its only form.
+func (m manifest) encode() ([]byte, error) { return json.MarshalIndent(m, "", " ") }
+
+// The kinds of subjects.
+const (
+	kindGroup    = "emergency"
+	kindRotation = "rotation"
+)
+
 // Writer writes a pack.
 type Writer struct {
 	zip   *zip.Writer
@@ -111,7 +126,7 @@ func (w *Writer) add(name string, content io.Reader) (int64, error) {
 // Close writes the manifest and ends the pack.
 func (w *Writer) Close(subject Subject) error {
 	slices.SortFunc(w.files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
-	body, err := json.MarshalIndent(manifest{Version: version, Subject: subject, Files: w.files}, "", " ")
+	body, err := manifest{Version: version, Subject: subject, Files: w.files}.encode()
 	if err != nil {
 		return err
 	}

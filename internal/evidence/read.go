@@ -71,6 +71,12 @@ func Open(r io.ReaderAt, size int64) (*Pack, error) {
 	if m.Version != version {
 		return nil, fmt.Errorf("%w: its form is version %d, this program knows version %d", ErrPack, m.Version, version)
 	}
+	if only, err := m.encode(); err != nil || !bytes.Equal(only, body) {
+		return nil, fmt.Errorf("%w: %s is not in its only form: it was altered", ErrPack, Manifest)
+	}
+	if s := &m.Subject; s.Kind != kindGroup && (s.Kind != kindRotation || !slices.Contains(s.Rotations, s.ID)) {
+		return nil, fmt.Errorf("%w: %s: it is about neither an emergency nor a rotation in it", ErrPack, Manifest)
+	}
 	if len(m.Files) > MaxFiles || !slices.IsSorted(m.Subject.Keys) {
 		return nil, fmt.Errorf("%w: %s: its files or keys are not in order", ErrPack, Manifest)
 	}
@@ -103,6 +109,12 @@ func readPart(part *zip.File, most int64) ([]byte, error) {
 	return body, err
 }
 
+// HasLog reports whether the whole log is in the pack. Without it nothing proves that
+// no entry was left out.
+func (p *Pack) HasLog() bool {
+	return slices.ContainsFunc(p.Files, func(f File) bool { return f.Name == Bundle })
+}
+
 // Check compares every file with the manifest.
 func (p *Pack) Check() []Fault {
 	var faults []Fault
@@ -116,7 +128,7 @@ func (p *Pack) Check() []Fault {
 			faults = append(faults, Fault{File: f.Name, Problem: problem})
 		}
 	}
-	for _, name := range []string{Bundle, Entries, Summary} {
+	for _, name := range []string{Entries, Proofs, CheckpointFile, Summary} {
 		if !listed[name] {
 			faults = append(faults, Fault{File: name, Problem: "it is missing, and in the manifest as well"})
 		}
