@@ -57,6 +57,7 @@ bench: build ## measure ours against the limit of this machine; writes bench.jso
 .PHONY: soak
 soak: ## run the long tests as well, with every real part
 	@scripts/install-parts test soak
+	@scripts/install-gitea
 	@scripts/install-moto
 	KEYTURN_SIM_FOR=$(KEYTURN_SIM_FOR) KEYTURN_SIM_MUTANTS=all go test -count=1 -timeout 3h -p $(JOBS) -tags soak $(TESTFLAGS) $(PKG)
 
