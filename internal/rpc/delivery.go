@@ -70,6 +70,11 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 	return err
 }
 
+// heartbeatsToCheck is after how many heartbeats a stream makes sure that its token is
+// good, in case the note of its revocation could not be followed. Each costs a read
+// of the store, of every party.
+const heartbeatsToCheck = 4
+
 func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, stream *connect.ServerStream[keyturnv1.WatchResponse]) error {
 	party, holdings, principal, err := d.present(ctx, request.GetParty(), request.GetKeys())
 	if err != nil {
@@ -96,7 +101,7 @@ func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 		if err != nil {
 			return ended(ctx, err)
 		}
-		if time.Since(checked) >= d.config.Heartbeat {
+		if time.Since(checked) >= heartbeatsToCheck*d.config.Heartbeat {
 			// While the store does not answer, what is known holds.
 			if err := d.config.Identity.Check(ctx, principal.ID); errors.Is(err, identity.ErrUnauthenticated) {
 				return wire(err)

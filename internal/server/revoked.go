@@ -15,8 +15,8 @@ const (
 )
 
 // followRevocations ends the streams of tokens that other servers on the same
-// store revoke, until ctx ends. While the store does not answer they end at their
-// next heartbeat after it does.
+// store revoke, until ctx ends. While the store does not answer they end within
+// a minute after it does.
 func (s *Server) followRevocations(ctx context.Context) {
 	woken := s.store.Watch(ctx, store.TopicDocs)
 	poll := time.NewTicker(revokedPoll)
