@@ -11,6 +11,11 @@
 //     application becomes known by it.
 //   - What is remembered of a key is bounded. Where it is full, counts are kept and
 //     what is known is forgotten: there may be an alarm too many, never one too few.
+//   - A key for which new networks are usual is told apart by what was learnt of it:
+//     it has at most Roams alarms a week about new networks, and those of the first
+//     six hours of a burst.
+//   - Each source is learnt by itself: what one tells of is not new, nor counted
+//     twice, because another begins to tell of the same use.
 package anomaly
 
 import (
@@ -27,8 +32,15 @@ import (
 
 // Bounds of what is remembered of one key.
 const (
-	// MaxSeen bounds the networks and the applications.
+	// MaxSeen bounds the networks and the applications that are known with their times.
 	MaxSeen = 64
+	// MaxPrints bounds those known by their hashes alone, of each of two generations.
+	MaxPrints = 512
+	// MaxSources bounds the sources.
+	MaxSources = 8
+	// Roams is how many new networks a key may meet in a week, before a further one is
+	// nothing unusual for it.
+	Roams = 7
 	// MaxRecent bounds the counts of recent uses, by version, network and span.
 	MaxRecent = 256
 	// MaxMatches bounds the anomalous uses of each rule within its window.
@@ -41,6 +53,13 @@ const (
 	Again = time.Hour
 	// span is the resolution of counts.
 	span = 10 * time.Second
+	// roamWithin is the week of Roams, noveltySpan the resolution in which new networks
+	// are counted, maxNews how many spans there can be.
+	roamWithin  = 7 * 24 * time.Hour
+	noveltySpan = 6 * time.Hour
+	maxNews     = 31
+	// firstDay is for how long new networks are not counted.
+	firstDay = 24 * time.Hour
 	// MaxText bounds each text of a use, in bytes.
 	MaxText = 128
 )
@@ -90,24 +109,24 @@ func Network(address string) string {
 // Memory is what is remembered of the uses of one key. The zero value remembers
 // nothing. It is a value: Fold does not change the one it is given.
 type Memory struct {
-	// Since is when the first use was seen.
-	Since        time.Time           `json:"since,omitzero"`
-	Networks     []Seen              `json:"networks,omitempty"`
-	Applications []Seen              `json:"applications,omitempty"`
-	Recent       []Recent            `json:"recent,omitempty"`
-	Rules        map[string]RuleSeen `json:"rules,omitempty"`
+	// Since is when the first use was seen, Sources when each source told of the first.
+	Since        time.Time            `json:"since,omitzero"`
+	Sources      map[string]time.Time `json:"sources,omitempty"`
+	Networks     []Seen               `json:"networks,omitempty"`
+	Applications []Seen               `json:"applications,omitempty"`
+	// Older are networks that made room in the list above.
+	Older Prints `json:"older,omitzero"`
+	// News counts networks that were new.
+	News   []New               `json:"news,omitempty"`
+	Recent []Recent            `json:"recent,omitempty"`
+	Rules  map[string]RuleSeen `json:"rules,omitempty"`
 }
 
-// Seen is a network or an application, and when it was seen.
-type Seen struct {
-	Name  string    `json:"name"`
-	First time.Time `json:"first"`
-	Last  time.Time `json:"last"`
-}
-
-// Recent is how often a version was used from a network within a span.
+// Recent is how often a version was used from a network within a span, as a source
+// tells.
 type Recent struct {
 	At      time.Time   `json:"at"`
+	Source  string      `json:"source,omitempty"`
 	Version key.Version `json:"version"`
 	Network string      `json:"network,omitempty"`
 	Count   int         `json:"count"`
@@ -202,10 +221,10 @@ func watchers(m *Memory, rules []*policy.CompiledRule, k policy.KeyInfo, uses []
 }
 
 func (m *Memory) clone() Memory {
-	c := Memory{
-		Since: m.Since, Networks: slices.Clone(m.Networks), Applications: slices.Clone(m.Applications), Recent: slices.Clone(m.Recent),
-		Rules: map[string]RuleSeen{},
-	}
+	c := *m
+	c.Sources, c.News, c.Recent = maps.Clone(m.Sources), slices.Clone(m.News), slices.Clone(m.Recent)
+	c.Networks, c.Applications, c.Older = slices.Clone(m.Networks), slices.Clone(m.Applications), m.Older.clone()
+	c.Rules = map[string]RuleSeen{}
 	for name, r := range m.Rules {
 		r.Matches, r.Fired = slices.Clone(r.Matches), slices.Clone(r.Fired)
 		c.Rules[name] = r
@@ -219,46 +238,25 @@ func (m *Memory) see(u *Use, longest time.Duration) {
 		m.Since = u.At
 	}
 	network := Network(u.Address)
-	m.Recent = count(m.Recent, Recent{At: u.At, Version: u.Version, Network: network, Count: u.Count}, u.At.Add(-longest), MaxRecent)
+	m.Recent = count(m.Recent, Recent{At: u.At, Source: u.Source, Version: u.Version, Network: network, Count: u.Count}, u.At.Add(-longest), MaxRecent)
 	if u.Refused {
 		return
 	}
-	m.Networks = learn(m.Networks, network, u.At)
-	m.Applications = learn(m.Applications, u.Application, u.At)
-}
-
-// learn notes that something was seen; what was not seen for the longest time
-// makes room.
-func learn(list []Seen, name string, at time.Time) []Seen {
-	if name == "" {
-		return list
+	m.watched(u.Source, u.At)
+	var isNew bool
+	if m.Networks, isNew = learn(m.Networks, &m.Older, u.Source, network, u.At); isNew {
+		m.met(u.At)
 	}
-	list = slices.DeleteFunc(list, func(s Seen) bool { return at.Sub(s.Last) > Kept })
-	if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name }); i >= 0 {
-		if at.After(list[i].Last) {
-			list[i].Last = at
-		}
-		return list
-	}
-	if len(list) >= MaxSeen {
-		oldest := 0
-		for i := range list {
-			if list[i].Last.Before(list[oldest].Last) {
-				oldest = i
-			}
-		}
-		list = slices.Delete(list, oldest, oldest+1)
-	}
-	return append(list, Seen{Name: name, First: at, Last: at})
+	m.Applications, _ = learn(m.Applications, nil, u.Source, u.Application, u.At)
 }
 
 // count adds to the counts after a time; where they are full, the oldest is added
-// to the next one of its version, or else to that of whatever version.
+// to the next one of its version and source, or else to that of whatever there is.
 func count(list []Recent, one Recent, after time.Time, most int) []Recent {
 	list = slices.DeleteFunc(list, func(r Recent) bool { return !r.At.After(after) })
 	for i := range list {
 		r := &list[i]
-		if r.Version == one.Version && r.Network == one.Network && one.At.Sub(r.At).Abs() < span {
+		if r.Version == one.Version && r.Network == one.Network && r.Source == one.Source && one.At.Sub(r.At).Abs() < span {
 			r.Count = add(r.Count, one.Count)
 			return list
 		}
@@ -266,7 +264,7 @@ func count(list []Recent, one Recent, after time.Time, most int) []Recent {
 	list = append(list, one)
 	if len(list) > most {
 		old, to := list[0], 1
-		if i := slices.IndexFunc(list[1:], func(r Recent) bool { return r.Version == old.Version }); i >= 0 {
+		if i := slices.IndexFunc(list[1:], func(r Recent) bool { return r.Version == old.Version && r.Source == old.Source }); i >= 0 {
 			to = i + 1
 		}
 		list[to].Count = add(list[to].Count, old.Count)
@@ -333,15 +331,18 @@ func (m *Memory) variable(u *Use, spec *policy.RuleSpec) *policy.Use {
 		Network: Network(u.Address), Region: u.Region, Count: u.Count, At: u.At, Refused: u.Refused, AfterRevocation: u.Revoked,
 		Replay: u.Replay, Known: u.Known,
 	}
-	out.NewNetwork = m.isNew(m.Networks, out.Network, u.At, begin, spec.Learn.Std())
-	out.NewApplication = m.isNew(m.Applications, u.Application, u.At, begin, spec.Learn.Std())
+	out.Roaming = m.roams(begin)
+	if out.NewNetwork = m.isNew(m.Networks, u.Source, out.Network, u.At, begin, spec.Learn.Std()); out.Roaming && out.NewNetwork == policy.Yes {
+		out.NewNetwork = policy.No // to meet new networks is what this key does
+	}
+	out.NewApplication = m.isNew(m.Applications, u.Source, u.Application, u.At, begin, spec.Learn.Std())
 	networks := map[string]bool{}
 	for i := range m.Recent {
 		r := &m.Recent[i]
 		if !r.At.After(begin) || r.At.After(u.At) {
 			continue
 		}
-		if r.Version == u.Version {
+		if r.Version == u.Version && r.Source == u.Source {
 			out.Total = add(out.Total, r.Count)
 		}
 		if r.Network != "" {
@@ -351,20 +352,6 @@ func (m *Memory) variable(u *Use, spec *policy.RuleSpec) *policy.Use {
 	out.Networks = len(networks)
 	out.Rate = float64(out.Total) / window.Minutes()
 	return out
-}
-
-// isNew reports whether something was not seen before the window began, although
-// the key had been watched for long enough, and something else had been seen.
-func (m *Memory) isNew(list []Seen, name string, at, begin time.Time, learning time.Duration) policy.Known {
-	if name == "" {
-		return policy.Unknown
-	}
-	first := at
-	if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name }); i >= 0 {
-		first = list[i].First
-	}
-	others := slices.ContainsFunc(list, func(s Seen) bool { return s.Name != name && s.First.Before(first) })
-	return policy.Truth(first.After(begin) && others && !first.Before(m.Since.Add(learning)))
 }
 
 // Sort brings uses into the order in which they happened.

@@ -165,6 +165,9 @@ func checkBounds(t *testing.T, m *anomaly.Memory) {
 	if len(m.Networks) > anomaly.MaxSeen || len(m.Applications) > anomaly.MaxSeen || len(m.Recent) > anomaly.MaxRecent {
 		t.Fatalf("%d networks, %d applications, %d counts", len(m.Networks), len(m.Applications), len(m.Recent))
 	}
+	if most := anomaly.MaxPrints * 8; len(m.Older.Young) > most || len(m.Older.Old) > most || len(m.Sources) > anomaly.MaxSources || len(m.News) > 31 {
+		t.Fatalf("%d and %d bytes of prints, %d sources, %d spans", len(m.Older.Young), len(m.Older.Old), len(m.Sources), len(m.News))
+	}
 	for name, r := range m.Rules {
 		if len(r.Matches) > anomaly.MaxMatches || len(r.Fired) > anomaly.MaxFired {
 			t.Fatalf("rule %s: %d matches, %d fired", name, len(r.Matches), len(r.Fired))

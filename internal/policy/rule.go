@@ -145,10 +145,12 @@ type Use struct {
 	Replay Known
 	// Known says whether a known party presents the key so.
 	Known Known
-	// NewNetwork and NewApplication: not seen before the window.
+	// NewNetwork and NewApplication: not seen before the window, by the same source; a
+	// network not while the key is Roaming, for which new networks are usual.
 	NewNetwork, NewApplication Known
-	// Total is how often the version was used within the window, Networks from how
-	// many networks the key was, both this observation included.
+	Roaming                    bool
+	// Total is how often the version was used within the window, as the same source
+	// tells, Networks from how many networks the key was, both this observation included.
 	Total, Networks int
 	// Rate is Total per minute.
 	Rate float64
@@ -176,7 +178,7 @@ func Truth(is bool) Known {
 func useFields() []string {
 	return []string{
 		"source", "version", "state", "label", "application", "address", "network", "region", "count", "at", "refused",
-		"afterRevocation", "replay", "known", "newNetwork", "newApplication", "total", "networks", "rate",
+		"afterRevocation", "replay", "known", "newNetwork", "newApplication", "roaming", "total", "networks", "rate",
 	}
 }
 
@@ -188,7 +190,7 @@ func useType(field string) *cel.Type {
 		return cel.DoubleType
 	case "at":
 		return cel.TimestampType
-	case "refused", "afterRevocation", "replay", "known", "newNetwork", "newApplication":
+	case "refused", "afterRevocation", "replay", "known", "newNetwork", "newApplication", "roaming":
 		return cel.BoolType
 	}
 	return cel.StringType
@@ -242,6 +244,8 @@ func (a useActivation) ResolveName(name string) (any, bool) {
 		return u.NewNetwork.value()
 	case "newApplication":
 		return u.NewApplication.value()
+	case "roaming":
+		return u.Roaming, true
 	case "total":
 		return int64(u.Total), true
 	case "networks":
