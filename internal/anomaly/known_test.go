@@ -93,7 +93,11 @@ func TestSourcesAreLearntApart(t *testing.T) {
 		t.Error(told(verdicts))
 	}
 	one := use(101*time.Hour, "192.0.2.1") // known to the other source
-	if _, verdicts = anomaly.Fold(m, list, orders, []anomaly.Use{one}); len(verdicts) != 1 {
+	if m, verdicts = anomaly.Fold(m, list, orders, []anomaly.Use{one}); len(verdicts) != 1 {
+		t.Error(told(verdicts))
+	}
+	one.At = one.At.Add(2 * time.Hour)
+	if _, verdicts = anomaly.Fold(m, list, orders, []anomaly.Use{one}); len(verdicts) != 0 {
 		t.Error(told(verdicts))
 	}
 }

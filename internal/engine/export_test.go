@@ -79,4 +79,7 @@ func KeyDue(ctx context.Context, e *Engine, name key.Name) (due time.Time, err e
 }
 
 // JudgeUses records and judges what was observed.
-func JudgeUses(ctx context.Context, e *Engine) error { return e.judgeUses(ctx) }
+func JudgeUses(ctx context.Context, e *Engine) error { return e.judgeUses(ctx, true) }
+
+// JudgeUrgent does so with what must not wait.
+func JudgeUrgent(ctx context.Context, e *Engine) error { return e.judgeUses(ctx, false) }

@@ -42,7 +42,7 @@ func (e *Engine) keepUses(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		err := e.judgeUses(ctx)
+		err := e.judgeUses(ctx, false)
 		if err != nil && ctx.Err() == nil && !failing {
 			e.log.WarnContext(ctx, "uses of keys could not be recorded and judged; trying again", "error", err)
 		}
@@ -53,16 +53,17 @@ func (e *Engine) keepUses(ctx context.Context) {
 func (e *Engine) judgeLast(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, observeEvery)
 	defer cancel()
-	if err := e.judgeUses(ctx); err != nil {
+	if err := e.judgeUses(ctx, true); err != nil {
 		e.log.WarnContext(ctx, "the last uses of keys could not be recorded", "error", err)
 	}
 }
 
-// judgeUses records and judges what waits. What fails waits again.
-func (e *Engine) judgeUses(ctx context.Context) error {
+// judgeUses records and judges what waits, all of it or what need not be patient. What
+// fails waits again.
+func (e *Engine) judgeUses(ctx context.Context, all bool) error {
 	e.uses.judging.Lock()
 	defer e.uses.judging.Unlock()
-	byKey, lost := e.takeUses()
+	byKey, lost := e.takeUses(e.now(), all)
 	if lost > 0 {
 		e.log.WarnContext(ctx, "more uses of keys were observed than can be judged; the rest was left out", "uses", lost)
 	}
@@ -194,15 +195,18 @@ func usesOf(state *rotation.State, list []Observation) []anomaly.Use {
 			At: o.At.UTC(), Source: o.Source, Version: o.Version, Application: o.Application, Address: o.Address, Region: o.Region,
 			Count: o.Count, Refused: o.Refused, Replay: o.Replay,
 		}
-		if v, ok := state.Version(o.Version); ok {
+		if u.Version == 0 {
+			u.Version = state.Labelled(key.Current)
+		}
+		if v, ok := state.Version(u.Version); ok {
 			u.State = v.State.String()
 			if v.Label != 0 {
 				u.Label = v.Label.String()
 			}
-		} else if o.Version != 0 && o.Version < state.Next {
+		} else if u.Version != 0 && u.Version < state.Next {
 			u.State = key.Destroyed.String()
 		}
-		u.Revoked = o.Refused && u.State != ""
+		u.Revoked = o.Refused && revoked(state, u.Version)
 		switch {
 		case o.Identified || names[o.Application]:
 			u.Known = policy.Yes
@@ -213,6 +217,25 @@ func usesOf(state *rotation.State, list []Observation) []anomaly.Use {
 	}
 	anomaly.Sort(uses)
 	return uses
+}
+
+// revoked reports whether every verifier that was asked to accept a version is proven
+// to refuse it by now. One that drains, or whose refusal is not proven yet, is not
+// revoked: who is refused with it meanwhile is refused for another reason, or early.
+func revoked(state *rotation.State, number key.Version) bool {
+	v, ok := state.Version(number)
+	if !ok {
+		return number != 0 && number < state.Next // destroyed, and forgotten
+	}
+	asked := false
+	for i := range state.Verifiers {
+		slot, ok := state.Verifiers[i].Slot(number)
+		if ok && slot.Acceptance != rotation.Refused {
+			return false
+		}
+		asked = asked || ok
+	}
+	return asked || v.State == key.Destroyed
 }
 
 // presenterNames are the IDs of the parties that present a key; whole reports

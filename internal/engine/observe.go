@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,8 @@ const (
 	// logged. maxOfKey bounds those of one key that say by whom.
 	maxWaiting = 20_000
 	maxOfKey   = 64
+	// patience is how long what is patient may wait.
+	patience = 2 * time.Minute
 	// recordSpan is within which the same use is observed and recorded once, with its
 	// count.
 	recordSpan = time.Minute
@@ -24,7 +27,8 @@ const (
 
 // Observation is one use of a version, or several of the same kind.
 type Observation struct {
-	Key     key.Name
+	Key key.Name
+	// Version is the one that was used; 0 means the current one.
 	Version key.Version
 	// Source is who observed it, for example SourceSessions.
 	Source string
@@ -37,7 +41,10 @@ type Observation struct {
 	// Identified: the key itself says whose it is, so that its user is known.
 	Identified bool
 	Replay     policy.Known
-	At         time.Time
+	// Patient: it may wait for others of its key, for patience, so that what is told of
+	// often is written seldom.
+	Patient bool
+	At      time.Time
 }
 
 // SourceSessions are the sessions that a system reports of a version.
@@ -55,7 +62,7 @@ type observed struct {
 }
 
 // Observe takes observations. It does not block; they are recorded and judged by
-// the rules within about a second.
+// the rules within about a second, or their patience.
 func (e *Engine) Observe(list ...Observation) {
 	e.uses.mu.Lock()
 	defer e.uses.mu.Unlock()
@@ -113,11 +120,21 @@ func clipUse(s string) string {
 	}, strings.ToValidUTF8(s[:min(len(s), anomaly.MaxText)], "?"))
 }
 
-func (e *Engine) takeUses() (byKey map[key.Name][]Observation, lost int) {
+// takeUses takes what waits, by key; of keys of which all is patient only what has
+// waited for long enough, unless all is asked for.
+func (e *Engine) takeUses(now time.Time, all bool) (byKey map[key.Name][]Observation, lost int) {
 	e.uses.mu.Lock()
 	defer e.uses.mu.Unlock()
-	byKey, lost = e.uses.byKey, e.uses.lost
-	e.uses.byKey, e.uses.waiting, e.uses.lost = nil, 0, 0
+	byKey, lost = map[key.Name][]Observation{}, e.uses.lost
+	e.uses.lost = 0
+	for name, list := range e.uses.byKey {
+		urgent := func(o Observation) bool { return !o.Patient || now.Sub(o.At).Abs() >= patience }
+		if all || slices.ContainsFunc(list, urgent) {
+			byKey[name] = list
+			e.uses.waiting -= len(list)
+			delete(e.uses.byKey, name)
+		}
+	}
 	return byKey, lost
 }
 

@@ -14,12 +14,8 @@ import (
 	"github.com/keyturn/keyturn/key"
 )
 
-// The kinds of documents about what rules did: what a human is told of, by
-// "RULE KEY", and when a rule declared emergencies, by its name.
-const (
-	kindAlarm = "anomaly-alarm"
-	kindActed = "anomaly-acted"
-)
+// kindAlarm is the kind of the documents of what a human is told of, by "RULE KEY".
+const kindAlarm = "anomaly-alarm"
 
 // alarmKept is how long a human is told of an anomaly.
 const alarmKept = time.Hour
@@ -37,7 +33,7 @@ type Alarm struct {
 }
 
 // Finding is what became of one verdict of a rule: "dry-run", "no-data", "alert",
-// "suspend", "emergency", "limit" or "failed".
+// "suspend", "emergency", "limit", "misfire" or "failed".
 type Finding struct {
 	Rule   string
 	Key    key.Name
@@ -76,7 +72,7 @@ func (c *change) react(k *policy.Key, v *anomaly.Verdict) error {
 		Detail: nonEmpty(map[string]string{"source": v.Use.Source, "address": v.Use.Address, "application": v.Use.Application}),
 	})
 	c.found = append(c.found, Finding{Rule: v.Rule, Key: name, Result: result})
-	return nil
+	return c.countFinding(v, LastFinding{At: c.now, Key: name, Version: v.Use.Version, Result: result, Message: message})
 }
 
 func ruleActor(rule string) audit.Actor { return audit.Actor{ID: "rule/" + rule, Kind: "rule"} }
@@ -96,12 +92,16 @@ func (c *change) contain(name key.Name, v *anomaly.Verdict, message string) (res
 	case version.State == key.Compromised && (version.Contained || v.Spec.Then == policy.ReactEmergency):
 		return "alert", message + "; an emergency is under way already", nil
 	}
-	within, err := c.actedWithin(v)
+	bounds, err := c.limits(name, v)
 	if err != nil {
 		return "", "", err
 	}
-	if !within {
-		return "limit", message + "; the rule caused as many emergencies within an hour as it may, a human must decide: keyturn rotate " + string(name) + " --emergency", nil
+	human := ", a human must decide: keyturn rotate " + string(name) + " --emergency"
+	if by, ok := bounds.broughtIn(version.Rotation, c.now); ok {
+		return "misfire", message + "; an emergency of rule " + by + " brought this version in, replacing it again would not help" + human, nil
+	}
+	if why := bounds.reached(c.now); why != "" {
+		return "limit", message + "; " + why + human, nil
 	}
 	request := RotateRequest{Key: name, Reason: message, Emergency: true, Compromised: []key.Version{v.Use.Version}}
 	switch {
@@ -123,38 +123,10 @@ func (c *change) contain(name key.Name, v *anomaly.Verdict, message string) (res
 			return "failed", message + "; the emergency is not possible, a human must decide: " + err.Error(), nil
 		}
 	}
-	return v.Spec.Then.String(), message, err
-}
-
-// acted is when a rule declared emergencies within the last hour.
-type acted struct {
-	Times []time.Time `json:"times"`
-}
-
-// actedWithin notes an emergency of a rule, unless it caused too many.
-func (c *change) actedWithin(v *anomaly.Verdict) (bool, error) {
-	doc, err := c.tx.Docs.Get(c.ctx, kindActed, v.Rule)
-	var record acted
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		doc = store.Doc{Kind: kindActed, Name: v.Rule}
-	case err != nil:
-		return false, err
-	default:
-		if err := decodeInto(doc.Body, &record); err != nil {
-			return false, err
-		}
+	if err != nil {
+		return "", "", err
 	}
-	record.Times = slices.DeleteFunc(record.Times, func(at time.Time) bool { return c.now.Sub(at) >= time.Hour })
-	if len(record.Times) >= v.Spec.MaxPerHour {
-		return false, nil
-	}
-	record.Times = append(record.Times, c.now)
-	if doc.Body, err = encode(record); err != nil {
-		return false, err
-	}
-	_, err = c.tx.Docs.Put(c.ctx, doc)
-	return true, err
+	return v.Spec.Then.String(), message, c.acted(bounds, act{Rule: v.Rule, Rotation: id, At: c.now})
 }
 
 // alarm tells a human, or again of the same rule and key.

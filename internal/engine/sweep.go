@@ -37,7 +37,7 @@ func (e *Engine) keepClean(ctx context.Context) {
 }
 
 func (e *Engine) sweep(ctx context.Context) {
-	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints, e.sweepPages, e.sweepRemoved, e.sweepUses, e.sweepMemories, e.sweepAlarms} {
+	for _, clean := range []func(context.Context, store.Tx) (int, error){e.sweepRequests, e.sweepCheckpoints, e.sweepPages, e.sweepRemoved, e.sweepUses, e.sweepMemories, e.sweepAlarms, e.sweepActs, e.sweepFindings} {
 		for {
 			done := 0
 			err := e.store.Update(ctx, func(tx store.Tx) error {

@@ -87,7 +87,7 @@ func newMetrics(maxKeys int) *metrics {
 		verifications: counter("apikey_verifications_total",
 			"API keys that were shown to this server node, by what they were: good, malformed, unknown, suspended, expired, limited.", "result"),
 		anomalies: counter("anomalies_total",
-			"What rules found, by rule and what became of it: dry-run, no-data, alert, suspend, emergency, limit, failed.", "rule", "result"),
+			"What rules found, by rule and what became of it: dry-run, no-data, alert, suspend, emergency, limit, misfire, failed.", "rule", "result"),
 		rules: newBound(maxRules),
 		tokens: counter("tokens_issued_total",
 			"Requests for tokens to this server node, by what the client proved (federated, api-key, token, certificate; invalid: nothing) and result: ok, or why it was refused.", "by", "result"),
