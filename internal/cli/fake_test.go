@@ -158,13 +158,7 @@ func (f *fake) Apply(_ context.Context, request *keyturnv1.ApplyRequest) (*keytu
 	if problems.Err() != nil {
 		return response, nil
 	}
-	for _, r := range parsed {
-		if request.GetDryRun() && r.Rule != nil {
-			response.Problems = append(response.Problems, &keyturnv1.Problem{
-				Severity: "warning", Code: "rule-past", Message: "rule " + r.Name() + " would have found 2 anomalies over the recorded past (30 days at most)",
-			})
-		}
-	}
+	f.tryRules(request, parsed, response)
 	for _, c := range policy.Diff(f.resources, parsed) {
 		if c.Op == policy.Deleted && !request.GetPrune() {
 			continue

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/policy"
@@ -26,6 +27,9 @@ type ApplyRequest struct {
 	// DryRun only says what would change, and what rules would have found in the
 	// recorded past.
 	DryRun bool
+	// PastSince leaves out of that what was before; the zero value leaves out nothing.
+	// Without a document it is about the rules in force.
+	PastSince time.Time
 	// Prune also deletes policies, freezes, rules and keys that no document names.
 	Prune bool
 	// Allowed says whether the caller may write the key with this name; nil allows

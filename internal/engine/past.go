@@ -82,16 +82,9 @@ const maxPast = 2000
 // tryRules adds what rules would have found in the recorded past to the problems of
 // a dry run, as warnings.
 func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, result *ApplyResult) error {
-	var rules []*policy.CompiledRule
-	for i := range resources {
-		if resources[i].Rule == nil || result.Problems.Err() != nil {
-			continue
-		}
-		rule, err := policy.CompileRule(*resources[i].Rule)
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-		rules = append(rules, rule)
+	rules, err := c.triedRules(request, resources, result)
+	if err != nil {
+		return err
 	}
 	if len(rules) == 0 {
 		return nil
@@ -99,7 +92,7 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 	found := map[string][]string{}
 	counts := map[string]int{}
 	keys := 0
-	err := eachKeyDoc(c.ctx, c.tx, func(doc store.Doc) error {
+	err = eachKeyDoc(c.ctx, c.tx, func(doc store.Doc) error {
 		if !request.allows(key.Name(doc.Name)) {
 			return nil
 		}
@@ -116,6 +109,9 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 		}
 		_, verdicts := anomaly.Fold(anomaly.Memory{}, rules, k.Info(), uses)
 		for _, v := range verdicts {
+			if v.Use.At.Before(request.PastSince) {
+				continue
+			}
 			if counts[v.Rule]++; counts[v.Rule] <= maxExamples {
 				found[v.Rule] = append(found[v.Rule], fmt.Sprintf("%s, key %s: %s", v.Use.At.Format(time.RFC3339), doc.Name, v))
 			}
@@ -127,7 +123,11 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 	}
 	for _, rule := range rules {
 		name := rule.Name()
-		message := fmt.Sprintf("rule %s would have found %d anomalies over the recorded past (%d days at most)", name, counts[name], int(usesKept.Hours()/24))
+		over := fmt.Sprintf("over the recorded past (%d days at most)", int(usesKept.Hours()/24))
+		if request.PastSince.After(c.now.Add(-usesKept)) {
+			over = "since " + request.PastSince.UTC().Format(time.RFC3339)
+		}
+		message := fmt.Sprintf("rule %s would have found %d anomalies %s", name, counts[name], over)
 		if keys > maxPast {
 			message += fmt.Sprintf(" at the first %d keys", maxPast)
 		}
@@ -137,6 +137,26 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 		}
 	}
 	return err
+}
+
+// triedRules are those of the documents; without a document and with PastSince those
+// that are in force.
+func (c *change) triedRules(request ApplyRequest, resources []policy.Resource, result *ApplyResult) ([]*policy.CompiledRule, error) {
+	if len(request.Documents) == 0 && !request.PastSince.IsZero() {
+		return c.rules()
+	}
+	var rules []*policy.CompiledRule
+	for i := range resources {
+		if resources[i].Rule == nil || result.Problems.Err() != nil {
+			continue
+		}
+		rule, err := policy.CompileRule(*resources[i].Rule)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
 }
 
 // maxExamples bounds the anomalies of each rule that a dry run tells of.

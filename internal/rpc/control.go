@@ -37,6 +37,15 @@ func (c Control) Apply(ctx context.Context, request *keyturnv1.ApplyRequest) (*k
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("documents: %d are too many, at most %d are allowed", n, maxDocuments))
 	}
 	apply := engine.ApplyRequest{DryRun: request.GetDryRun(), Prune: request.GetPrune()}
+	if since := request.GetPastSince(); since != nil {
+		if !apply.DryRun {
+			return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("past_since: it belongs to a dry run; set dry_run"))
+		}
+		if err := since.CheckValid(); err != nil {
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("past_since: %w", err))
+		}
+		apply.PastSince = since.AsTime()
+	}
 	if !coversAll(principal) {
 		apply.Allowed = func(name key.Name) bool { return authz.Covers(principal.Keys, name) }
 	}

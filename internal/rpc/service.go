@@ -38,6 +38,7 @@ type Engine interface {
 	Party(ctx context.Context, id string) (engine.PartyRecord, error)
 
 	MatchLeaks(ctx context.Context, actor audit.Actor, candidates []engine.LeakCandidate, visible func(key.Name) bool) ([]engine.LeakMatch, error)
+	Rules(ctx context.Context) ([]engine.RuleView, error)
 	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
 	ReadLog(ctx context.Context, from uint64, limit int, filter engine.LogFilter) (engine.LogPage, error)
 	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error

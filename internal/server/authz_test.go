@@ -171,6 +171,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.MatchLeaks(ctx, &keyturnv1.MatchLeaksRequest{Candidates: []*keyturnv1.LeakCandidate{{Text: []byte("not-a-secret-of-ours"), Place: "a test"}}})
 			return err
 		}},
+		{"ListRules", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
+			_, err := c.ListRules(ctx, &keyturnv1.ListRulesRequest{})
+			return err
+		}},
 		{"Leave", "admin agent", false, func(_ control, d delivery, _ string) error {
 			_, err := d.Leave(ctx, &keyturnv1.LeaveRequest{PartyId: "me"})
 			return err

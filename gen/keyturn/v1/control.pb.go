@@ -140,7 +140,11 @@ type ApplyRequest struct {
 	// Only say what would change.
 	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Also delete policies and keys that no document names.
-	Prune         bool `protobuf:"varint,3,opt,name=prune,proto3" json:"prune,omitempty"`
+	Prune bool `protobuf:"varint,3,opt,name=prune,proto3" json:"prune,omitempty"`
+	// Of what rules would have found in the recorded past, only tell what was since
+	// then; what was before is still learnt from. With dry_run only. Without a document
+	// it is about the rules in force.
+	PastSince     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=past_since,json=pastSince,proto3" json:"past_since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +198,13 @@ func (x *ApplyRequest) GetPrune() bool {
 		return x.Prune
 	}
 	return false
+}
+
+func (x *ApplyRequest) GetPastSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PastSince
+	}
+	return nil
 }
 
 type ApplyResponse struct {
@@ -5097,6 +5108,244 @@ func (x *LeakMatch) GetKnown() bool {
 	return false
 }
 
+type ListRulesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRulesRequest) Reset() {
+	*x = ListRulesRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRulesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRulesRequest) ProtoMessage() {}
+
+func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
+func (*ListRulesRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{76}
+}
+
+type ListRulesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name, all of them.
+	Rules         []*Rule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRulesResponse) Reset() {
+	*x = ListRulesResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRulesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRulesResponse) ProtoMessage() {}
+
+func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
+func (*ListRulesResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *ListRulesResponse) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// Rule is a rule about anomalous use that is in force, and what it found.
+type Rule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Which keys, and which uses of them, in CEL.
+	Match string `protobuf:"bytes,2,opt,name=match,proto3" json:"match,omitempty"`
+	When  string `protobuf:"bytes,3,opt,name=when,proto3" json:"when,omitempty"`
+	// What follows: "alert", "suspend" or "emergency".
+	Then string `protobuf:"bytes,4,opt,name=then,proto3" json:"then,omitempty"`
+	// "dry-run" or "enforce".
+	Mode string `protobuf:"bytes,5,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Over what time uses are counted, and how many make the rule fire.
+	Window  *durationpb.Duration `protobuf:"bytes,6,opt,name=window,proto3" json:"window,omitempty"`
+	AtLeast int64                `protobuf:"varint,7,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"`
+	// How many findings there were since findings_since, by what became of them:
+	// "dry-run", "no-data", "alert", "suspend", "emergency", "limit", "misfire" or
+	// "failed". Forgotten after 90 days without one.
+	Findings      map[string]uint64      `protobuf:"bytes,8,rep,name=findings,proto3" json:"findings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	FindingsSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=findings_since,json=findingsSince,proto3" json:"findings_since,omitempty"`
+	// The last finding; of a key that the token does not cover, only when and what.
+	LastAt        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_at,json=lastAt,proto3" json:"last_at,omitempty"`
+	LastResult    string                 `protobuf:"bytes,11,opt,name=last_result,json=lastResult,proto3" json:"last_result,omitempty"`
+	LastKey       string                 `protobuf:"bytes,12,opt,name=last_key,json=lastKey,proto3" json:"last_key,omitempty"`
+	LastVersion   uint64                 `protobuf:"varint,13,opt,name=last_version,json=lastVersion,proto3" json:"last_version,omitempty"`
+	LastMessage   string                 `protobuf:"bytes,14,opt,name=last_message,json=lastMessage,proto3" json:"last_message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *Rule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rule) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *Rule) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
+func (x *Rule) GetThen() string {
+	if x != nil {
+		return x.Then
+	}
+	return ""
+}
+
+func (x *Rule) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *Rule) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *Rule) GetAtLeast() int64 {
+	if x != nil {
+		return x.AtLeast
+	}
+	return 0
+}
+
+func (x *Rule) GetFindings() map[string]uint64 {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *Rule) GetFindingsSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FindingsSince
+	}
+	return nil
+}
+
+func (x *Rule) GetLastAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAt
+	}
+	return nil
+}
+
+func (x *Rule) GetLastResult() string {
+	if x != nil {
+		return x.LastResult
+	}
+	return ""
+}
+
+func (x *Rule) GetLastKey() string {
+	if x != nil {
+		return x.LastKey
+	}
+	return ""
+}
+
+func (x *Rule) GetLastVersion() uint64 {
+	if x != nil {
+		return x.LastVersion
+	}
+	return 0
+}
+
+func (x *Rule) GetLastMessage() string {
+	if x != nil {
+		return x.LastMessage
+	}
+	return ""
+}
+
 var File_keyturn_v1_control_proto protoreflect.FileDescriptor
 
 const file_keyturn_v1_control_proto_rawDesc = "" +
@@ -5105,11 +5354,13 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"keyturn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keyturn/v1/delivery.proto\"8\n" +
 	"\bDocument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"q\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\xac\x01\n" +
 	"\fApplyRequest\x122\n" +
 	"\tdocuments\x18\x01 \x03(\v2\x14.keyturn.v1.DocumentR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05prune\x18\x03 \x01(\bR\x05prune\"n\n" +
+	"\x05prune\x18\x03 \x01(\bR\x05prune\x129\n" +
+	"\n" +
+	"past_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tpastSince\"n\n" +
 	"\rApplyResponse\x12,\n" +
 	"\achanges\x18\x01 \x03(\v2\x12.keyturn.v1.ChangeR\achanges\x12/\n" +
 	"\bproblems\x18\x02 \x03(\v2\x13.keyturn.v1.ProblemR\bproblems\"y\n" +
@@ -5514,13 +5765,36 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\vrotation_id\x18\t \x01(\tR\n" +
 	"rotationId\x12\x14\n" +
 	"\x05known\x18\n" +
-	" \x01(\bR\x05known*\x8f\x01\n" +
+	" \x01(\bR\x05known\"\x12\n" +
+	"\x10ListRulesRequest\";\n" +
+	"\x11ListRulesResponse\x12&\n" +
+	"\x05rules\x18\x01 \x03(\v2\x10.keyturn.v1.RuleR\x05rules\"\xad\x04\n" +
+	"\x04Rule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05match\x18\x02 \x01(\tR\x05match\x12\x12\n" +
+	"\x04when\x18\x03 \x01(\tR\x04when\x12\x12\n" +
+	"\x04then\x18\x04 \x01(\tR\x04then\x12\x12\n" +
+	"\x04mode\x18\x05 \x01(\tR\x04mode\x121\n" +
+	"\x06window\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12\x19\n" +
+	"\bat_least\x18\a \x01(\x03R\aatLeast\x12:\n" +
+	"\bfindings\x18\b \x03(\v2\x1e.keyturn.v1.Rule.FindingsEntryR\bfindings\x12A\n" +
+	"\x0efindings_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\rfindingsSince\x123\n" +
+	"\alast_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x06lastAt\x12\x1f\n" +
+	"\vlast_result\x18\v \x01(\tR\n" +
+	"lastResult\x12\x19\n" +
+	"\blast_key\x18\f \x01(\tR\alastKey\x12!\n" +
+	"\flast_version\x18\r \x01(\x04R\vlastVersion\x12!\n" +
+	"\flast_message\x18\x0e \x01(\tR\vlastMessage\x1a;\n" +
+	"\rFindingsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*\x8f\x01\n" +
 	"\vSteerAction\x12\x1c\n" +
 	"\x18STEER_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\xc0\x0f\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\x8a\x10\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -5549,7 +5823,8 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\fGetEmergency\x12\x1f.keyturn.v1.GetEmergencyRequest\x1a .keyturn.v1.GetEmergencyResponse\x12Y\n" +
 	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01\x12K\n" +
 	"\n" +
-	"MatchLeaks\x12\x1d.keyturn.v1.MatchLeaksRequest\x1a\x1e.keyturn.v1.MatchLeaksResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
+	"MatchLeaks\x12\x1d.keyturn.v1.MatchLeaksRequest\x1a\x1e.keyturn.v1.MatchLeaksResponse\x12H\n" +
+	"\tListRules\x12\x1c.keyturn.v1.ListRulesRequest\x1a\x1d.keyturn.v1.ListRulesResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
 
 var (
 	file_keyturn_v1_control_proto_rawDescOnce sync.Once
@@ -5564,7 +5839,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 80)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -5643,139 +5918,151 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*LeakCandidate)(nil),            // 74: keyturn.v1.LeakCandidate
 	(*MatchLeaksResponse)(nil),       // 75: keyturn.v1.MatchLeaksResponse
 	(*LeakMatch)(nil),                // 76: keyturn.v1.LeakMatch
-	nil,                              // 77: keyturn.v1.Key.LabelsEntry
-	nil,                              // 78: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 79: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 80: keyturn.v1.GetSecretResponse.SecretsEntry
-	(*timestamppb.Timestamp)(nil),    // 81: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 82: google.protobuf.Duration
-	(*Party)(nil),                    // 83: keyturn.v1.Party
+	(*ListRulesRequest)(nil),         // 77: keyturn.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),        // 78: keyturn.v1.ListRulesResponse
+	(*Rule)(nil),                     // 79: keyturn.v1.Rule
+	nil,                              // 80: keyturn.v1.Key.LabelsEntry
+	nil,                              // 81: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 82: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 83: keyturn.v1.GetSecretResponse.SecretsEntry
+	nil,                              // 84: keyturn.v1.Rule.FindingsEntry
+	(*timestamppb.Timestamp)(nil),    // 85: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 86: google.protobuf.Duration
+	(*Party)(nil),                    // 87: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
-	1,  // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
-	4,  // 1: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
-	6,  // 2: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
-	5,  // 3: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	77, // 4: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	81, // 5: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	81, // 6: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
-	8,  // 7: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	81, // 8: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	78, // 9: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
-	7,  // 10: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
-	7,  // 11: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	79, // 12: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	80, // 13: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	81, // 14: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	81, // 15: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	81, // 16: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	81, // 17: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
-	23, // 18: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
-	24, // 19: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
-	25, // 20: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	81, // 21: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
-	26, // 22: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
-	22, // 23: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	81, // 24: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	81, // 25: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	81, // 26: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
-	21, // 27: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
-	21, // 28: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	32, // 29: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
-	31, // 30: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
-	81, // 31: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	21, // 32: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
-	0,  // 33: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
-	39, // 34: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
-	6,  // 35: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	81, // 36: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	82, // 37: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
-	42, // 38: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	83, // 39: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	81, // 40: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
-	43, // 41: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	82, // 42: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	83, // 43: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	81, // 44: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	81, // 45: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	81, // 46: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	81, // 47: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
-	48, // 48: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
-	59, // 49: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	81, // 50: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
-	62, // 51: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	82, // 52: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
-	81, // 53: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
-	65, // 54: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	81, // 55: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	81, // 56: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	81, // 57: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	81, // 58: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
-	66, // 59: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
-	21, // 60: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	81, // 61: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
-	65, // 62: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
-	65, // 63: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	65, // 64: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	74, // 65: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
-	76, // 66: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
-	2,  // 67: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,  // 68: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11, // 69: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13, // 70: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15, // 71: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19, // 72: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17, // 73: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27, // 74: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29, // 75: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	33, // 76: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	35, // 77: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	37, // 78: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	40, // 79: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	44, // 80: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	46, // 81: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	49, // 82: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	51, // 83: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	53, // 84: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	55, // 85: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	57, // 86: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	60, // 87: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	63, // 88: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	67, // 89: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	69, // 90: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	71, // 91: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	73, // 92: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	3,  // 93: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10, // 94: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12, // 95: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14, // 96: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16, // 97: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20, // 98: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18, // 99: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28, // 100: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30, // 101: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	34, // 102: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	36, // 103: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	38, // 104: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	41, // 105: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	45, // 106: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	47, // 107: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	50, // 108: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	52, // 109: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	54, // 110: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	56, // 111: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	58, // 112: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	61, // 113: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	64, // 114: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	68, // 115: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	70, // 116: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	72, // 117: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	75, // 118: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	93, // [93:119] is the sub-list for method output_type
-	67, // [67:93] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	1,   // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
+	85,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
+	4,   // 2: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
+	6,   // 3: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
+	5,   // 4: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
+	80,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	85,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	85,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	8,   // 8: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
+	85,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	81,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	7,   // 11: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
+	7,   // 12: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
+	82,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	83,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	85,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	85,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	85,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	85,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	23,  // 19: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
+	24,  // 20: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
+	25,  // 21: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
+	85,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	26,  // 23: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
+	22,  // 24: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
+	85,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	85,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	85,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	21,  // 28: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
+	21,  // 29: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	32,  // 30: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
+	31,  // 31: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
+	85,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	21,  // 33: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
+	0,   // 34: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
+	39,  // 35: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
+	6,   // 36: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
+	85,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	86,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	42,  // 39: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
+	87,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	85,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	43,  // 42: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
+	86,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	87,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	85,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	85,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	85,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	85,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	48,  // 49: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
+	59,  // 50: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
+	85,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	62,  // 52: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
+	86,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	85,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
+	65,  // 55: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	85,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	85,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	85,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	85,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	66,  // 60: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
+	21,  // 61: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
+	85,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	65,  // 63: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
+	65,  // 64: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	65,  // 65: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	74,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
+	76,  // 67: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
+	79,  // 68: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
+	86,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
+	84,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
+	85,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
+	85,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
+	2,   // 73: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,   // 74: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11,  // 75: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13,  // 76: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15,  // 77: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19,  // 78: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17,  // 79: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27,  // 80: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29,  // 81: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	33,  // 82: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	35,  // 83: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	37,  // 84: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	40,  // 85: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	44,  // 86: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	46,  // 87: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	49,  // 88: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	51,  // 89: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	53,  // 90: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	55,  // 91: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	57,  // 92: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60,  // 93: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	63,  // 94: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	67,  // 95: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	69,  // 96: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	71,  // 97: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	73,  // 98: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	77,  // 99: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
+	3,   // 100: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10,  // 101: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12,  // 102: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14,  // 103: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16,  // 104: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20,  // 105: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18,  // 106: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28,  // 107: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30,  // 108: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34,  // 109: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36,  // 110: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38,  // 111: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41,  // 112: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45,  // 113: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47,  // 114: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50,  // 115: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52,  // 116: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54,  // 117: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56,  // 118: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	58,  // 119: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61,  // 120: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	64,  // 121: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	68,  // 122: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	70,  // 123: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	72,  // 124: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	75,  // 125: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	78,  // 126: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
+	100, // [100:127] is the sub-list for method output_type
+	73,  // [73:100] is the sub-list for method input_type
+	73,  // [73:73] is the sub-list for extension type_name
+	73,  // [73:73] is the sub-list for extension extendee
+	0,   // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -5794,7 +6081,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   80,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -102,6 +102,9 @@ const (
 	// ControlServiceMatchLeaksProcedure is the fully-qualified name of the ControlService's MatchLeaks
 	// RPC.
 	ControlServiceMatchLeaksProcedure = "/keyturn.v1.ControlService/MatchLeaks"
+	// ControlServiceListRulesProcedure is the fully-qualified name of the ControlService's ListRules
+	// RPC.
+	ControlServiceListRulesProcedure = "/keyturn.v1.ControlService/ListRules"
 )
 
 // ControlServiceClient is a client for the keyturn.v1.ControlService service.
@@ -154,6 +157,8 @@ type ControlServiceClient interface {
 	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
 	// does what the policies of those that match say. Role scanner; every call is audited.
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
+	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
+	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 }
 
 // NewControlServiceClient constructs a client for the keyturn.v1.ControlService service. By
@@ -323,6 +328,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
 			connect.WithClientOptions(opts...),
 		),
+		listRules: connect.NewClient[v1.ListRulesRequest, v1.ListRulesResponse](
+			httpClient,
+			baseURL+ControlServiceListRulesProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListRules")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -354,6 +365,7 @@ type controlServiceClient struct {
 	getEmergency     *connect.Client[v1.GetEmergencyRequest, v1.GetEmergencyResponse]
 	watchEmergency   *connect.Client[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse]
 	matchLeaks       *connect.Client[v1.MatchLeaksRequest, v1.MatchLeaksResponse]
+	listRules        *connect.Client[v1.ListRulesRequest, v1.ListRulesResponse]
 }
 
 // Apply calls keyturn.v1.ControlService.Apply.
@@ -574,6 +586,15 @@ func (c *controlServiceClient) MatchLeaks(ctx context.Context, req *v1.MatchLeak
 	return nil, err
 }
 
+// ListRules calls keyturn.v1.ControlService.ListRules.
+func (c *controlServiceClient) ListRules(ctx context.Context, req *v1.ListRulesRequest) (*v1.ListRulesResponse, error) {
+	response, err := c.listRules.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ControlServiceHandler is an implementation of the keyturn.v1.ControlService service.
 type ControlServiceHandler interface {
 	// Apply checks documents and stores them. Role admin or operator.
@@ -624,6 +645,8 @@ type ControlServiceHandler interface {
 	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
 	// does what the policies of those that match say. Role scanner; every call is audited.
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
+	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
+	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -789,6 +812,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListRulesHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceListRulesProcedure,
+		svc.ListRules,
+		connect.WithSchema(controlServiceMethods.ByName("ListRules")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keyturn.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceApplyProcedure:
@@ -843,6 +872,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceWatchEmergencyHandler.ServeHTTP(w, r)
 		case ControlServiceMatchLeaksProcedure:
 			controlServiceMatchLeaksHandler.ServeHTTP(w, r)
+		case ControlServiceListRulesProcedure:
+			controlServiceListRulesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -954,4 +985,8 @@ func (UnimplementedControlServiceHandler) WatchEmergency(context.Context, *v1.Wa
 
 func (UnimplementedControlServiceHandler) MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.MatchLeaks is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ListRules is not implemented"))
 }
