@@ -81,6 +81,9 @@ type Config struct {
 	// May be nil.
 	Issued  func(source grant.Source, result string)
 	Revoked func()
+	// Refused hears of every token that was refused because of the one who asked for
+	// it; it must not block. May be nil.
+	Refused func(Refusal)
 	// Skew is how far clocks may differ. Default: 30 s, of jobs' issuers.
 	Skew time.Duration
 	// KeysFresh is for how long keys of other issuers are used without asking, KeysStale
@@ -132,6 +135,9 @@ func New(config Config) *Broker {
 	}
 	if config.Issued == nil {
 		config.Issued = func(grant.Source, string) {}
+	}
+	if config.Refused == nil {
+		config.Refused = func(Refusal) {}
 	}
 	if config.Revoked == nil {
 		config.Revoked = func() {}

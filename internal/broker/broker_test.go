@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -94,6 +95,10 @@ func TestProofsOfNobody(t *testing.T) {
 			t.Errorf("bound to %v", cnf)
 		}
 		n.refuses("a replay", byClient(good), broker.ErrProof)
+		want := []broker.Refusal{{Key: orders, Address: "192.0.2.7"}, {Key: orders, Client: "svc-a", Address: "192.0.2.7", Replay: true}} // who lacks a nonce gets one
+		if got := n.refused(); !slices.Equal(got, want) {
+			t.Errorf("told of %+v, want %+v", got, want)
+		}
 		n.refuses("two proofs", byClient(good, func(r *broker.Request) { r.Proofs = append(r.Proofs, r.Proofs...) }), broker.ErrProof)
 	})
 }

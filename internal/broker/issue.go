@@ -59,9 +59,29 @@ func (b *Broker) Give(ctx context.Context, request *Request) (Issued, error) {
 	b.config.Issued(proven.Source, resultOf(err))
 	if err != nil && !errors.Is(err, dpop.ErrNonce) {
 		b.entries.refused(refusal{request.Key, proven.Source, resultOf(err)})
+		if itsFault(err) {
+			b.config.Refused(Refusal{Key: request.Key, Client: proven.Subject, Address: request.Address, Replay: errors.Is(err, dpop.ErrReplayed)})
+		}
 		b.config.Logger.DebugContext(ctx, "a token was refused", "key", request.Key, "address", request.Address, "error", err)
 	}
 	return issued, err
+}
+
+// Refusal is a token that was refused because of the one who asked for it.
+type Refusal struct {
+	// Key is the signing key.
+	Key key.Name
+	// Client is who asked, if that was proven.
+	Client  string
+	Address string
+	// Replay: the proof of possession was shown before.
+	Replay bool
+}
+
+// itsFault reports whether a token was refused because of who asked for it, and not
+// because something was away.
+func itsFault(err error) bool {
+	return slices.Contains([]string{"proof", "client", "target", "scope", "binding", "grant"}, resultOf(err))
 }
 
 // resultOf is the error as one of a few words.

@@ -87,6 +87,8 @@ type node struct {
 	signed  map[string]token.Request
 	results map[string]int
 	revoked int
+	// refusals are what the broker told of those who were refused.
+	refusals []broker.Refusal
 	// jobs is the other issuer.
 	jobs *jobs
 }
@@ -182,6 +184,11 @@ func newNode(t testing.TB, shared store.Store, edit func(*broker.Config)) *node 
 			defer n.mu.Unlock()
 			n.results[result]++
 		},
+		Refused: func(r broker.Refusal) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.refusals = append(n.refusals, r)
+		},
 		Revoked: func() {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -231,6 +238,12 @@ func (n *node) refuses(what string, request *broker.Request, want error) {
 	if issued, err := n.Give(n.t.Context(), request); !errors.Is(err, want) || issued.ID != "" {
 		n.t.Errorf("%s: %+v, %v, want %v", what, issued, err, want)
 	}
+}
+
+func (n *node) refused() []broker.Refusal {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.refusals)
 }
 
 // jobs is another issuer, without a network.

@@ -29,6 +29,9 @@ import (
 // ErrProof: a proof is not valid; the message says why, for a log.
 var ErrProof = errors.New("the proof of possession is not valid")
 
+// ErrReplayed: the proof was shown before. It comes with ErrProof.
+var ErrReplayed = errors.New("it was shown before")
+
 // ErrNonce: the proof lacks a nonce of the server, or has an old one.
 var ErrNonce = errors.New("the proof of possession needs a nonce of this server")
 

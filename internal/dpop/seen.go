@@ -30,7 +30,7 @@ func NewSeen(most int) *Seen {
 // span is how long the longest proof counts: one made a window ahead of now.
 const span = 2*Window + 2*time.Second
 
-// Add notes a proof. It fails with ErrProof when it was shown before, and with
+// Add notes a proof. It fails with ErrProof and ErrReplayed when it was shown before, and with
 // ErrFull: what cannot be remembered is not accepted.
 func (s *Seen) Add(p *Proof, now time.Time) error {
 	sum := sha256.Sum256([]byte(p.Thumbprint + "\x00" + p.ID))
@@ -50,7 +50,7 @@ func (s *Seen) Add(p *Proof, now time.Time) error {
 	_, old := s.old[id]
 	switch {
 	case young || old:
-		return bad("it was shown before")
+		return errors.Join(ErrProof, ErrReplayed)
 	case len(s.young) >= s.most:
 		return ErrFull
 	}

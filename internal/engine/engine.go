@@ -115,7 +115,10 @@ type Tell struct {
 // Sample is how a version fared at one presenter.
 type Sample struct {
 	Presenter string
-	At        time.Time
+	// Address is where the presenter reports from, as the server sees it; it may be
+	// empty.
+	Address string
+	At      time.Time
 	// Reports is how many reports it sums up; 0 stands for one.
 	Reports      int
 	Attempts     uint64

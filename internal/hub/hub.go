@@ -61,7 +61,7 @@ type Config struct {
 	ForgetClients time.Duration
 	// Sampled hears of every report, with the party's label "cohort"; it must not
 	// block. May be nil.
-	Sampled func(name key.Name, cohort string, sample engine.Sample)
+	Sampled func(name key.Name, version key.Version, cohort string, sample engine.Sample)
 	// AckPause is how long acknowledgements wait for company. Default: 5 ms.
 	AckPause time.Duration
 }

@@ -71,7 +71,7 @@ func (h *Hub) Report(ctx context.Context, name key.Name, version key.Version, sa
 		}
 	}
 	if h.config.Sampled != nil {
-		h.config.Sampled(name, h.cohort(sample.Presenter), sample)
+		h.config.Sampled(name, version, h.cohort(sample.Presenter), sample)
 	}
 	turned := h.reports.add(name, version, sample)
 	if h.config.Store != nil && h.reports.waiting() && h.node.accompanied() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -364,7 +365,7 @@ func (d Delivery) Report(ctx context.Context, request *keyturnv1.ReportRequest) 
 	var problems []error
 	for i, sample := range request.GetSamples() {
 		problems = append(problems, d.config.Hub.Report(ctx, keys[i], key.Version(sample.GetVersion()), engine.Sample{
-			Presenter: request.GetPartyId(), Attempts: sample.GetAttempts(), AuthFailures: sample.GetAuthFailures(),
+			Presenter: request.GetPartyId(), Address: addressOf(ctx), Attempts: sample.GetAttempts(), AuthFailures: sample.GetAuthFailures(),
 			Healthy: sample.GetHealthy(), Detail: clip(sample.GetDetail()),
 		}))
 	}
@@ -372,6 +373,19 @@ func (d Delivery) Report(ctx context.Context, request *keyturnv1.ReportRequest) 
 		return nil, wire(err)
 	}
 	return &keyturnv1.ReportResponse{}, nil
+}
+
+// addressOf is the caller's IP address; empty if it has none.
+func addressOf(ctx context.Context) string {
+	info, ok := connect.CallInfoForHandlerContext(ctx)
+	if !ok {
+		return ""
+	}
+	at, err := netip.ParseAddrPort(info.Peer().Addr)
+	if err != nil {
+		return ""
+	}
+	return at.Addr().Unmap().WithZone("").String()
 }
 
 // Leave implements DeliveryService.

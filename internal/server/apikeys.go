@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -90,19 +89,6 @@ func (s *Server) newAPIKeys(now func() time.Time, keys keeper.Keeper) error {
 		},
 	})
 	return nil
-}
-
-// observeAPIKeys lets the rules judge who used API keys, or tried to.
-func (s *Server) observeAPIKeys(list []apikey.Used) {
-	observations := make([]engine.Observation, 0, len(list))
-	for i := range list {
-		u := &list[i]
-		observations = append(observations, engine.Observation{
-			Key: u.Key, Version: u.Version, Source: "api-key", Application: u.Caller.Application, Address: u.Caller.Address,
-			Count: int(min(u.Count, math.MaxInt32)), Refused: u.Refused, Identified: !u.Refused, At: u.At,
-		})
-	}
-	s.engine.Observe(observations...)
 }
 
 // nodeName is the same after every start from one data folder, and another one at

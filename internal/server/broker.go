@@ -27,7 +27,7 @@ func (s *Server) newBroker(keys keeper.Keeper) *broker.Broker {
 		Store: s.store, Keeper: keys, Journal: s.engine, Signer: s.tokens.signer, Verifier: s.tokens.board, Logger: s.log, Now: s.clock.Now,
 		Grants: s.grants, Client: s.clientOf, Stale: s.config.Tokens.Outage,
 		Issued:  func(source grant.Source, result string) { s.telemetry.TokensIssued(source.String(), result).Inc() },
-		Revoked: func() { s.telemetry.TokensRevoked().Inc() },
+		Revoked: func() { s.telemetry.TokensRevoked().Inc() }, Refused: s.observeRefused,
 	})
 }
 

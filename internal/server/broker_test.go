@@ -360,6 +360,18 @@ func TestBoundTokens(t *testing.T) {
 			t.Errorf("%s: %v", what, body)
 		}
 	}
+	// What was shown again is found by a rule, and nothing more is done.
+	w.apply(t, w.root, `{apiVersion: keyturn/v1, kind: Rule, metadata: {name: replays}, spec: {when: use.replay && use.known, then: emergency, mode: enforce}}`)
+	if _, body := w.post(t, token.TokenPath, form, map[string]string{"DPoP": good}); body["error"] != "invalid_dpop_proof" {
+		t.Errorf("%v", body)
+	}
+	until(t, "a finding", func() bool {
+		response, err := w.control(w.root).ListRules(t.Context(), &keyturnv1.ListRulesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.GetRules()[0].GetFindings()["alert"] == 1 && response.GetRules()[0].GetLastVersion() == 1
+	})
 }
 
 // TestClientCredentials: a service with a token of Keyturn gets one for others.

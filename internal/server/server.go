@@ -26,9 +26,7 @@ import (
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/rpc"
-	"github.com/keyturn/keyturn/internal/signals"
 	"github.com/keyturn/keyturn/internal/store"
-	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
 
@@ -147,9 +145,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	var err error
 	s.hub = hub.New(hub.Config{
 		Logger: s.log, Now: options.Now, Store: s.store, MaxSessions: s.config.Limits.Parties, ForgetClients: s.config.Limits.ForgetClients,
-		Sampled: func(name key.Name, cohort string, sample engine.Sample) {
-			s.telemetry.Sampled(signals.Sample{Key: name, Cohort: cohort, Attempts: sample.Attempts, AuthFailures: sample.AuthFailures})
-		},
+		Sampled: s.sampled,
 	})
 	if s.telemetry, err = newTelemetry(&s.config, s.log, options.Now, s.hub.Connected, &ledger{server: s, node: rand.Text()}); err != nil {
 		return err
