@@ -62,6 +62,15 @@ func TestKeepsThePolicy(t *testing.T) {
 	if len(texts) != 2 {
 		t.Error("the two rotations began by one policy")
 	}
+	// The policy of keys that name none has no document, and is kept as well.
+	w.apply(t, header+"kind: Key\nmetadata: {name: b}\nspec: {provider: memory}\n")
+	view, err := w.Rotation(t.Context(), w.rotate(t, "b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := w.PolicyText(t.Context(), view.Policy); err != nil || view.Policy.Name != "default" || !strings.Contains(string(text), `"kind":"Policy"`) || !strings.Contains(string(text), `"name":"default"`) {
+		t.Errorf("%+v: %s, %v", view.Policy, text, err)
+	}
 	if _, err := w.PolicyText(t.Context(), engine.PolicyRef{Name: "p", SHA256: "x"}); !errors.Is(err, engine.ErrNotFound) {
 		t.Error(err)
 	}

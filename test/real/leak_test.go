@@ -213,7 +213,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "webhooks of partners", "apikey show"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "evidence summary.md", "webhooks of partners", "apikey show"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0
@@ -270,12 +270,29 @@ func (w *world) fromServer(t *testing.T, found places) {
 	for _, r := range rotations.GetRotations() {
 		found["rotation "+r.GetId()] = []byte(r.String() + w.timeline(t, r.GetId()))
 	}
+	w.evidence(t, rotations.GetRotations()[0].GetId(), found)
 	parties, err := w.control.ListParties(t.Context(), &keyturnv1.ListPartiesRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	found["the parties"] = []byte(parties.String())
 	found["the key"] = []byte(w.key(t).String())
+}
+
+// evidence adds every file of an evidence pack.
+func (w *world) evidence(t *testing.T, id string, found places) {
+	t.Helper()
+	path := filepath.Join(w.dir, "evidence.zip")
+	if code, stdout, stderr := w.keyturn(t, "", "evidence", "pack", id, "-o", path); code != 0 {
+		t.Fatalf("the evidence: %s%s", stdout, stderr)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range unzip(t, content) {
+		found["evidence "+name] = body
+	}
 }
 
 // backup adds a backup, as it leaves the server and as its recipient reads it.
