@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/provider/providerconf"
@@ -82,6 +83,10 @@ func (s *settings) parseEndpoints(b *providerconf.Block) {
 	for i, item := range list {
 		place := providerconf.Index("endpoints", i)
 		if name, text := item.(string); text {
+			if name == "" || len(name) > maxName || strings.ContainsFunc(name, unicode.IsControl) {
+				b.Report(place, "it is no name", hint)
+				continue
+			}
 			item = map[string]any{"name": name}
 		}
 		if _, is := item.(map[string]any); !is {

@@ -108,7 +108,7 @@ func fuzzConfig(f *testing.F, kind string) {
 		f, plugin.New(plugin.Config{Kind: kind, Plugins: map[string]plugin.Transport{"vault": raw("")}}),
 		`{"plugin":"vault","endpoints":["eu",{"name":"us","region":"us","host":"db:1"}],"methods":["usage","held"],"settings":{"a":[1]},"capacity":2}`,
 		`{"plugin":"vault","endpoints":["eu"],"capacity":1,"gap":true,"mint":{"secrets":{"p":{"length":40,"alphabet":"hex","prefix":"k_"}},"attributes":{"u":"x{slot}"}}}`,
-		`{"plugin":"other","endpoints":[7,{"host":"x"},"eu","eu"],"gap":1,"mint":{"secrets":{"p":7,"a.b":{"length":1}}},"capacity":1.5,"methods":["x"]}`,
+		`{"plugin":"other","endpoints":[7,{"host":"x"},"eu","eu",""],"gap":1,"mint":{"secrets":{"p":7,"a.b":{"length":1}}},"capacity":1.5,"methods":["x"]}`,
 		`{"plugin":"vault","endpoints":{},"mint":[],"settings":7}`,
 	)
 }
