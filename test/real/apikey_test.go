@@ -133,37 +133,12 @@ var errNotLetIn = errors.New("a key that should be good is refused")
 // was given last.
 func (w *world) caller(t *testing.T, l *load, id string) {
 	t.Helper()
-	keys, err := client.Open(t.Context(), w.party(client.KindClient, id, "", ""), apiKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	handle := keys.Key(apiKey)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	var running sync.WaitGroup
-	t.Cleanup(func() {
-		cancel()
-		running.Wait()
-		keys.Close()
-	})
-	running.Go(func() {
-		for ctx.Err() == nil {
-			credential := handle.Current()
-			v, err := w.verify(ctx, credential.Secret("key").RevealString(), id)
-			if err == nil && (!v.Valid || v.Version != uint64(credential.Version) || v.Client != "ACME Ltd.") {
-				err = fmt.Errorf("%w: %+v", errNotLetIn, v)
-			}
-			if ctx.Err() != nil {
-				return
-			}
-			l.queries.Add(1)
-			if err != nil {
-				l.fail(id, err)
-			}
-			select {
-			case <-time.After(pauseBetween):
-			case <-ctx.Done():
-			}
+	w.user(t, l, apiKey, id, pauseBetween, func(ctx context.Context, c client.Credential) error {
+		v, err := w.verify(ctx, c.Secret("key").RevealString(), id)
+		if err == nil && (!v.Valid || v.Version != uint64(c.Version) || v.Client != "ACME Ltd.") {
+			err = fmt.Errorf("%w: %+v", errNotLetIn, v)
 		}
+		return err
 	})
 }
 

@@ -40,8 +40,8 @@ func example(t *testing.T, path string, changes ...string) string {
 	return strings.NewReplacer(changes...).Replace(string(document))
 }
 
-// user uses the present version of a key all the time.
-func (w *world) user(t *testing.T, l *load, name key.Name, id string, use func(ctx context.Context, c client.Credential) error) {
+// user uses the present version of a key all the time, and pauses after each use.
+func (w *world) user(t *testing.T, l *load, name key.Name, id string, pause time.Duration, use func(ctx context.Context, c client.Credential) error) {
 	t.Helper()
 	keys, err := client.Open(t.Context(), w.party(client.KindClient, id, "", ""), name)
 	if err != nil {
@@ -66,7 +66,7 @@ func (w *world) user(t *testing.T, l *load, name key.Name, id string, use func(c
 				l.fail(id, err)
 			}
 			select {
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(pause):
 			case <-ctx.Done():
 			}
 		}
@@ -102,7 +102,7 @@ func TestIAMKeyRotatesUnderUse(t *testing.T) {
 		return err
 	}
 	l := &load{}
-	w.user(t, l, name, "deployer", use)
+	w.user(t, l, name, "deployer", 100*time.Millisecond, use)
 	for turn := range 2 {
 		l.more(t, 5)
 		before, _ := cloud.IDs()
@@ -229,7 +229,7 @@ func deployKeyUnderUse(t *testing.T, repository, user, address, hostKey, documen
 	l := &load{}
 	var mu sync.Mutex
 	versions := map[uint64][]byte{}
-	w.user(t, l, name, "deployer", func(ctx context.Context, c client.Credential) error {
+	w.user(t, l, name, "deployer", 100*time.Millisecond, func(ctx context.Context, c client.Credential) error {
 		private := c.Secret("privateKey").Reveal()
 		mu.Lock()
 		versions[uint64(c.Version)] = private
