@@ -129,7 +129,9 @@ func TestPartnerIsTold(t *testing.T) {
 	})
 	id := w.rotateKey(t, apiKey, "yearly")
 	eventually(t, "the partner hears of its next key", func() bool {
-		return box.find("from keyturn@example.com\nto keys@acme.example\n", "Subject: The next API key of ACME Ltd. is ready", "https://keyturn.example/apikeys")
+		mu.Lock()
+		defer mu.Unlock()
+		return len(hooks) == 2 && box.find("from keyturn@example.com\nto keys@acme.example\n", "Subject: The next API key of ACME Ltd. is ready", "https://keyturn.example/apikeys")
 	})
 	_, renewed := w.self(t, http.MethodPost, "/v1/apikeys/self/webhook-secret", first)
 	_, next := w.self(t, http.MethodPost, ownSuccessor, first)
