@@ -16,19 +16,16 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	strict "github.com/go-jose/go-jose/v4/json"
-	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/keyturn/keyturn/internal/dpop"
+	"github.com/keyturn/keyturn/internal/webtoken"
 )
 
 const (
 	// MaxToken is how large a token may be, in bytes.
-	MaxToken = 16 << 10
-	// maxDepth is how deep its claims may be nested.
-	maxDepth = 16
-	// maxLife is how long a token may live, in seconds: 32 days; maxDate the latest date.
-	maxLife = 32 * 24 * 3600
-	maxDate = 1 << 40
+	MaxToken = webtoken.MaxSize
+	// maxLife is how long a token may live.
+	maxLife = 32 * 24 * time.Hour
 )
 
 // Claims are those of a token that was verified.
@@ -126,16 +123,12 @@ func (c *Checker) Check(ctx context.Context, shown *Shown) (Claims, error) {
 
 // read verifies the token itself.
 func (c *Checker) read(ctx context.Context, compact string) (Claims, error) {
-	if len(compact) > MaxToken || strings.Count(compact, ".") != 2 {
-		return Claims{}, bad("it is no JWS in the compact serialisation, or is too long")
-	}
-	parsed, err := jose.ParseSignedCompact(compact, asymmetric())
+	token, err := webtoken.Parse(compact)
 	if err != nil {
-		return Claims{}, bad("it cannot be read, or its algorithm is not allowed")
+		return Claims{}, bad(err.Error())
 	}
-	header := parsed.Signatures[0].Protected
-	typ, _ := header.ExtraHeaders[jose.HeaderType].(string)
-	if lower := strings.TrimPrefix(strings.ToLower(typ), "application/"); lower != "at+jwt" {
+	header := token.Header()
+	if !token.Is("at+jwt") {
 		return Claims{}, bad("its type is not at+jwt")
 	}
 	for _, name := range []jose.HeaderKey{"crit", "b64", "cty", "jku", "x5u"} {
@@ -150,53 +143,42 @@ func (c *Checker) read(ctx context.Context, compact string) (Claims, error) {
 	if err != nil {
 		return Claims{}, err
 	}
-	// The key decides on the algorithm, not the token.
-	if header.Algorithm != string(k.algorithm) {
-		return Claims{}, bad("its algorithm is not that of the key")
-	}
-	payload, err := parsed.Verify(k.public)
+	payload, err := token.Verify(k)
 	if err != nil {
-		return Claims{}, bad("its signature does not match")
+		return Claims{}, bad(err.Error())
 	}
 	return c.claims(payload, header.KeyID)
 }
 
 // claims reads what was signed, and compares it with what is expected.
 func (c *Checker) claims(payload []byte, kid string) (Claims, error) {
-	if depth(payload) > maxDepth {
-		return Claims{}, bad("its claims are nested too deep")
+	said, err := webtoken.Read(payload)
+	if err != nil {
+		return Claims{}, bad(err.Error())
 	}
-	var all map[string]strict.RawMessage
-	var registered jwt.Claims
 	var more struct {
 		Client string         `json:"client_id"`
 		Scope  string         `json:"scope"`
 		Bound  map[string]any `json:"cnf"`
 	}
-	if strict.Unmarshal(payload, &all) != nil || all == nil || strict.Unmarshal(payload, &registered) != nil || strict.Unmarshal(payload, &more) != nil {
-		return Claims{}, bad("its claims are no JSON of a token, or one is there twice")
+	if strict.Unmarshal(payload, &more) != nil {
+		return Claims{}, bad("its claims are not those of an access token")
 	}
 	switch {
-	case registered.Issuer != c.config.Issuer:
+	case said.Issuer != c.config.Issuer:
 		return Claims{}, bad("another issuer made it")
-	case !registered.Audience.Contains(c.config.Audience):
+	case !slices.Contains(said.Audience, c.config.Audience):
 		return Claims{}, bad("it is for another audience")
-	case registered.Expiry == nil || registered.IssuedAt == nil:
-		return Claims{}, bad("it does not say when it expires, or when it was issued")
-	case *registered.IssuedAt < 0 || *registered.Expiry < *registered.IssuedAt || *registered.Expiry > maxDate || *registered.Expiry-*registered.IssuedAt > maxLife:
+	}
+	if err := said.At(c.config.Now(), c.config.Skew); err != nil {
+		return Claims{}, bad(err.Error())
+	}
+	if life := said.Expires.Sub(said.Issued); life < 0 || life > maxLife {
 		return Claims{}, bad("it lives longer than any token")
 	}
-	err := registered.ValidateWithLeeway(jwt.Expected{Time: c.config.Now()}, c.config.Skew)
-	if err != nil {
-		return Claims{}, bad("it has expired, or is not valid yet")
-	}
 	claims := Claims{
-		Issuer: registered.Issuer, Subject: registered.Subject, ID: registered.ID, Client: more.Client, Audience: registered.Audience,
-		Scopes: strings.Fields(more.Scope), Issued: registered.IssuedAt.Time(), Expires: registered.Expiry.Time(), KeyID: kid,
-		All: make(map[string]json.RawMessage, len(all)),
-	}
-	for name, value := range all {
-		claims.All[name] = json.RawMessage(value)
+		Issuer: said.Issuer, Subject: said.Subject, ID: said.ID, Client: more.Client, Audience: said.Audience,
+		Scopes: strings.Fields(more.Scope), Issued: said.Issued, Expires: said.Expires, KeyID: kid, All: said.All,
 	}
 	for name, value := range more.Bound {
 		text, _ := value.(string)
@@ -209,7 +191,7 @@ func (c *Checker) claims(payload []byte, kid string) (Claims, error) {
 			return Claims{}, bad("it is bound to what is not known here")
 		}
 	}
-	if _, there := all["cnf"]; there && len(more.Bound) == 0 {
+	if _, there := said.All["cnf"]; there && len(more.Bound) == 0 {
 		return Claims{}, bad("it is bound to what is not known here")
 	}
 	return claims, nil
@@ -259,24 +241,4 @@ func (c *Checker) possession(claims *Claims, shown *Shown) error {
 		return fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return nil
-}
-
-// depth is how deep JSON is nested.
-func depth(body []byte) int {
-	deepest, level, quoted := 0, 0, false
-	for i := 0; i < len(body); i++ {
-		switch c := body[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			level++
-			deepest = max(deepest, level)
-		case c == '}' || c == ']':
-			level--
-		}
-	}
-	return deepest
 }

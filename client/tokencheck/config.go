@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/keyturn/keyturn/internal/webtoken"
 )
 
 var (
@@ -81,13 +83,6 @@ const (
 	defaultProofs = 100_000
 )
 
-// asymmetric are the algorithms that may be allowed.
-func asymmetric() []jose.SignatureAlgorithm {
-	return []jose.SignatureAlgorithm{
-		jose.EdDSA, jose.ES256, jose.ES384, jose.ES512, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
-	}
-}
-
 // complete fills in what is missing.
 func (c *Config) complete() error {
 	if err := checkURL("Issuer", c.Issuer); err != nil {
@@ -123,12 +118,12 @@ func (c *Config) complete() error {
 		}
 	}
 	for _, name := range c.Algorithms {
-		if !slices.Contains(asymmetric(), jose.SignatureAlgorithm(name)) {
-			return fmt.Errorf("%w: Algorithms: %q is none of %v", ErrConfig, name, asymmetric())
+		if !slices.Contains(webtoken.Algorithms(), jose.SignatureAlgorithm(name)) {
+			return fmt.Errorf("%w: Algorithms: %q is none of %v", ErrConfig, name, webtoken.Algorithms())
 		}
 	}
 	if len(c.Algorithms) == 0 {
-		for _, a := range asymmetric() {
+		for _, a := range webtoken.Algorithms() {
 			c.Algorithms = append(c.Algorithms, string(a))
 		}
 	}

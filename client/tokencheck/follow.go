@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"time"
+
+	"github.com/keyturn/keyturn/internal/webtoken"
 )
 
 const (
@@ -147,11 +149,11 @@ func (c *Checker) unsure(set *keySet) bool {
 }
 
 // find returns the key of a kid. It fails with ErrRefused, and with ErrUnsure.
-func (c *Checker) find(ctx context.Context, kid string) (verifyKey, error) {
+func (c *Checker) find(ctx context.Context, kid string) (webtoken.Key, error) {
 	set := c.set.Load()
 	if c.unsure(set) {
 		if set = c.newer(ctx); c.unsure(set) {
-			return verifyKey{}, ErrUnsure
+			return webtoken.Key{}, ErrUnsure
 		}
 	}
 	k, ok := set.keys[kid]
@@ -164,8 +166,8 @@ func (c *Checker) find(ctx context.Context, kid string) (verifyKey, error) {
 			return k, nil
 		}
 		if set.age(c.config.Now()) <= 2*refetchEvery {
-			return verifyKey{}, bad("its kid names no published key")
+			return webtoken.Key{}, bad("its kid names no published key")
 		}
 	}
-	return verifyKey{}, ErrUnsure
+	return webtoken.Key{}, ErrUnsure
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"github.com/keyturn/keyturn/internal/webtoken"
 )
 
 const (
@@ -27,15 +29,9 @@ const (
 	mostLife    = 24 * time.Hour
 )
 
-// verifyKey is a key of a set: it decides on the algorithm.
-type verifyKey struct {
-	public    any
-	algorithm jose.SignatureAlgorithm
-}
-
 // keySet is a set as it was fetched; it is not changed.
 type keySet struct {
-	keys map[string]verifyKey
+	keys map[string]webtoken.Key
 	etag string
 	// life is for how long it may be kept, fetched when it was asked for.
 	life    time.Duration
@@ -51,7 +47,7 @@ func (s *keySet) age(now time.Time) time.Duration {
 // readSet takes from a set the keys by which tokens may be signed. What else is in it
 // does not count: private and symmetric keys, those for other uses, without a kid or
 // an algorithm of the list. A set with two keys of one kid is refused.
-func readSet(body []byte, algorithms []string) (map[string]verifyKey, error) {
+func readSet(body []byte, algorithms []string) (map[string]webtoken.Key, error) {
 	if len(body) > maxSet {
 		return nil, errors.New("the set of keys is too large")
 	}
@@ -64,7 +60,7 @@ func readSet(body []byte, algorithms []string) (map[string]verifyKey, error) {
 	if len(set.Keys) > maxKeys {
 		return nil, errors.New("the set has too many keys")
 	}
-	keys := map[string]verifyKey{}
+	keys := map[string]webtoken.Key{}
 	for _, raw := range set.Keys {
 		var k jose.JSONWebKey
 		if json.Unmarshal(raw, &k) != nil || !k.IsPublic() || !k.Valid() || k.KeyID == "" || k.Use != "" && k.Use != "sig" ||
@@ -74,7 +70,7 @@ func readSet(body []byte, algorithms []string) (map[string]verifyKey, error) {
 		if _, twice := keys[k.KeyID]; twice {
 			return nil, errors.New("the set has two keys of one kid")
 		}
-		keys[k.KeyID] = verifyKey{k.Key, jose.SignatureAlgorithm(k.Algorithm)}
+		keys[k.KeyID] = webtoken.Key{Public: k.Key, Algorithm: jose.SignatureAlgorithm(k.Algorithm)}
 	}
 	return keys, nil
 }

@@ -28,6 +28,7 @@ func floors() []Place {
 		{Path: "internal/keytable", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/grant", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
+		{Path: "internal/webtoken", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
@@ -54,10 +55,10 @@ func floors() []Place {
 		{Path: "internal/emergency", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
 		{Path: "internal/transit", Floor: 3, Only: interfaces()},
 		{Path: "internal/pki", Floor: 3, Only: interfaces()},
-		{Path: "internal/token", Floor: 3, Only: interfaces()},
+		{Path: "internal/token", Floor: 3, Only: append([]string{"internal/webtoken"}, interfaces()...)},
 		{Path: "internal/apikey", Floor: 3, Only: interfaces()},
 		{Path: "internal/notices", Floor: 3, Only: interfaces()},
-		{Path: "internal/broker", Floor: 3, Only: append([]string{"internal/grant", "internal/dpop"}, interfaces()...), Beside: []string{"internal/token"}},
+		{Path: "internal/broker", Floor: 3, Only: append([]string{"internal/grant", "internal/dpop", "internal/webtoken"}, interfaces()...), Beside: []string{"internal/token"}},
 		{Path: "gen", Floor: 3, Only: none},
 
 		// 4: thin transports.
@@ -71,7 +72,7 @@ func floors() []Place {
 		{Path: "internal/gateway", Floor: 5},
 
 		// The outer side: it speaks to the server through gen and the network alone.
-		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop"}, words...), Never: inner()},
+		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop", "internal/webtoken"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
 		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "client/tokensource", "internal/harden", "gen/..."}, words...), Never: inner()},

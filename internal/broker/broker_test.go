@@ -14,6 +14,7 @@ import (
 	"github.com/keyturn/keyturn/internal/broker"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/internal/webtoken"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
@@ -228,7 +229,7 @@ func TestSweepOfRevocations(t *testing.T) {
 type soon struct{ expires time.Time }
 
 func (s soon) Verify(key.Name, string, token.Expect) (token.Claims, error) {
-	return token.Claims{ID: "soon", Version: 1, Expires: s.expires}, nil
+	return token.Claims{Version: 1, Claims: webtoken.Claims{ID: "soon", Expires: s.expires}}, nil
 }
 
 // TestManyAtOnce: concurrent requests of many clients and jobs each get a token.

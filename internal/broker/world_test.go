@@ -29,6 +29,7 @@ import (
 	"github.com/keyturn/keyturn/internal/sim/memstore"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/internal/webtoken"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
@@ -123,7 +124,7 @@ func (n *node) Verify(_ key.Name, compact string, _ token.Expect) (token.Claims,
 	if !strings.HasPrefix(compact, "good") {
 		return token.Claims{}, token.ErrToken
 	}
-	return token.Claims{ID: compact, Version: 1, Expires: time.Unix(1<<31, 0)}, nil
+	return token.Claims{Version: 1, Claims: webtoken.Claims{ID: compact, Expires: time.Unix(1<<31, 0)}}, nil
 }
 
 func (n *node) count(action audit.Action) (list []audit.Entry) {

@@ -96,7 +96,7 @@ func (b *Board) accepts(a *active) (failed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if p == nil || p.keys[a.keyID].public == nil {
+	if p == nil || p.keys[a.keyID].Public == nil {
 		return nil, fmt.Errorf("%w: %s of %s is not published", ErrNotReady, a.version, a.key)
 	}
 	signed, err := a.signers[JWT].Sign([]byte(`{}`))

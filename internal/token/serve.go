@@ -14,6 +14,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/webtoken"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -249,9 +250,9 @@ func (p *Page) fill(body any) error {
 type verifyKeys map[string]verifyKey
 
 type verifyKey struct {
-	algorithm jose.SignatureAlgorithm
-	public    any
-	version   key.Version
+	webtoken.Key
+
+	version key.Version
 }
 
 // keysAt returns the keys that are listed at an endpoint.
@@ -280,17 +281,10 @@ func parseKey(v *version) (verifyKey, error) {
 	if !jwk.IsPublic() || !jwk.Valid() || jwk.KeyID != v.KeyID || jwk.Algorithm != v.Algorithm || v.KeyID == "" {
 		return verifyKey{}, fmt.Errorf("its public key is not one with the kid %q for %s", v.KeyID, v.Algorithm)
 	}
-	if !slices.Contains(algorithms(), jose.SignatureAlgorithm(v.Algorithm)) {
+	if !slices.Contains(webtoken.Algorithms(), jose.SignatureAlgorithm(v.Algorithm)) {
 		return verifyKey{}, fmt.Errorf("algorithm %q is none for public keys", v.Algorithm)
 	}
-	return verifyKey{algorithm: jose.SignatureAlgorithm(v.Algorithm), public: jwk.Key, version: v.Number}, nil
-}
-
-// algorithms are those of key pairs; none and those of shared secrets are not among them.
-func algorithms() []jose.SignatureAlgorithm {
-	return []jose.SignatureAlgorithm{
-		jose.EdDSA, jose.ES256, jose.ES384, jose.ES512, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
-	}
+	return verifyKey{Key: webtoken.Key{Public: jwk.Key, Algorithm: jose.SignatureAlgorithm(v.Algorithm)}, version: v.Number}, nil
 }
 
 // IsPublic reports whether a path could be one that a Board serves.

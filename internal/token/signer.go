@@ -407,15 +407,15 @@ func newActive(assignment *Assignment) (*active, error) {
 	if err != nil {
 		return nil, err
 	}
-	if public, ok := private.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(k.public) {
+	if public, ok := private.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(k.Public) {
 		return nil, errors.New("the private key is not that of the published key")
 	}
 	for _, kind := range []Type{JWT, AccessToken} {
 		a.signers[kind], err = jose.NewSigner(
-			jose.SigningKey{Algorithm: k.algorithm, Key: jose.JSONWebKey{Key: private, KeyID: a.keyID}},
+			jose.SigningKey{Algorithm: k.Algorithm, Key: jose.JSONWebKey{Key: private, KeyID: a.keyID}},
 			(&jose.SignerOptions{}).WithType(jose.ContentType(kind.String())))
 		if err != nil {
-			return nil, fmt.Errorf("sign with %s: %w", k.algorithm, err)
+			return nil, fmt.Errorf("sign with %s: %w", k.Algorithm, err)
 		}
 	}
 	return a, nil

@@ -1,7 +1,6 @@
 package token_test
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ed25519"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/sim/memstore"
 	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/internal/webtoken"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -138,7 +138,7 @@ func TestTokensThatAreRefused(t *testing.T) {
 			"five parts":                      valid + ".a.b",
 			"JSON serialisation":              `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`,
 			"nothing":                         "",
-			"huge":                            strings.Repeat("a", token.MaxToken) + valid,
+			"huge":                            strings.Repeat("a", webtoken.MaxSize) + valid,
 			"claims nested deep":              f.sign(good, []byte(`{"a":`+strings.Repeat("[", 4000)+strings.Repeat("]", 4000)+`}`)),
 			"claims that are a list":          f.sign(good, []byte(`[]`)),
 			"claims that are null":            f.sign(good, []byte(`null`)),
@@ -219,37 +219,6 @@ func FuzzVerify(f *testing.F) {
 		parts := strings.Split(compact, ".")
 		if parts[0] != signed[0] || parts[1] != signed[1] || claims.Subject != "alice" {
 			t.Errorf("accepted what was never signed: %q", compact)
-		}
-	})
-}
-
-// FuzzClaims: a payload that was signed is read as other readers would, or refused.
-func FuzzClaims(f *testing.F) {
-	b, forger := published(f, jose.EdDSA)
-	good := []byte(`{"alg":"EdDSA","kid":"k1","typ":"JWT"}`)
-	far := func(c map[string]any) { c["exp"] = time.Now().Unix() + 86400 }
-	f.Add(forger.claims(far))
-	f.Add([]byte(`{"iss":"` + issuer + `","exp":9999999999,"iat":0,"aud":["a","b"]}`))
-	f.Add([]byte(`{"iss":"` + issuer + `","exp":9999999999,"exp":1,"iat":0}`))
-	f.Add([]byte(`{"iss":null,"exp":1e9,"iat":-0}`))
-	f.Fuzz(func(t *testing.T, payload []byte) {
-		claims, err := b.Verify(orders, forger.sign(good, payload), token.Expect{})
-		if err != nil {
-			return
-		}
-		if !json.Valid(payload) {
-			t.Fatalf("accepted claims that are not JSON: %q", payload)
-		}
-		var again map[string]json.RawMessage
-		if err := json.NewDecoder(bytes.NewReader(payload)).Decode(&again); err != nil {
-			t.Fatal(err)
-		}
-		var exp float64
-		if err := json.Unmarshal(again["exp"], &exp); err != nil || exp < float64(time.Now().Add(-2*skew).Unix()) {
-			t.Errorf("accepted although it expired at %v", exp)
-		}
-		if len(again) != len(claims.All) || claims.Issuer != issuer {
-			t.Errorf("read %d claims of %d", len(claims.All), len(again))
 		}
 	})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/keyturn/keyturn/internal/broker"
 	"github.com/keyturn/keyturn/internal/compat/oauth"
 	"github.com/keyturn/keyturn/internal/token"
+	"github.com/keyturn/keyturn/internal/webtoken"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/secret"
 )
@@ -57,7 +58,7 @@ func (f *fake) Introspect(_ key.Name, compact string) (token.Claims, error) {
 		return token.Claims{}, token.ErrToken
 	}
 	all := map[string]json.RawMessage{"sub": json.RawMessage(`"a"`), "cnf": json.RawMessage(`{"jkt":"x"}`), "active": json.RawMessage(`false`), "client_id": json.RawMessage(`"me"`)}
-	return token.Claims{All: all}, nil
+	return token.Claims{Claims: webtoken.Claims{All: all}}, nil
 }
 
 func (f *fake) Revoke(_ context.Context, _ key.Name, compact string, _ audit.Actor, allowed func(*token.Claims) error) error {
