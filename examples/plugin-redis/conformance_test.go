@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/provider/plugin"
 	"github.com/keyturn/keyturn/internal/provider/plugin/process"
+	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/provider/providertest"
 )
@@ -52,7 +53,7 @@ func targetOf(t *testing.T, transport plugin.Transport) providertest.Target {
 		Config: provider.Config{
 			"plugin":    "redis",
 			"endpoints": []any{map[string]any{"name": "eu", "region": "eu", "host": server.address}},
-			"methods":   []any{"usage", "preflight", "held", "destroy"},
+			"methods":   []any{"usage", "preflight", "held", "fence", "destroy"},
 			"settings":  map[string]any{"prefix": "orders-v"},
 		},
 		Key: name,
@@ -91,4 +92,69 @@ func TestConformance(t *testing.T) {
 		t.Parallel()
 		return targetOf(t, transport)
 	})
+}
+
+// TestFenceOfRedis: once the fence of a key was raised at a server, what was sent
+// before comes too late, whether its version is known there, was destroyed, or was
+// never heard of; the other server, and other keys with the same prefix, go on.
+func TestFenceOfRedis(t *testing.T) {
+	eu, us := startRedis(t), startRedis(t)
+	transport := process.New(process.Config{Path: program(t), Env: map[string]string{"REDIS_ADMIN_FILE": adminFile(t)}})
+	driver := plugin.New(plugin.Config{Kind: "exec", Plugins: map[string]plugin.Transport{"redis": transport}})
+	system, err := driver.Open(t.Context(), provider.Config{
+		"plugin":    "redis",
+		"endpoints": []any{map[string]any{"name": "eu", "host": eu.address}, map[string]any{"name": "us", "host": us.address}},
+		"methods":   []any{"fence", "destroy"},
+		"settings":  map[string]any{"prefix": "orders-v"},
+	}, provider.Env{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func(fence uint64) provider.Call { return provider.Call{Key: name, Fence: fence} }
+	var versions []provider.Version
+	for number := key.Version(1); number <= 3; number++ {
+		material, err := system.Mint(t.Context(), call(1), provider.MintRequest{Number: number})
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions = append(versions, provider.Version{Number: number, Material: material})
+	}
+	held, gone, unknown := versions[0], versions[1], versions[2]
+	for _, v := range versions[:2] {
+		if err := system.Accept(t.Context(), call(10), "eu", v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := system.(provider.Destroyer).Destroy(t.Context(), call(12), gone, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Accept(t.Context(), call(11), "eu", gone); !provider.IsPermanent(err) {
+		t.Errorf("a version that was destroyed is accepted by what was sent before: %v", err)
+	}
+	if err := system.(provider.Fencer).Fence(t.Context(), call(20), "eu"); err != nil {
+		t.Fatal(err)
+	}
+	for what, v := range map[string]provider.Version{"held": held, "destroyed": gone, "never heard of": unknown} {
+		for does, late := range map[string]func(context.Context, provider.Call, string, provider.Version) error{"accept": system.Accept, "refuse": system.Refuse} {
+			if err := late(t.Context(), call(19), "eu", v); !provider.IsPermanent(err) {
+				t.Errorf("%s of a version that is %s, with a smaller fence: %v", does, what, err)
+			}
+		}
+	}
+	if err := system.(provider.Destroyer).Destroy(t.Context(), call(19), held, nil); !provider.IsPermanent(err) {
+		t.Errorf("destroy with a smaller fence: %v", err)
+	}
+	if verdict, err := system.Probe(t.Context(), call(19), "eu", held); verdict != provider.Accepted || err != nil {
+		t.Errorf("what was accepted is now %v, %v", verdict, err)
+	}
+	other := provider.Version{Number: 9, Material: provider.Material{Attributes: map[string]string{"username": "orders-v9"}, Secrets: unknown.Material.Secrets}}
+	for of, err := range map[string]error{
+		"the same fence":     system.Accept(t.Context(), call(20), "eu", unknown),
+		"the other server":   system.Accept(t.Context(), call(19), "us", unknown),
+		"another key's call": system.Accept(t.Context(), provider.Call{Key: "prod/billing/redis", Fence: 1}, "eu", other),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", of, err)
+		}
+	}
 }

@@ -3,8 +3,9 @@
 
 Each version is an ACL user of its own, named PREFIX and the version's number, so that
 old and new are accepted side by side, and CLIENT LIST says who uses which. Redis gets
-the SHA-256 of a password, never the password itself; the present fencing token of each
-user is kept in a Redis key, so that a late call is turned away.
+the SHA-256 of a password, never the password itself. The fence of the last call for each
+user, and the one that was raised for the whole key, are kept in Redis keys beside it, so
+that a late call is turned away.
 
 Run as a program it answers one request:   redis_acl.py < request > answer
 Run as a service it answers signed POSTs:  redis_acl.py --serve 8443 CERT KEY SECRETFILE
@@ -125,36 +126,65 @@ class Plugin:
         return host
 
     def describe(self):
-        methods = [m for m in dir(self) if m in ("describe", "mint", "accept", "refuse", "probe", "usage", "preflight", "held", "destroy")]
+        methods = [m for m in dir(self) if m in ("describe", "mint", "accept", "refuse", "probe", "usage", "preflight", "held", "fence", "destroy")]
         return {"describe": {"name": "redis-acl", "version": "1", "protocols": [PROTOCOL], "methods": methods, "capacity": 0, "gap": False}}
 
     def mint(self):
         secret = base64.urlsafe_b64encode(os.urandom(24)).decode()
         return {"material": {"attributes": {"username": self.user()}, "secrets": {"password": secret}}}
 
-    def change(self, *rules):
-        """Changes the user at the endpoint, unless a later call was here already."""
-        fence_key, fence = "keyturn:fence:" + self.user(), self.request["call"]["fence"]
-        with admin(self.host(), self.deadline) as redis:
-            redis.send("WATCH", fence_key)
-            if int(redis.send("GET", fence_key) or 0) > fence:
+    def change(self, host, *commands, forget_after=None):
+        """Runs commands as one at a server, unless a later call was here already.
+
+        Two fences are compared: the one that the last call for this version left, and
+        the one that "fence" has raised for the key, also for versions unknown here.
+        """
+        user_fence, fence = "keyturn:fence:" + self.user(), self.request["call"]["fence"]
+        with admin(host, self.deadline) as redis:
+            redis.send("WATCH", user_fence, self.key_fence())
+            if any(int(seen or 0) > fence for seen in redis.send("MGET", user_fence, self.key_fence())):
                 raise Problem("a later call was here already", "permanent")
             redis.send("MULTI")
-            redis.send("SET", fence_key, fence)
-            redis.send("ACL", "SETUSER", self.user(), *rules)
-            if redis.send("EXEC") is None:
-                raise Problem("another call was here at the same time")
-            if rules[-1] == "off":
-                redis.send("CLIENT", "KILL", "USER", self.user())
+            redis.send("SET", user_fence, fence, *(["EX", forget_after] if forget_after else []))
+            for command in commands:
+                redis.send(*command)
+            self.execute(redis)
+            try:
+                redis.send("ACL", "SAVE")
+            except RedisError as error:
+                if "not configured" not in str(error):  # without an aclfile there is nothing to save to
+                    raise
         return {"ok": True}
+
+    def key_fence(self):
+        """The name of the Redis key with the fence of Keyturn's key."""
+        return "keyturn:fence-of-key:" + self.request["call"]["key"]
+
+    def execute(self, redis):
+        if redis.send("EXEC") is None:
+            raise Problem("another call was here at the same time")
 
     def accept(self):
         password = self.request["version"]["secrets"]["password"]
         digest = hashlib.sha256(password.encode()).hexdigest()
-        return self.change("reset", "#" + digest, *self.rules.split(), "on")
+        return self.change(self.host(), ["ACL", "SETUSER", self.user(), "reset", "#" + digest, *self.rules.split(), "on"])
 
     def refuse(self):
-        return self.change("off")
+        return self.change(self.host(), ["ACL", "SETUSER", self.user(), "off"], ["CLIENT", "KILL", "USER", self.user()])
+
+    def fence(self):
+        """From now on, calls with a smaller fence are turned away, whatever the version.
+
+        A change that has read the fence before, and is not made yet, fails: it watches it.
+        """
+        fence = self.request["call"]["fence"]
+        with admin(self.host(), self.deadline) as redis:
+            redis.send("WATCH", self.key_fence())
+            if int(redis.send("GET", self.key_fence()) or 0) < fence:
+                redis.send("MULTI")
+                redis.send("SET", self.key_fence(), fence)
+                self.execute(redis)
+        return {"ok": True}
 
     def probe(self):
         with Redis(self.host(), self.deadline) as redis:
@@ -207,13 +237,17 @@ class Plugin:
                     findings.append({
                         "code": "not-persistent", "message": name + " forgets its users when it restarts", "hint": "set aclfile in redis.conf",
                     })
+                if redis.send("CONFIG", "GET", "maxmemory-policy")[1].startswith("allkeys"):
+                    findings.append({
+                        "code": "fences-evicted", "message": name + " may forget the fences of late calls when its memory is full",
+                        "hint": "set maxmemory-policy in redis.conf to noeviction or volatile-lru",
+                    })
         return {"findings": findings}
 
     def destroy(self):
+        """Deletes the user everywhere; its fence stays for as long as a call may be late."""
         for host in self.hosts.values():
-            with admin(host, self.deadline) as redis:
-                redis.send("ACL", "DELUSER", self.user())
-                redis.send("DEL", "keyturn:fence:" + self.user())
+            self.change(host, ["ACL", "DELUSER", self.user()], forget_after=86400)
         return {"ok": True}
 
     def answer(self):

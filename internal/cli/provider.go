@@ -26,6 +26,6 @@ after each test. Where the system has few places, use one of its own for the tes
 	c.Flags().StringVar(&o.ConfigFile, "config", "", "the server's configuration `FILE`, with plugins")
 	c.Flags().StringVar(&o.Plugin, "plugin", "", "the `NAME` of the plugin; default: all that --file names, without it all")
 	c.Flags().StringVar(&o.KeyFile, "file", "", "a `FILE` of key documents to take endpoints and settings from; default: what the plugin describes")
-	c.Flags().StringVar(&o.Key, "key", "keyturn/provider-test", "the `NAME` of the key that plugins are told")
+	c.Flags().StringVar(&o.Key, "key", "keyturn/provider-test", "the `NAME` of the key that plugins are told, none of a real key")
 	return a.group(&cobra.Command{Use: "provider", Short: "Look after systems whose keys are rotated"}, c)
 }

@@ -181,7 +181,7 @@ func describedConfig(ctx context.Context, name string, transport plugin.Transpor
 		config["gap"] = *d.Gap
 	}
 	var methods []any
-	for _, method := range [...]string{plugin.MethodUsage, plugin.MethodPreflight, plugin.MethodHeld, plugin.MethodDestroy} {
+	for _, method := range [...]string{plugin.MethodUsage, plugin.MethodPreflight, plugin.MethodHeld, plugin.MethodFence, plugin.MethodDestroy} {
 		if slices.Contains(d.Methods, method) {
 			methods = append(methods, method)
 		}

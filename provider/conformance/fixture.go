@@ -185,7 +185,6 @@ func (f *fixture) tryMint(live ...provider.Version) (provider.Version, error) {
 	return minted, f.note(err)
 }
 
-// everywhere runs fn for every endpoint at the same time, as Keyturn does.
 // makeRoom destroys what was minted and is not live, as Keyturn does with versions
 // whose time is over before it asks for another. It reports whether there was any.
 func (f *fixture) makeRoom(live []provider.Version) (made bool) {
@@ -209,6 +208,7 @@ func (f *fixture) makeRoom(live []provider.Version) (made bool) {
 	return made
 }
 
+// everywhere runs fn for every endpoint at the same time, as Keyturn does.
 func (f *fixture) everywhere(what string, fn func(endpoint string) error) {
 	errs := make([]error, len(f.topology.Endpoints))
 	var wg sync.WaitGroup

@@ -20,7 +20,8 @@ import (
 // flaw is what a vault does wrong. The zero value is nothing.
 type flaw struct {
 	sameSecret, mintAccepts, noRoomIgnored, refusesOnce, replaces, secretIgnored, neverBack, listsNothing, lateHarms, unknownIsError,
-	anyEndpoint, hangs, guesses, preflightClears, leaks bool
+	anyEndpoint, hangs, guesses, preflightClears, leaks,
+	fenceClears, fenceLowers, fenceOfRefuse, fenceOfAccept, fenceOfOne bool
 }
 
 // vault is a system in memory, with a flaw.
@@ -31,7 +32,8 @@ type vault struct {
 	accepted map[string]secret.Value // by endpoint and number
 	refused  map[string]bool
 	silent   map[string]bool
-	hung     bool // once is enough
+	floor    map[string]uint64 // the fence of each endpoint
+	hung     bool              // once is enough
 }
 
 func (*vault) Check(config provider.Config) (provider.Topology, error) {
@@ -87,12 +89,42 @@ func (v *vault) reach(ctx context.Context, endpoint string) error {
 	return nil
 }
 
-func (v *vault) Accept(ctx context.Context, _ provider.Call, endpoint string, version provider.Version) error {
+// Fence notes the fence of an endpoint.
+func (v *vault) Fence(ctx context.Context, call provider.Call, endpoint string) error {
 	if err := v.reach(ctx, endpoint); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.fenceClears {
+		clear(v.accepted)
+	}
+	if !v.fenceOfOne || endpoint == "a" {
+		v.floor[endpoint] = max(v.floor[endpoint], call.Fence)
+	}
+	if v.fenceLowers {
+		v.floor[endpoint] = call.Fence
+	}
+	return nil
+}
+
+// late reports whether a call comes after one that has raised the fence.
+func (v *vault) late(call provider.Call, endpoint string, ignored bool) error {
+	if call.Fence < v.floor[endpoint] && !ignored {
+		return errors.New("a later call was here already")
+	}
+	return nil
+}
+
+func (v *vault) Accept(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
+	if err := v.reach(ctx, endpoint); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.late(call, endpoint, v.fenceOfRefuse); err != nil {
+		return err
+	}
 	if v.neverBack && v.refused[at(endpoint, version.Number)] {
 		return nil
 	}
@@ -107,12 +139,15 @@ func (v *vault) Accept(ctx context.Context, _ provider.Call, endpoint string, ve
 	return nil
 }
 
-func (v *vault) Refuse(ctx context.Context, _ provider.Call, endpoint string, version provider.Version) error {
+func (v *vault) Refuse(ctx context.Context, call provider.Call, endpoint string, version provider.Version) error {
 	if err := v.reach(ctx, endpoint); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err := v.late(call, endpoint, v.fenceOfAccept); err != nil {
+		return err
+	}
 	this := at(endpoint, version.Number)
 	_, known := v.accepted[this]
 	switch {
@@ -179,12 +214,16 @@ func (v *vault) Preflight(ctx context.Context, _ provider.Call, _ []provider.Ver
 	return nil, nil
 }
 
+func newVault(f flaw) *vault {
+	return &vault{flaw: f, accepted: map[string]secret.Value{}, refused: map[string]bool{}, silent: map[string]bool{}, floor: map[string]uint64{}}
+}
+
 // run runs the whole suite against vaults with a flaw and returns the names of the
 // tests that failed.
 func run(t *testing.T, f flaw) (failed []string) {
 	t.Helper()
 	for _, test := range conformance.Tests() {
-		v := &vault{flaw: f, accepted: map[string]secret.Value{}, refused: map[string]bool{}, silent: map[string]bool{}}
+		v := newVault(f)
 		result := test.Run(t.Context(), conformance.Target{
 			Driver: v, Config: provider.Config{"kind": "vault"}, Key: "k", Within: 300 * time.Millisecond, First: 1000,
 			Silence: func(endpoint string) func() {
@@ -225,6 +264,7 @@ func TestSuiteCatches(t *testing.T) {
 		"WrongSecretIsRefused":          {{secretIgnored: true}},
 		"RestoreAfterRefuse":            {{neverBack: true}},
 		"HeldTellsWhatIsAccepted":       {{listsNothing: true}},
+		"FenceTurnsAwayWhatIsLate":      {{fenceClears: true}, {fenceLowers: true}, {fenceOfRefuse: true}, {fenceOfAccept: true}, {fenceOfOne: true}},
 		"LateRefuseHarmsNoNewerVersion": {{lateHarms: true}},
 		"RefuseOfWhatWasNeverAccepted":  {{unknownIsError: true}},
 		"UnknownEndpoint":               {{anyEndpoint: true}},
@@ -244,7 +284,7 @@ func TestSuiteCatches(t *testing.T) {
 
 // TestTidy: what a test minted is refused at its end.
 func TestTidy(t *testing.T) {
-	v := &vault{accepted: map[string]secret.Value{}, refused: map[string]bool{}}
+	v := newVault(flaw{})
 	for _, test := range conformance.Tests() {
 		test.Run(t.Context(), conformance.Target{Driver: v, Config: provider.Config{"kind": "vault"}, Key: "k", Within: time.Second, Tidy: true})
 		if len(v.accepted) > 0 {

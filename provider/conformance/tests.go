@@ -240,8 +240,9 @@ func testHeld(f *fixture) {
 	}
 }
 
-// testFence: a call that was made before the fence was raised, and comes after, is
-// turned away, although nothing was changed meanwhile; a later one is not.
+// testFence: calls that were made before the fence was raised, and come after, are
+// turned away at every endpoint, although nothing was changed meanwhile, for all
+// versions that it holds; later ones are not.
 func testFence(f *fixture) {
 	fencer, ok := f.system.(provider.Fencer)
 	if !ok {
@@ -249,6 +250,13 @@ func testFence(f *fixture) {
 	}
 	v := f.mint()
 	f.accept(v)
+	var former *provider.Version // refused already
+	if !f.topology.Gap {
+		w := f.mint(v)
+		f.accept(w)
+		f.refuse(w)
+		former = &w
+	}
 	before, late := f.call(), f.call()
 	raised := f.call()
 	for _, endpoint := range f.endpoints() {
@@ -259,14 +267,29 @@ func testFence(f *fixture) {
 		}
 	}
 	f.verdict(v, provider.Accepted)
-	if err := f.note(f.system.Refuse(f.ctx, late, f.endpoints()[0], v)); err == nil {
-		f.errorf("Refuse with fence %d succeeded after fence %d was noted", late.Fence, raised.Fence)
-	}
+	f.turnsAway("Refuse "+v.Number.String(), func(ctx context.Context, endpoint string) error { return f.system.Refuse(ctx, late, endpoint, v) })
 	f.verdict(v, provider.Accepted)
+	if former != nil {
+		f.turnsAway("Accept "+former.Number.String(), func(ctx context.Context, endpoint string) error { return f.system.Accept(ctx, late, endpoint, *former) })
+		f.verdict(*former, provider.Refused)
+	}
 	f.refuse(v)
 	f.verdict(v, provider.Refused)
 	if err := f.note(fencer.Fence(f.ctx, f.call(), "no such endpoint")); err == nil {
 		f.errorf("Fence took an unknown endpoint")
+	}
+}
+
+// turnsAway wants a late call to fail at the first endpoint. One that follows another
+// may have nothing to refuse: what counts there is that nothing changes.
+func (f *fixture) turnsAway(what string, late func(ctx context.Context, endpoint string) error) {
+	for i, endpoint := range f.endpoints() {
+		ctx, cancel := context.WithTimeout(f.ctx, min(f.target.Within, time.Second))
+		err := f.note(late(ctx, endpoint))
+		cancel()
+		if i == 0 && err == nil {
+			f.errorf("%s at %q succeeded with a smaller fence than was noted", what, endpoint)
+		}
 	}
 }
 

@@ -33,7 +33,9 @@ type settings struct {
 }
 
 // optional are the methods that a key's config may name.
-func optional() []string { return []string{MethodUsage, MethodPreflight, MethodHeld, MethodDestroy} }
+func optional() []string {
+	return []string{MethodUsage, MethodPreflight, MethodHeld, MethodFence, MethodDestroy}
+}
 
 // Bounds of a config.
 const (

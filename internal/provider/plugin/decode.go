@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
+	"time"
 	"unicode/utf8"
 
 	"github.com/keyturn/keyturn/key"
@@ -23,6 +25,7 @@ const (
 	maxFindings  = 100
 	maxEndpoints = 1000
 	maxSessions  = 1 << 40
+	maxLate      = 366 * 24 * time.Hour
 )
 
 func broken(format string, args ...any) error {
@@ -80,7 +83,7 @@ func decode(answer []byte, asked *request) (result, error) {
 // resultOf is the member that answers a method.
 func resultOf(method string) string {
 	switch method {
-	case MethodAccept, MethodRefuse, MethodDestroy:
+	case MethodAccept, MethodRefuse, MethodFence, MethodDestroy:
 		return "ok"
 	case MethodProbe:
 		return "verdict"
@@ -196,28 +199,41 @@ func decodeResult(member string, raw json.RawMessage) (result, error) {
 var errShape = errors.New("it has not the form that the schema says")
 
 func decodeUsage(raw json.RawMessage) (result, error) {
+	// By exact names, unlike those of a struct: two spellings of one member would be
+	// read differently by others.
+	var members map[string]json.RawMessage
 	var wire struct {
-		Sessions *int              `json:"sessions"`
-		Holders  []provider.Holder `json:"holders"`
+		sessions *int
+		holders  []provider.Holder
+		late     float64
 	}
-	if json.Unmarshal(raw, &wire) != nil {
+	if json.Unmarshal(raw, &members) != nil {
 		return result{}, errShape
 	}
-	if wire.Sessions == nil || *wire.Sessions < 0 || *wire.Sessions > maxSessions {
+	for name, into := range map[string]any{"sessions": &wire.sessions, "holders": &wire.holders, "lateSeconds": &wire.late} {
+		if value, has := members[name]; has && (json.Unmarshal(value, into) != nil || name == "lateSeconds" && isNull(value)) {
+			return result{}, errShape
+		}
+	}
+	if wire.sessions == nil || *wire.sessions < 0 || *wire.sessions > maxSessions {
 		return result{}, errors.New("sessions must be a number that is not negative; write the error no-data if nobody knows")
 	}
+	if !(wire.late >= 0 && wire.late <= maxLate.Seconds()) {
+		return result{}, fmt.Errorf("lateSeconds must be from 0 to %.0f; write the error no-data if nobody knows", maxLate.Seconds())
+	}
 	sum := 0
-	for i := range wire.Holders {
-		if wire.Holders[i].Sessions < 0 || wire.Holders[i].Sessions > maxSessions {
+	for i := range wire.holders {
+		if wire.holders[i].Sessions < 0 || wire.holders[i].Sessions > maxSessions {
 			return result{}, errors.New("the sessions of a holder are negative")
 		}
-		sum += wire.Holders[i].Sessions
+		sum += wire.holders[i].Sessions
 	}
-	if sum > *wire.Sessions {
+	if sum > *wire.sessions {
 		return result{}, errors.New("the holders have more sessions than there are")
 	}
-	holders := wire.Holders[:min(len(wire.Holders), provider.MaxHolders)]
-	return result{usage: &provider.Usage{Sessions: *wire.Sessions, Holders: holders}}, nil
+	holders := wire.holders[:min(len(wire.holders), provider.MaxHolders)]
+	late := time.Duration(math.Ceil(wire.late * float64(time.Second)))
+	return result{usage: &provider.Usage{Sessions: *wire.sessions, Holders: holders}, late: late}, nil
 }
 
 func decodeFindings(raw json.RawMessage) (result, error) {

@@ -50,7 +50,7 @@ func TestExamplesOfTheReference(t *testing.T) {
 		understood = append(understood, method)
 	}
 	slices.Sort(understood)
-	if want := []string{"accept", "describe", "held", "mint", "preflight", "probe", "refuse", "usage"}; !slices.Equal(understood, want) {
+	if want := []string{"accept", "describe", "fence", "held", "mint", "preflight", "probe", "refuse", "usage", "usage"}; !slices.Equal(understood, want) {
 		t.Errorf("responses of %v, want %v", understood, want)
 	}
 }
@@ -72,6 +72,8 @@ func ask(t *testing.T, method string, transport plugin.Transport) error {
 		_, err = system.Probe(t.Context(), call, "eu", version)
 	case "usage":
 		_, err = system.(provider.Meter).Usage(t.Context(), call, version)
+	case "fence":
+		err = system.(provider.Fencer).Fence(t.Context(), call, "eu")
 	case "held":
 		_, err = system.(provider.Lister).Held(t.Context(), call)
 	case "preflight":

@@ -76,14 +76,34 @@ func (d driver) Open(_ context.Context, config provider.Config, env provider.Env
 // withMethods returns the system as its methods make it: Keyturn asks by interfaces
 // what a system can do.
 func (s *system) withMethods() provider.System {
-	usage, held := slices.Contains(s.settings.methods, MethodUsage), slices.Contains(s.settings.methods, MethodHeld)
+	uses := func(method string) bool { return slices.Contains(s.settings.methods, method) }
+	usage, held, fence := uses(MethodUsage), uses(MethodHeld), uses(MethodFence)
 	switch {
+	case usage && held && fence:
+		return struct {
+			*system
+			meter
+			lister
+			fencer
+		}{s, meter{s}, lister{s}, fencer{s}}
 	case usage && held:
 		return struct {
 			*system
 			meter
 			lister
 		}{s, meter{s}, lister{s}}
+	case usage && fence:
+		return struct {
+			*system
+			meter
+			fencer
+		}{s, meter{s}, fencer{s}}
+	case held && fence:
+		return struct {
+			*system
+			lister
+			fencer
+		}{s, lister{s}, fencer{s}}
 	case usage:
 		return struct {
 			*system
@@ -94,6 +114,11 @@ func (s *system) withMethods() provider.System {
 			*system
 			lister
 		}{s, lister{s}}
+	case fence:
+		return struct {
+			*system
+			fencer
+		}{s, fencer{s}}
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyturn/keyturn/internal/provider/plugin"
 	"github.com/keyturn/keyturn/provider"
@@ -21,9 +22,10 @@ func FuzzAnswer(f *testing.F) {
 	const begin = `{"protocol":"keyturn-provider/v1","id":"ID","method":"METHOD",`
 	for _, end := range []string{
 		`"verdict":"accepted"}`, `"verdict":"refused"}`, `"ok":true}`, `"usage":{"sessions":3,"holders":[{"endpoint":"eu","sessions":3}]}}`,
+		`"usage":{"sessions":0,"lateSeconds":5400.5}}`, `"usage":{"sessions":0,"lateSeconds":1e308}}`,
 		`"held":[{"endpoint":"eu","version":1,"accepted":true,"attributes":{"a":"b"}}]}`, `"findings":[{"code":"a","message":"b"}]}`,
 		`"material":{"attributes":{"username":"x"},"secrets":{"password":"p"},"secretsBase64":{"raw":"/w=="}}}`,
-		`"describe":{"name":"x","protocols":["keyturn-provider/v1"],"methods":["mint","accept","refuse","probe","usage","held","destroy","preflight"],"capacity":0,"gap":false}}`,
+		`"describe":{"name":"x","protocols":["keyturn-provider/v1"],"methods":["mint","accept","refuse","probe","usage","held","fence","destroy","preflight"],"capacity":0,"gap":false}}`,
 		`"error":{"message":"it shows hunter2-hunter2","code":"later","retryAfterSeconds":1,"endpoints":["eu"]}}`,
 		`"error":{"message":"68756e746572322d68756e74657232 aHVudGVyMi1odW50ZXIy","hint":"hunter2-h\nunter2"}}`,
 		`"ok":null,"verdict":"accepted"}`, `"verdict":"refused","verdict":"accepted"}`, `"usage":{}}`,
@@ -38,8 +40,8 @@ func FuzzAnswer(f *testing.F) {
 		check := func(method, member string, err error) map[string]any {
 			t.Helper()
 			if err != nil {
-				// Minting and listing know of no secret.
-				told := method != "mint" && method != "held" && (strings.Contains(err.Error(), "hunter2-hun") || strings.Contains(err.Error(), "aHVudGVyMi1"))
+				// Minting, listing and fencing know of no secret.
+				told := method != "mint" && method != "held" && method != "fence" && (strings.Contains(err.Error(), "hunter2-hun") || strings.Contains(err.Error(), "aHVudGVyMi1"))
 				if told || len(err.Error()) > 4096 {
 					t.Fatalf("the error of %s: %.5000v", method, err)
 				}
@@ -58,14 +60,25 @@ func FuzzAnswer(f *testing.F) {
 		if answer := check("probe", "verdict", err); (err == nil) != (verdict != 0) || answer != nil && answer["verdict"] != verdict.String() {
 			t.Fatalf("the verdict of %q is %v, %v", said, verdict, err)
 		}
+		if err := system.(provider.Fencer).Fence(t.Context(), call, "eu"); check("fence", "ok", err) != nil && !strings.Contains(said, "true") {
+			t.Fatalf("%q raised a fence", said)
+		}
 		check("accept", "ok", system.Accept(t.Context(), call, "eu", version))
 		material, err := system.Mint(t.Context(), call, provider.MintRequest{Number: 1})
 		if check("mint", "material", err); err == nil && len(material.Secrets) == 0 {
 			t.Fatalf("%q has no secret", said)
 		}
 		usage, err := system.(provider.Meter).Usage(t.Context(), call, version)
-		if check("usage", "usage", err); err == nil && (usage.Sessions < 0 || len(usage.Holders) > provider.MaxHolders) {
+		answer := check("usage", "usage", err)
+		if err == nil && (usage.Sessions < 0 || len(usage.Holders) > provider.MaxHolders) {
 			t.Fatalf("the usage of %q is %+v", said, usage)
+		}
+		// What is told late is never taken for what is so now, nor for later.
+		if told, _ := answer["usage"].(map[string]any); told != nil {
+			late, _ := told["lateSeconds"].(float64)
+			if usage.Until.IsZero() != (late == 0) || usage.Until.After(time.Now()) {
+				t.Fatalf("the usage of %q is known until %v", said, usage.Until)
+			}
 		}
 		held, err := system.(provider.Lister).Held(t.Context(), call)
 		check("held", "held", err)

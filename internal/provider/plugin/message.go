@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"github.com/keyturn/keyturn/provider"
@@ -25,12 +26,13 @@ const (
 	MethodUsage     = "usage"
 	MethodPreflight = "preflight"
 	MethodHeld      = "held"
+	MethodFence     = "fence"
 	MethodDestroy   = "destroy"
 )
 
 // Methods lists them all.
 func Methods() []string {
-	return []string{MethodDescribe, MethodMint, MethodAccept, MethodRefuse, MethodProbe, MethodUsage, MethodPreflight, MethodHeld, MethodDestroy}
+	return []string{MethodDescribe, MethodMint, MethodAccept, MethodRefuse, MethodProbe, MethodUsage, MethodPreflight, MethodHeld, MethodFence, MethodDestroy}
 }
 
 // MaxAnswer is the largest answer, in bytes.
@@ -184,6 +186,7 @@ type result struct {
 	verdict     provider.Verdict
 	material    *provider.Material
 	usage       *provider.Usage
+	late        time.Duration // goes with usage: how late uses are told at most
 	findings    *[]provider.Finding
 	held        *[]provider.Held
 	description *Description

@@ -256,7 +256,7 @@ func (s *system) compare(d *Description) ([]provider.Finding, error) {
 			return nil, provider.Permanent(fmt.Errorf("%s %s does not know the method %s, which the key needs", s.name, d.Version, method), "update the plugin, or change methods and mint in the key's config")
 		}
 	}
-	for _, method := range [...]string{MethodUsage, MethodHeld, MethodDestroy} {
+	for _, method := range [...]string{MethodUsage, MethodHeld, MethodFence, MethodDestroy} {
 		if slices.Contains(d.Methods, method) && !slices.Contains(s.settings.methods, method) {
 			findings = append(findings, provider.Finding{
 				Code: "method-unused", Message: fmt.Sprintf("%s knows the method %s, and the key does not use it", s.name, method),
@@ -308,6 +308,7 @@ type meter struct{ of *system }
 // Usage implements provider.Meter.
 func (m meter) Usage(ctx context.Context, c provider.Call, v provider.Version) (provider.Usage, error) {
 	wire := toWire(v)
+	asked := m.of.now()
 	out, scrub, err := m.of.ask(ctx, request{Method: MethodUsage, Call: about(c), Version: &wire}, secretsOf(v)...)
 	if err != nil {
 		if !errors.Is(err, provider.ErrNoData) {
@@ -320,7 +321,22 @@ func (m meter) Usage(ctx context.Context, c provider.Call, v provider.Version) (
 		out.usage.Holders[i].Address = scrub.Text(h.Address, maxName)
 		out.usage.Holders[i].Application = scrub.Text(h.Application, maxName)
 	}
+	if out.late > 0 {
+		out.usage.Until = asked.Add(-out.late)
+	}
 	return *out.usage, nil
+}
+
+// fencer is what a plugin with the method fence is beside a system.
+type fencer struct{ of *system }
+
+// Fence implements provider.Fencer.
+func (f fencer) Fence(ctx context.Context, c provider.Call, endpoint string) error {
+	if err := f.of.settings.endpoint(endpoint); err != nil {
+		return err
+	}
+	_, _, err := f.of.ask(ctx, request{Method: MethodFence, Call: about(c), Endpoint: endpoint})
+	return err
 }
 
 // lister is what a plugin with the method held is beside a system.

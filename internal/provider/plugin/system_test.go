@@ -66,6 +66,7 @@ type vault struct {
 	mu        sync.Mutex
 	passwords map[string]string
 	accepted  map[string]bool
+	floors    map[string]float64 // the fence of each endpoint
 	// tweak changes an answer, or what was asked.
 	tweak func(request, answer message)
 	// seen are the methods that were called.
@@ -73,7 +74,7 @@ type vault struct {
 }
 
 func newVault(t *testing.T) *vault {
-	return &vault{t: t, request: schemaOf(t, "request"), passwords: map[string]string{}, accepted: map[string]bool{}}
+	return &vault{t: t, request: schemaOf(t, "request"), passwords: map[string]string{}, accepted: map[string]bool{}, floors: map[string]float64{}}
 }
 
 func (v *vault) Call(_ context.Context, _ provider.Env, r plugin.Request) ([]byte, error) {
@@ -103,14 +104,25 @@ func (v *vault) answer(request message) message {
 	at := fmt.Sprint(endpoint, " ", version["number"])
 	secrets, _ := version["secrets"].(message)
 	password, _ := secrets["password"].(string)
+	call, _ := request["call"].(message)
+	fence, _ := call["fence"].(float64)
 	switch request["method"] {
 	case "describe":
 		return message{"describe": message{
 			"name": "vault", "version": "1", "protocols": []string{plugin.Protocol},
-			"methods": []string{"mint", "accept", "refuse", "probe", "usage", "held", "destroy", "preflight"},
+			"methods": []string{"mint", "accept", "refuse", "probe", "usage", "held", "fence", "destroy", "preflight"},
 		}}
 	case "mint":
 		return message{"material": message{"secrets": message{"password": fmt.Sprintf("correct-horse-%v", version["number"])}}}
+	case "fence":
+		v.floors[endpoint] = max(v.floors[endpoint], fence)
+		return message{"ok": true}
+	case "accept", "refuse":
+		if fence < v.floors[endpoint] {
+			return message{"error": message{"message": "a later call was here already"}}
+		}
+	}
+	switch request["method"] {
 	case "accept":
 		v.passwords[at], v.accepted[at] = password, true
 		return message{"ok": true}
@@ -143,7 +155,7 @@ func (v *vault) answer(request message) message {
 
 // config is a key's.
 func config(more ...any) provider.Config {
-	c := provider.Config{"plugin": "vault", "endpoints": []any{map[string]any{"name": "eu", "region": "eu"}, "us"}, "methods": []any{"usage", "held", "destroy", "preflight"}}
+	c := provider.Config{"plugin": "vault", "endpoints": []any{map[string]any{"name": "eu", "region": "eu"}, "us"}, "methods": []any{"usage", "held", "fence", "destroy", "preflight"}}
 	for i := 0; i < len(more); i += 2 {
 		name, _ := more[i].(string)
 		if c[name] = more[i+1]; more[i+1] == nil {
@@ -174,6 +186,9 @@ func TestConformance(t *testing.T) {
 		"two slots":             config("capacity", 2.0, "mint", map[string]any{"secrets": map[string]any{"password": map[string]any{}}, "attributes": map[string]any{"username": "orders_{slot}"}}),
 		"two places":            config("capacity", 2.0),
 		"only what is required": config("methods", nil),
+		"a fence alone":         config("methods", []any{"fence"}),
+		"a fence and use":       config("methods", []any{"fence", "usage"}),
+		"a fence and a list":    config("methods", []any{"fence", "held"}),
 	} {
 		t.Run(kind, func(t *testing.T) {
 			providertest.Run(t, func(t *testing.T) providertest.Target {
@@ -219,6 +234,10 @@ func TestLiesAreErrors(t *testing.T) {
 		"a use without number":  only("usage", message{"holders": []any{}}),
 		"a negative use":        only("usage", message{"sessions": -1}),
 		"more holders than use": only("usage", message{"sessions": 1, "holders": []message{{"sessions": 2}}}),
+		"use of tomorrow":       only("usage", message{"sessions": 0, "lateSeconds": -1}),
+		"use of long ago":       only("usage", message{"sessions": 0, "lateSeconds": 1e300}),
+		"use late by null":      only("usage", message{"sessions": 0, "lateSeconds": nil}),
+		"use late in words":     only("usage", message{"sessions": 0, "lateSeconds": "3600"}),
 		"a part of a session":   only("usage", message{"sessions": 0.5}),
 		"held without accepted": only("held", []message{{"endpoint": "eu", "version": 1}}),
 		"held elsewhere":        only("held", []message{{"endpoint": "mars", "version": 1, "accepted": true}}),
@@ -244,6 +263,7 @@ func TestLiesAreErrors(t *testing.T) {
 		}
 		bad["accept"] = system.Accept(t.Context(), call, "eu", version)
 		bad["refuse"] = system.Refuse(t.Context(), call, "eu", version)
+		bad["fence"] = system.(provider.Fencer).Fence(t.Context(), call, "eu")
 		bad["destroy"] = system.(provider.Destroyer).Destroy(t.Context(), call, version, nil)
 		_, bad["mint"] = system.Mint(t.Context(), call, provider.MintRequest{Number: 8})
 		_, bad["usage"] = system.(provider.Meter).Usage(t.Context(), call, version)
@@ -403,5 +423,48 @@ func TestLeastIsSent(t *testing.T) {
 	}
 	if want := []string{"mint", "describe", "preflight", "destroy"}; !slices.Equal(v.seen, want) {
 		t.Errorf("called %v, want %v", v.seen, want)
+	}
+}
+
+// TestUseIsToldLate: how late a plugin tells of use is counted back from the moment
+// at which it was asked, by the server's clock alone.
+func TestUseIsToldLate(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for late, want := range map[any]time.Time{nil: {}, 0: {}, 0.5: now.Add(-500 * time.Millisecond), 5400: now.Add(-90 * time.Minute)} {
+		v := newVault(t)
+		v.tweak = func(_, answer message) {
+			answer["usage"] = message{"sessions": 0}
+			if late != nil {
+				answer["usage"] = message{"sessions": 0, "lateSeconds": late}
+			}
+		}
+		driver := plugin.New(plugin.Config{Kind: "exec", Plugins: map[string]plugin.Transport{"vault": v}, Now: func() time.Time { return now }})
+		system, err := driver.Open(t.Context(), config(), provider.Env{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		usage, err := system.(provider.Meter).Usage(t.Context(), provider.Call{Key: "k"}, version)
+		if err != nil || !usage.Until.Equal(want) {
+			t.Errorf("late by %v: known until %v, want %v, %v", late, usage.Until, want, err)
+		}
+	}
+}
+
+// TestOptionalMethods: a system can do what its key's config says, and no more.
+func TestOptionalMethods(t *testing.T) {
+	for set := range 8 {
+		var methods []any
+		for i, method := range []any{"usage", "held", "fence"} {
+			if set>>i&1 == 1 {
+				methods = append(methods, method)
+			}
+		}
+		system := open(t, newVault(t), config("methods", methods))
+		_, usage := system.(provider.Meter)
+		_, held := system.(provider.Lister)
+		_, fence := system.(provider.Fencer)
+		if usage != (set&1 > 0) || held != (set&2 > 0) || fence != (set&4 > 0) {
+			t.Errorf("%v: usage %t, held %t, fence %t", methods, usage, held, fence)
+		}
 	}
 }
