@@ -11,6 +11,7 @@ import (
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
 )
 
 // readKey reads a key's record and resource. The resource is shared and must not
@@ -47,23 +48,34 @@ func (e *Engine) decodeKey(doc store.Doc) (KeyRecord, policy.Key, error) {
 	return record, *k, nil
 }
 
-// policyNamed returns the name of the policy that a stored key follows, at a
-// fraction of the cost of parsing it.
-func policyNamed(doc store.Doc) (string, error) {
+// storedSpec is what can be read of a stored key at a fraction of the cost of
+// parsing it.
+type storedSpec struct {
+	Provider string          `json:"provider"`
+	Policy   string          `json:"policy"`
+	Config   provider.Config `json:"config"`
+}
+
+func specNamed(doc store.Doc) (storedSpec, error) {
 	var record struct {
 		Resource struct {
-			Spec struct {
-				Policy string `json:"policy"`
-			} `json:"spec"`
+			Spec storedSpec `json:"spec"`
 		} `json:"resource"`
 	}
-	if err := decodeInto(doc.Body, &record); err != nil {
+	err := decodeInto(doc.Body, &record)
+	return record.Resource.Spec, err
+}
+
+// policyNamed returns the name of the policy that a stored key follows.
+func policyNamed(doc store.Doc) (string, error) {
+	spec, err := specNamed(doc)
+	if err != nil {
 		return "", err
 	}
-	if record.Resource.Spec.Policy == "" {
+	if spec.Policy == "" {
 		return policy.DefaultName, nil
 	}
-	return record.Resource.Spec.Policy, nil
+	return spec.Policy, nil
 }
 
 // parseStored reads one resource in the form in which it is stored.

@@ -8,6 +8,7 @@ import (
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
+	"github.com/keyturn/keyturn/provider"
 )
 
 const (
@@ -121,6 +122,28 @@ func (e *Engine) review(ctx context.Context, name string) error {
 		_, err = c.tx.Docs.Put(ctx, doc)
 		return err
 	})
+}
+
+// Scheduled lists keys by the last time that they were applied, or that it was noted
+// anew when they are due: of the next limit keys after a revision the names of those
+// that are wanted by their provider and config. It returns the revision to go on
+// after, which is that one when there are no more. A key that is deleted is not listed.
+func (e *Engine) Scheduled(ctx context.Context, after uint64, limit int, wanted func(driver string, config provider.Config) bool) (names []key.Name, next uint64, err error) {
+	err = e.store.View(ctx, func(tx store.Tx) error {
+		names, next = nil, after
+		docs, err := tx.Index.Since(ctx, kindKey, after, limit)
+		if err != nil {
+			return err
+		}
+		for _, doc := range docs {
+			spec, err := specNamed(doc)
+			if next = doc.Rev; err != nil || wanted(spec.Provider, spec.Config) { // one that is damaged is told of by whoever reads it
+				names = append(names, key.Name(doc.Name))
+			}
+		}
+		return nil
+	})
+	return names, next, err
 }
 
 // reviewKey notes at a key when to consider it, if that is news.
