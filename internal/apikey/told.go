@@ -115,17 +115,6 @@ func useOf(ctx context.Context, tx store.Tx, doc store.Doc) (one ClientUse, err 
 	return one, err
 }
 
-// Names returns the keys of versions that this node knows, from number from on, at
-// most limit and each at least once in a pass, and where to go on; 0 at the end.
-func (s *Service) Names(from uint32, limit int) (names []key.Name, next uint32) {
-	list, next := s.table.Page(max(from, 1), limit)
-	for i := range list {
-		names = append(names, list[i].Key)
-	}
-	slices.Sort(names)
-	return slices.Compact(names), next
-}
-
 // add adds the uses at one node.
 func (v *VersionUse) add(u *usesOf) {
 	v.All, v.Refused = v.All+u.All, v.Refused+u.Refused

@@ -33,6 +33,12 @@ func planned(s *notices.Subject) {
 	s.Rotation, s.To, s.Ready, s.Deadline, s.Planned = key.RotationID{}, 0, time.Time{}, time.Time{}, began().Add(20*day)
 }
 
+// ending is a key that ends in twenty days.
+func ending(s *notices.Subject) {
+	planned(s)
+	s.Planned, s.Expires = time.Time{}, s.Planned
+}
+
 func TestNoticesThatAreDue(t *testing.T) {
 	for _, test := range []struct {
 		what   string
@@ -54,6 +60,12 @@ func TestNoticesThatAreDue(t *testing.T) {
 		{"nearer to the start", planned, 3 * day, 17 * day, []notices.Notice{{Occasion: notices.Planned, Number: 2}}},
 		{"once before the start", planned, 0, 17 * day, []notices.Notice{{Occasion: notices.Planned}}},
 		{"at the start", planned, 3 * day, 20 * day, nil},
+		{"long before the end", ending, 3 * day, 9 * day, nil},
+		{"before the end", ending, 3 * day, 10 * day, []notices.Notice{{Occasion: notices.Expiring}}},
+		{"nearer to the end", ending, 3 * day, 17 * day, []notices.Notice{{Occasion: notices.Expiring, Number: 2}}},
+		{"at the end", ending, 3 * day, 20 * day, []notices.Notice{{Occasion: notices.Expired}}},
+		{"long after the end", ending, 3 * day, 27 * day, nil},
+		{"the end of a key that nobody has", func(s *notices.Subject) { ending(s); s.From = 0 }, 3 * day, 17 * day, nil},
 		{"not ready", func(s *notices.Subject) { s.Ready = time.Time{} }, 7 * day, 22 * day, nil},
 	} {
 		s := subject()
@@ -63,6 +75,37 @@ func TestNoticesThatAreDue(t *testing.T) {
 		if got := notices.Plan(&s, notices.Times{Remind: test.remind, Ahead: 10 * day}, began().Add(test.after)); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.what, got, test.want)
 		}
+	}
+}
+
+// TestNextNotice: what lies ahead is told at the times that Next gives, one after the
+// other, and nothing is missing between two.
+func TestNextNotice(t *testing.T) {
+	for what, change := range map[string]func(*notices.Subject){"a rotation": planned, "an end": ending} {
+		for _, remind := range []time.Duration{0, 3 * day} {
+			s, times := subject(), notices.Times{Remind: remind, Ahead: 10 * day}
+			change(&s)
+			var told []int
+			last := ""
+			for now := began(); !now.IsZero(); now = notices.Next(&s, times, now) {
+				if before := fmt.Sprint(notices.Plan(&s, times, now.Add(-time.Nanosecond))); !now.Equal(began()) && before != last {
+					t.Errorf("%s: before %v there is %v, and %v was the last", what, now, before, last)
+				}
+				last = fmt.Sprint(notices.Plan(&s, times, now))
+				told = append(told, int(now.Sub(began())/day))
+			}
+			want := []int{0, 10, 20}
+			if remind > 0 {
+				want = []int{0, 10, 13, 16, 19, 20}
+			}
+			if !slices.Equal(told, want) {
+				t.Errorf("%s: looked at on days %v, want %v", what, told, want)
+			}
+		}
+	}
+	s := subject()
+	if next := notices.Next(&s, notices.Times{Remind: day, Ahead: day}, began()); !next.IsZero() {
+		t.Errorf("a rotation under way: %v", next)
 	}
 }
 

@@ -70,7 +70,9 @@ type Message struct {
 	From     key.Version `json:"oldVersion"`
 	To       key.Version `json:"newVersion,omitempty"`
 	// Planned is when the rotation begins, before it has.
-	Planned  time.Time `json:"plannedFor,omitzero"`
+	Planned time.Time `json:"plannedFor,omitzero"`
+	// Expires is when the key ends, on whatever rotates.
+	Expires  time.Time `json:"expires,omitzero"`
 	Deadline time.Time `json:"deadline,omitzero"`
 	Cut      bool      `json:"endsAtDeadline,omitempty"`
 	// Page is where the partner fetches its key.
@@ -173,7 +175,7 @@ func (o *Outbox) Tell(ctx context.Context, actor audit.Actor, s *Subject, occasi
 
 func (o *Outbox) docOf(s *Subject, notice Notice, recipient Recipient, now time.Time) (store.Doc, error) {
 	message := Message{
-		Occasion: notice.Occasion, Key: s.Key, Client: s.Client, From: s.From, To: s.To, Planned: s.Planned, Deadline: s.Deadline, Cut: s.Cut, Page: o.config.Page,
+		Occasion: notice.Occasion, Key: s.Key, Client: s.Client, From: s.From, To: s.To, Planned: s.Planned, Expires: s.Expires, Deadline: s.Deadline, Cut: s.Cut, Page: o.config.Page,
 	}
 	if !s.Rotation.IsZero() {
 		message.Rotation = s.Rotation.String()

@@ -24,6 +24,10 @@ const (
 	Deadline Occasion = "deadline"
 	// Refused: the old key is not let in any more.
 	Refused Occasion = "old-key-refused"
+	// Expiring: the key ends soon, and no rotation prolongs it.
+	Expiring Occasion = "key-expires"
+	// Expired: the key has ended.
+	Expired Occasion = "key-expired"
 )
 
 // Subject is the rotation of a partner's key as it stands.
@@ -34,6 +38,8 @@ type Subject struct {
 	From, To key.Version
 	// Planned is when the next rotation begins, before there is one; else zero.
 	Planned time.Time
+	// Expires is when the key ends, on whatever rotates; else zero.
+	Expires time.Time
 	// Ready is when the next key became available; zero before.
 	Ready time.Time
 	// Deadline is when the old key's time is over; zero if that is not known.
@@ -54,10 +60,14 @@ type Notice struct {
 // name is unique for each notice of a rotation.
 func (n Notice) name() string { return fmt.Sprintf("%s-%d", n.Occasion, n.Number) }
 
-// cause names the rotation: by its ID, or by the day on which it is planned.
+// cause names the rotation: by its ID, or by the day on which it is planned; or the
+// end of the key, by its day.
 func (s *Subject) cause() string {
-	if !s.Planned.IsZero() {
+	switch {
+	case !s.Planned.IsZero():
 		return "planned-" + s.Planned.UTC().Format(time.DateOnly)
+	case !s.Expires.IsZero():
+		return "expires-" + s.Expires.UTC().Format(time.DateOnly)
 	}
 	return s.Rotation.String()
 }
@@ -67,9 +77,49 @@ type Times struct {
 	// Remind is the time between reminders, and how long before the deadline the
 	// partner is told; 0: neither.
 	Remind time.Duration
-	// Ahead is how long before a planned rotation the partner is told of it, and
-	// reminded from then on; 0: not at all.
+	// Ahead is how long before a planned rotation, or the end of the key, the partner
+	// is told of it, and reminded from then on; 0: not at all.
 	Ahead time.Duration
+}
+
+// expiredTold is for how long after its end a partner is told that its key has ended:
+// what ended before anybody would have told it is no news.
+const expiredTold = 7 * 24 * time.Hour
+
+// ahead is what is told of something that lies ahead until it comes.
+func (t Times) ahead(occasion Occasion, at, now time.Time) []Notice {
+	first := at.Add(-t.Ahead)
+	if t.Ahead <= 0 || now.Before(first) || !now.Before(at) {
+		return nil
+	}
+	notice := Notice{Occasion: occasion}
+	if t.Remind > 0 {
+		notice.Number = int(now.Sub(first) / t.Remind)
+	}
+	return []Notice{notice}
+}
+
+// Next returns when there is something new to tell of what lies ahead: of a planned
+// rotation, or of the end of the key. It is zero when nothing more will be.
+func Next(s *Subject, times Times, now time.Time) time.Time {
+	at := s.Planned
+	if at.IsZero() {
+		at = s.Expires
+	}
+	if at.IsZero() || s.From == 0 || times.Ahead <= 0 || !now.Before(at) {
+		return time.Time{}
+	}
+	first := at.Add(-times.Ahead)
+	if now.Before(first) {
+		return first
+	}
+	if times.Remind > 0 {
+		since := now.Sub(first)
+		if next := first.Add(since - since%times.Remind + times.Remind); next.Before(at) {
+			return next
+		}
+	}
+	return at
 }
 
 // Plan says which notices are due by now, those that were sent long ago included.
@@ -78,16 +128,16 @@ func Plan(s *Subject, times Times, now time.Time) []Notice {
 	if s.From == 0 {
 		return nil // there is no old key that somebody has to replace
 	}
-	if !s.Planned.IsZero() {
-		first := s.Planned.Add(-times.Ahead)
-		if times.Ahead <= 0 || now.Before(first) || !now.Before(s.Planned) {
+	switch {
+	case !s.Planned.IsZero():
+		return times.ahead(Planned, s.Planned, now)
+	case !s.Expires.IsZero() && !now.Before(s.Expires):
+		if now.Sub(s.Expires) >= expiredTold {
 			return nil
 		}
-		notice := Notice{Occasion: Planned}
-		if remind > 0 {
-			notice.Number = int(now.Sub(first) / remind)
-		}
-		return []Notice{notice}
+		return []Notice{{Occasion: Expired}}
+	case !s.Expires.IsZero():
+		return times.ahead(Expiring, s.Expires, now)
 	}
 	if s.Ready.IsZero() {
 		return nil

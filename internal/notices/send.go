@@ -20,6 +20,13 @@ func (m *Message) text() (subject, body string) {
 		subject = fmt.Sprintf("The API key of %s will be replaced on %s", m.Client, m.Planned.UTC().Format(time.DateOnly))
 		line("on %s version %d of the API key %s begins to be replaced. You need not do anything before; then you will hear from us how to fetch the next one. "+
 			"The key that you have stays good while you change.", m.Planned.UTC().Format("2006-01-02 15:04 MST"), uint64(m.From), m.Key)
+	case Expiring:
+		subject = fmt.Sprintf("The API key of %s ends on %s", m.Client, m.Expires.UTC().Format(time.DateOnly))
+		line("the API key %s ends on %s: from then on no version of it is let in, a new one neither. If you need it for longer, please ask us before.",
+			m.Key, m.Expires.UTC().Format("2006-01-02 15:04 MST"))
+	case Expired:
+		subject = fmt.Sprintf("The API key of %s has ended", m.Client)
+		line("the API key %s ended on %s and is not let in any more. If you still need it, please ask us.", m.Key, m.Expires.UTC().Format("2006-01-02 15:04 MST"))
 	case Test:
 		subject = fmt.Sprintf("A test: notices about the API key of %s", m.Client)
 		line("this is a test: notices about the API key %s arrive here. There is nothing to do.", m.Key)
@@ -43,7 +50,7 @@ func (m *Message) text() (subject, body string) {
 			line("The old key is let in until %s at least; then our operators look at who still uses it.", m.Deadline.UTC().Format("2006-01-02 15:04 MST"))
 		}
 	}
-	if m.Page != "" && m.Occasion != Refused && m.Occasion != Test {
+	if m.Page != "" && m.Occasion != Refused && m.Occasion != Test && m.Occasion != Expired {
 		line("Your key's page: %s", m.Page)
 	}
 	line("Never send a key by e-mail, nor to whoever asks for it.")

@@ -143,8 +143,19 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 // their keys when these are applied.
 type applier struct {
 	*engine.Engine
-	apiKeys *apikey.Service
-	tokens  *tokens
+	apiKeys  *apikey.Service
+	tokens   *tokens
+	expiries expiries
+}
+
+// Doctor implements rpc.Engine: the engine's checks, and the API keys that end soon.
+func (a applier) Doctor(ctx context.Context) ([]engine.Check, error) {
+	checks, err := a.Engine.Doctor(ctx)
+	if err != nil {
+		return checks, err
+	}
+	ending, err := a.expiries.check(ctx)
+	return append(checks, ending), err
 }
 
 // Apply implements rpc.Engine. What is applied is stored even if the rules could not

@@ -118,8 +118,9 @@ type teller struct {
 	outbox  *notices.Outbox
 	secrets *notices.Secrets
 	after   uint64
-	// planned is how far the present pass over all API keys has got.
-	planned uint32
+	// schedule says when partners are told of what lies ahead, expiries which keys end.
+	schedule *notices.Schedule
+	expiries expiries
 
 	mu sync.Mutex
 	// open are keys with rotations that partners, or operators, may have to be told of.
@@ -145,9 +146,11 @@ func (s *Server) newTeller(now func() time.Time, keys keeper.Keeper) *teller {
 			},
 		})
 	}
-	return &teller{server: s, now: now, secrets: secrets, open: map[key.Name]bool{}, outbox: notices.New(notices.Config{
+	t := &teller{server: s, now: now, secrets: secrets, open: map[key.Name]bool{}, outbox: notices.New(notices.Config{
 		Store: s.store, Journal: s.engine, Actor: engine.Server(), Logger: s.log, Now: now, Senders: senders, Page: s.config.APIKeys.Page,
-	})}
+	}), expiries: expiries{store: s.store, engine: s.engine, now: now}}
+	t.schedule = notices.NewSchedule(notices.ScheduleConfig{Store: s.store, Now: now, Changed: t.changed, Plan: t.planKey})
+	return t
 }
 
 // run tells partners until ctx ends.
@@ -164,7 +167,7 @@ func (t *teller) run(ctx context.Context) {
 			return
 		case <-pause.C:
 		}
-		err := errors.Join(t.look(ctx), t.plan(ctx), t.outbox.Deliver(ctx))
+		err := errors.Join(t.look(ctx), t.schedule.Look(ctx), t.outbox.Deliver(ctx))
 		if err != nil && ctx.Err() == nil && !failing {
 			t.server.log.WarnContext(ctx, "partners could not be told of their keys; trying again", "error", err)
 		}

@@ -18,35 +18,6 @@ import (
 	"github.com/keyturn/keyturn/key"
 )
 
-// planBatch is how many API keys one look compares with their schedules.
-const planBatch = 500
-
-// plan notes what partners must be told of rotations that are planned. One look
-// takes a part of the keys: days ahead, nobody is in a hurry.
-func (t *teller) plan(ctx context.Context) error {
-	names, next := t.server.apiKeys.Names(t.planned, planBatch)
-	for _, name := range names {
-		if err := t.planKey(ctx, name); err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return err
-		}
-	}
-	t.planned = next
-	return nil
-}
-
-func (t *teller) planKey(ctx context.Context, name key.Name) error {
-	view, notify, err := t.partner(ctx, name)
-	if err != nil || notify.Ahead <= 0 || view.Next.At.IsZero() || len(view.State.Rotations) > 0 {
-		return err
-	}
-	recipients := recipientsOf(&notify)
-	if len(recipients) == 0 {
-		return nil
-	}
-	subject := notices.Subject{Key: name, Client: notify.Client, From: view.State.Labelled(key.Current), Planned: view.Next.At}
-	return t.outbox.Note(ctx, &subject, recipients, notices.Times{Remind: notify.Remind, Ahead: notify.Ahead})
-}
-
 // partner returns an API key, and whom its config wants told; ErrNotFound for what
 // is none.
 func (t *teller) partner(ctx context.Context, name key.Name) (view engine.KeyView, notify apikey.Notify, err error) {
@@ -147,7 +118,8 @@ func (p partners) LatePartners(ctx context.Context, limit int) ([]signals.LatePa
 			Message: fmt.Sprintf("%v of %s, the API key of %s, is refused, and was shown %d times, last at %s", t.Version, t.Key, t.Client, t.Refused, t.RefusedLast.UTC().Format(time.DateTime)),
 		})
 	}
-	return list[:min(len(list), limit)], nil
+	ending, err := p.teller.expiries.late(ctx, max(limit-len(list), 1))
+	return append(list, ending...)[:min(len(list)+len(ending), limit)], err
 }
 
 // late tells of a key whose client has had its time to change.

@@ -171,7 +171,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 		Store: s.store, Engine: s.engine, Fleet: s.engine, Tokens: s.readingTokens, Logger: s.log, Now: options.Now, Random: rand.Reader,
 	})
 	s.service = rpc.New(rpc.Config{
-		Engine: applier{s.engine, s.apiKeys, s.tokens}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
+		Engine: applier{s.engine, s.apiKeys, s.tokens, expiries{s.store, s.engine, options.Now}}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
 		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies,
 	})
 	return err

@@ -265,7 +265,7 @@ func TestEveryHoldHasARunbook(t *testing.T) {
 		}
 	}
 	read(t, "docs/runbooks/"+string(signals.RegionBehind)+".md")
-	for _, reason := range []rotation.HoldReason{signals.TargetSilent, signals.StoreFull, signals.KeysStanding, signals.Anomaly, signals.SecretLeaked, signals.PartnerLate, signals.PartnerRefused} {
+	for _, reason := range []rotation.HoldReason{signals.TargetSilent, signals.StoreFull, signals.KeysStanding, signals.Anomaly, signals.SecretLeaked, signals.PartnerLate, signals.PartnerRefused, signals.APIKeyExpiring} {
 		read(t, "docs/runbooks/"+string(reason)+".md")
 	}
 	if got := signals.HoldReasons(); len(want) == 0 || !slices.Equal(got, want) {

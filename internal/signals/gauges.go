@@ -38,7 +38,7 @@ var (
 	descFull       = gaugeDesc("store_full_seconds", "For how long the store has taken no writes from this server node, because its disk or quota is full; 0 while it takes them.")
 	descStanding   = gaugeDesc("keys_standing", "Keys that stand still after a restore of the server's database, until what verifiers accept is reconciled.")
 	descLeaks      = gaugeDesc("secrets_exposed", "Versions that may be accepted somewhere and whose secret was found where it should not be (M9), up to 100.")
-	descPartners   = gaugeDesc("partners_late", "Partners that show an old API key: late (it is let in, and the stated time is over) or refused, up to 100 in all.", "state")
+	descPartners   = gaugeDesc("partners_late", "Partners that show an old API key: late (it is let in, and the stated time is over) or refused; and those whose key ends soon (expiring); up to 100 in all.", "state")
 	descUnrefused  = gaugeDesc("compromised_versions_accepted", "Compromised versions that some verifier may still accept.")
 )
 
@@ -74,6 +74,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	put(descLeaks, float64(v.leaks))
 	put(descPartners, float64(v.partners.late), "late")
 	put(descPartners, float64(v.partners.refused), "refused")
+	put(descPartners, float64(v.partners.expiring), "expiring")
 	g.ages(v, now, ch, put)
 	for _, phase := range rotation.Phases() {
 		if phase.Ended() {

@@ -342,6 +342,9 @@ func alertOf(page *Page) alert {
 		if page.Reason == PartnerRefused {
 			name, summary = "KeyturnPartnerRefused", "A partner shows "+page.Target+", which is refused"
 		}
+		if page.Reason == APIKeyExpiring {
+			name, summary = "KeyturnAPIKeyExpiring", "The API key "+page.Target+" ends soon"
+		}
 		return alert{
 			Labels:      map[string]string{"alertname": name, "severity": page.Severity, "target": page.Target, "reason": string(page.Reason)},
 			Annotations: map[string]string{"summary": summary, "description": page.Message, "runbook_url": page.Runbook},

@@ -36,7 +36,8 @@ type Page struct {
 	// Target is the host that does not answer, "store" on pages about a full store,
 	// and "restore" on those about keys that stand still; these have no key and no
 	// rotation. It is "RULE KEY" on those about what a rule found, the
-	// key and its version on those about a leaked secret, or a late partner.
+	// key and its version on those about a leaked secret, or a late partner, the key on
+	// those about one that ends.
 	Target string `json:"target,omitempty"`
 	// Human says that only a human can end the hold.
 	Human bool `json:"human"`

@@ -16,12 +16,15 @@ const (
 	// PartnerRefused is the reason of pages about partners that show an API key which
 	// is refused; they end an hour after the last time.
 	PartnerRefused rotation.HoldReason = "partner-refused"
+	// APIKeyExpiring is the reason of tickets about API keys that end soon by their own
+	// configuration; they end with the keys, or when these get a later day.
+	APIKeyExpiring rotation.HoldReason = "api-key-expiring" //nolint:gosec // the name of a reason
 )
 
 // maxPartners bounds the partners that have a page of their own.
 const maxPartners = 100
 
-// LatePartner is a partner that shows an old API key.
+// LatePartner is a partner that shows an old API key, or whose key ends soon.
 type LatePartner struct {
 	Key key.Name
 	// Client is its name, for people.
@@ -29,6 +32,8 @@ type LatePartner struct {
 	Version key.Version
 	// Refused: the version is not let in any more; otherwise it still is.
 	Refused bool
+	// Expiring: the key ends soon.
+	Expiring bool
 	// Since is when that began.
 	Since   time.Time
 	Message string
@@ -41,7 +46,7 @@ type PartnerSource interface {
 	LatePartners(ctx context.Context, limit int) ([]LatePartner, error)
 }
 
-// takePartners notes the partners that show an old API key.
+// takePartners notes the partners that show an old API key, or whose key ends soon.
 func (v *view) takePartners(ctx context.Context, source Source) error {
 	s, ok := source.(PartnerSource)
 	if !ok {
@@ -57,10 +62,14 @@ func (v *view) takePartners(ctx context.Context, source Source) error {
 		if len(p.Callers) > 0 {
 			h.message += "; shown by " + strings.Join(p.Callers, ", ")
 		}
-		if p.Refused {
+		switch {
+		case p.Refused:
 			h.reason = PartnerRefused
 			v.partners.refused++
-		} else {
+		case p.Expiring:
+			h.reason, h.target = APIKeyExpiring, string(p.Key)
+			v.partners.expiring++
+		default:
 			v.partners.late++
 		}
 		v.holds = append(v.holds, h)
@@ -68,8 +77,8 @@ func (v *view) takePartners(ctx context.Context, source Source) error {
 	return nil
 }
 
-// seenPartners counts partners that show an old API key.
-type seenPartners struct{ late, refused int }
+// seenPartners counts partners that show an old API key, or whose key ends soon.
+type seenPartners struct{ late, refused, expiring int }
 
 // PartnersSeen is told when somebody has shown a refused API key. It does not block.
 func (s *Signals) PartnersSeen() { s.sweepSoon() }

@@ -68,7 +68,7 @@ func parse(config provider.Config) (settings, error) {
 	}
 	s.sealed = b.Choice("keep", "shown-once forgets the key once its client has it, sealed keeps it", "shown-once", "sealed") == "sealed"
 	s.notify = notices(b)
-	s.notify.Client, s.notify.Late = s.rules.Client, span(b, "late", defaultLate, minLate)
+	s.notify.Client, s.notify.Expires, s.notify.Late = s.rules.Client, s.rules.Expires, span(b, "late", defaultLate, minLate)
 	return s, b.Err()
 }
 

@@ -19,6 +19,8 @@ type Notify struct {
 	Remind time.Duration
 	// Ahead is how long before a planned rotation they are told; 0: not at all.
 	Ahead time.Duration
+	// Expires is when the client's keys end; zero: never.
+	Expires time.Time
 	// Late is after how long the operators are told of a client that still uses its
 	// old key, whether or not anybody else is told.
 	Late time.Duration
@@ -38,6 +40,17 @@ const (
 func NotifyOf(config provider.Config) (Notify, error) {
 	s, err := parse(config)
 	return s.notify, err
+}
+
+// HasDates reports whether a config that Check accepts may have somebody told ahead of
+// a day: of the key's end, or of a rotation. It is cheap.
+func HasDates(config provider.Config) bool {
+	if _, ends := config["expires"]; ends {
+		return true
+	}
+	notify, _ := config["notify"].(map[string]any)
+	_, ahead := notify["ahead"]
+	return ahead
 }
 
 func notices(config *providerconf.Block) Notify {
