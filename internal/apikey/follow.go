@@ -23,22 +23,13 @@ const (
 
 // follow keeps the table equal to what is stored, until ctx ends.
 func (s *Service) follow(ctx context.Context) {
-	woken := s.config.Store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(followPoll)
-	defer poll.Stop()
-	failing := false
-	for ctx.Err() == nil {
-		err := s.catchUp(ctx)
-		if err != nil && ctx.Err() == nil && !failing {
+	follower := store.Follower{
+		Store: s.config.Store, Topic: store.TopicDocs, Poll: followPoll,
+		Failed: func(ctx context.Context, err error) {
 			s.config.Logger.ErrorContext(ctx, "the API keys could not be read; what is known is served on, for a time", "error", err, "for", s.config.Stale)
-		}
-		failing = err != nil
-		select {
-		case <-ctx.Done():
-		case <-woken:
-		case <-poll.C:
-		}
+		},
 	}
+	follower.Run(ctx, s.catchUp)
 }
 
 // catchUp takes over what has changed.

@@ -27,8 +27,8 @@ const (
 	followPoll = time.Second
 	// followPause gathers what changes together.
 	followPause = 20 * time.Millisecond
-	// followBatch is how many are read, or deleted, at once.
-	followBatch = 500
+	// sweepBatch is how many are deleted at once.
+	sweepBatch = 500
 	// sweepEvery is how often revocations of tokens that have expired are deleted.
 	sweepEvery = time.Minute
 )
@@ -132,67 +132,44 @@ func (b *Broker) Introspect(name key.Name, compact string) (token.Claims, error)
 
 // follow keeps revocations in memory, until ctx ends.
 func (b *Broker) follow(ctx context.Context) {
-	woken := b.config.Store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(followPoll)
-	defer poll.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	failing, swept := false, b.config.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
+	follower := store.Follower{
+		Store: b.config.Store, Topic: store.TopicDocs, Pause: followPause, Poll: followPoll,
+		Failed: func(ctx context.Context, err error) {
+			b.config.Logger.WarnContext(ctx, "revoked tokens cannot be followed; introspection goes on with what is known", "for", b.config.Stale, "error", err)
+		},
+	}
+	swept := b.config.Now()
+	follower.Run(ctx, func(ctx context.Context) error {
 		err := b.look(ctx)
 		if now := b.config.Now(); err == nil && now.Sub(swept) >= sweepEvery {
 			swept, err = now, b.sweep(ctx, now)
 		}
-		if err != nil && ctx.Err() == nil && !failing {
-			b.config.Logger.WarnContext(ctx, "revoked tokens cannot be followed; introspection goes on with what is known", "for", b.config.Stale, "error", err)
-		}
-		failing = err != nil
-		select {
-		case <-ctx.Done():
-			return
-		case <-woken:
-		case <-poll.C:
-		}
-		pause.Reset(followPause)
-	}
+		return err
+	})
 }
 
 func (b *Broker) look(ctx context.Context) error {
-	for {
-		began := b.config.Now()
-		b.revoked.mu.RLock()
-		rev := b.revoked.rev
-		b.revoked.mu.RUnlock()
-		var docs []store.Doc
-		err := b.config.Store.View(ctx, func(tx store.Tx) error {
-			var err error
-			docs, err = tx.Index.Since(ctx, kindRevoked, rev, followBatch)
-			return err
-		})
-		if err != nil {
-			return err
+	began := b.config.Now()
+	b.revoked.mu.RLock()
+	rev := b.revoked.rev
+	b.revoked.mu.RUnlock()
+	_, err := store.Newer(ctx, b.config.Store, kindRevoked, rev, func(doc *store.Doc) error {
+		var r revocation
+		if json.Unmarshal(doc.Body, &r) != nil {
+			r.Expires = doc.Due // what is damaged is revoked all the same
 		}
 		b.revoked.mu.Lock()
-		for i := range docs {
-			var r revocation
-			if json.Unmarshal(docs[i].Body, &r) != nil {
-				r.Expires = docs[i].Due // what is damaged is revoked all the same
-			}
-			b.revoked.known[docs[i].Name], b.revoked.rev = r.Expires, docs[i].Rev
-		}
-		if len(docs) < followBatch {
-			b.revoked.read = began
-		}
-		b.revoked.mu.Unlock()
-		if len(docs) < followBatch {
-			return nil
-		}
+		defer b.revoked.mu.Unlock()
+		b.revoked.known[doc.Name], b.revoked.rev = r.Expires, doc.Rev
+		return nil
+	})
+	if err != nil {
+		return err
 	}
+	b.revoked.mu.Lock()
+	defer b.revoked.mu.Unlock()
+	b.revoked.read = began
+	return nil
 }
 
 // sweep forgets tokens that have expired.
@@ -205,7 +182,7 @@ func (b *Broker) sweep(ctx context.Context, now time.Time) error {
 	}
 	b.revoked.mu.Unlock()
 	return b.config.Store.Update(ctx, func(tx store.Tx) error {
-		docs, err := tx.Index.Due(ctx, kindRevoked, now, followBatch)
+		docs, err := tx.Index.Due(ctx, kindRevoked, now, sweepBatch)
 		if err != nil {
 			return err
 		}

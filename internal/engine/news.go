@@ -186,9 +186,8 @@ func (f *follower) keep(present func(key.Name) bool) {
 }
 
 const (
-	// followBatch is how many news are read at once, followPause how long after one
-	// look the next may come: what was decided meanwhile is read together.
-	followBatch = 512
+	// followPause is how long after a commit news are read: what is decided meanwhile
+	// is read together.
 	followPause = 5 * time.Millisecond
 	// followPoll is how often news are looked for without having been woken.
 	followPoll = 2 * time.Second
@@ -218,73 +217,25 @@ func (e *Engine) mark(ctx context.Context) (rev uint64, err error) {
 // follow passes on the news of other nodes until ctx ends. It calls follows once
 // it misses none any more.
 func (e *Engine) follow(ctx context.Context, follows func()) {
-	woken := e.store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(followPoll)
-	defer poll.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
 	rev, err := e.mark(ctx)
 	if err != nil && ctx.Err() == nil {
 		e.log.WarnContext(ctx, "the present revision is not known; the news of all keys are read instead", "error", err)
 	}
 	follows()
-	looks, failing := 0, false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
-		// One look answers all that has come up to now.
-		for range 2 {
-			select {
-			case <-woken:
-			case <-poll.C:
-			default:
-			}
-		}
-		var next uint64
-		next, err = e.lookForNews(ctx, rev)
-		if err != nil && ctx.Err() == nil && !failing {
+	follower := store.Follower{
+		Store: e.store, Topic: store.TopicDocs, Pause: followPause, Poll: followPoll,
+		Failed: func(ctx context.Context, err error) {
 			e.log.ErrorContext(ctx, "the news of other server nodes could not be read; trying again", "error", err)
-		}
-		rev, failing = next, err != nil
+		},
+	}
+	looks := 0
+	follower.Run(ctx, func(ctx context.Context) (err error) {
 		if looks++; looks%1000 == 0 {
 			e.news.keep(e.config.Fleet.Present)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-woken:
-		case <-poll.C:
-		}
-		pause.Reset(followPause)
-	}
-}
-
-// lookForNews passes on the news after a revision and returns the last one it
-// has dealt with.
-func (e *Engine) lookForNews(ctx context.Context, rev uint64) (uint64, error) {
-	for {
-		var docs []store.Doc
-		err := e.store.View(ctx, func(tx store.Tx) error {
-			var err error
-			docs, err = tx.Index.Since(ctx, kindNews, rev, followBatch)
-			return err
-		})
-		if err != nil {
-			return rev, err
-		}
-		for i := range docs {
-			if err := e.passOn(ctx, &docs[i]); err != nil {
-				return rev, err
-			}
-			rev = docs[i].Rev
-		}
-		if len(docs) < followBatch {
-			return rev, nil
-		}
-	}
+		rev, err = store.Newer(ctx, e.store, kindNews, rev, func(doc *store.Doc) error { return e.passOn(ctx, doc) })
+		return err
+	})
 }
 
 // passOn tells the presenters of a key that are connected here what they were

@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/engine"
@@ -56,8 +57,9 @@ type node struct {
 	serial uint64
 	peers  map[string]*peer
 	looked time.Time
-	// changed asks for a write soon.
+	// changed asks for a write soon; early: it was asked for since the last one began.
 	changed chan struct{}
+	early   atomic.Bool
 	id      string
 
 	// The goroutine of run alone uses what follows.
@@ -68,8 +70,6 @@ type node struct {
 	told    time.Time
 	beaten  time.Time
 	swept   time.Time
-	// early: something has changed too soon after the last write.
-	early bool
 }
 
 // piece is a part of the parties that are connected here.
@@ -189,6 +189,7 @@ func (n *node) prune(at *piece, party string) {
 }
 
 func (n *node) wake() {
+	n.early.Store(true)
 	select {
 	case n.changed <- struct{}{}:
 	default:
@@ -252,52 +253,20 @@ func decodePiece(doc *store.Doc) (map[string]uint64, error) {
 // run tells the others what changes here and looks what changes there, until ctx
 // ends; then it says that the node has left.
 func (n *node) run(ctx context.Context) {
-	woken := n.hub.config.Store.Watch(ctx, store.TopicDocs)
-	beat := time.NewTicker(beatEvery)
-	defer beat.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	failing := false
-	for {
-		select {
-		case <-ctx.Done():
-			n.leave(ctx)
-			return
-		case <-pause.C:
-		}
-		// One exchange answers all that has come up to now.
-		n.early = drained(n.changed) || n.early
-		drained(woken)
-		drained(beat.C)
-		err := n.meet(ctx)
-		if err != nil && ctx.Err() == nil && !failing {
+	follower := store.Follower{
+		Store: n.hub.config.Store, Topic: store.TopicDocs, Pause: lookPause, Poll: beatEvery, Wake: n.changed,
+		Soon: func() time.Duration {
+			if n.early.Load() {
+				return tellPause
+			}
+			return 0
+		},
+		Failed: func(ctx context.Context, err error) {
 			n.hub.config.Logger.ErrorContext(ctx, "who is connected could not be exchanged with other server nodes; trying again", "error", err)
-		}
-		failing = err != nil
-		var soon <-chan time.Time
-		if n.early {
-			soon = time.After(tellPause)
-		}
-		select {
-		case <-ctx.Done():
-		case <-woken:
-		case <-soon:
-		case <-n.changed:
-			n.early = true
-		case <-beat.C:
-		}
-		pause.Reset(lookPause)
+		},
 	}
-}
-
-// drained takes what waits in a channel and reports whether anything did.
-func drained[T any](c <-chan T) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
+	follower.Run(ctx, n.meet)
+	n.leave(ctx)
 }
 
 // meet is one exchange with the other nodes.
@@ -308,7 +277,7 @@ func (n *node) meet(ctx context.Context) error {
 		return err
 	}
 	if n.since(n.told) >= tellPause {
-		n.early = false
+		n.early.Store(false)
 		err := n.tell(ctx)
 		if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrNotFound) {
 			// Others took the node for dead and deleted what it had said.

@@ -17,8 +17,6 @@ const (
 	// from the store and still have streams open, since it checks their tokens at
 	// every heartbeat.
 	revokedKept = time.Hour
-	// revokedBatch is how many notes are read at once.
-	revokedBatch = 512
 )
 
 // Revoke removes a token; it is refused from the moment Revoke returns. Other
@@ -53,23 +51,12 @@ func (r *Registry) forget(id string) {
 // revision rev, at least those of the last hour, and the revision to ask for next.
 // They are refused here from then on.
 func (r *Registry) Revoked(ctx context.Context, rev uint64) (ids []string, next uint64, err error) {
-	for more := true; more; {
-		var docs []store.Doc
-		err := r.config.Store.View(ctx, func(tx store.Tx) error {
-			var err error
-			docs, err = tx.Index.Since(ctx, kindRevoked, rev, revokedBatch)
-			return err
-		})
-		if err != nil {
-			return ids, rev, err
-		}
-		for i := range docs {
-			r.forget(docs[i].Name)
-			ids, rev = append(ids, docs[i].Name), docs[i].Rev
-		}
-		more = len(docs) == revokedBatch
-	}
-	return ids, rev, nil
+	next, err = store.Newer(ctx, r.config.Store, kindRevoked, rev, func(doc *store.Doc) error {
+		r.forget(doc.Name)
+		ids = append(ids, doc.Name)
+		return nil
+	})
+	return ids, next, err
 }
 
 // sweepBatch bounds the documents that one transaction deletes.

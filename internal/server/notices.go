@@ -103,8 +103,8 @@ func checkPage(page string) []problem {
 }
 
 const (
-	// noticePause is the least time between two looks at what partners must be told of,
-	// noticePoll the longest.
+	// noticePause is how long after a commit it is looked what partners must be told of,
+	// noticePoll how often without having been woken.
 	noticePause = time.Second
 	noticePoll  = 30 * time.Second
 	// webhookTime bounds one call of a webhook.
@@ -155,31 +155,15 @@ func (s *Server) newTeller(now func() time.Time, keys keeper.Keeper) *teller {
 
 // run tells partners until ctx ends.
 func (t *teller) run(ctx context.Context) {
-	woken := t.server.store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(noticePoll)
-	defer poll.Stop()
-	pause := time.NewTimer(noticePause)
-	defer pause.Stop()
-	failing := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
-		err := errors.Join(t.look(ctx), t.schedule.Look(ctx), t.outbox.Deliver(ctx))
-		if err != nil && ctx.Err() == nil && !failing {
+	follower := store.Follower{
+		Store: t.server.store, Topic: store.TopicDocs, Pause: noticePause, Poll: noticePoll, Later: true,
+		Failed: func(ctx context.Context, err error) {
 			t.server.log.WarnContext(ctx, "partners could not be told of their keys; trying again", "error", err)
-		}
-		failing = err != nil
-		select {
-		case <-ctx.Done():
-			return
-		case <-woken:
-		case <-poll.C:
-		}
-		pause.Reset(noticePause)
+		},
 	}
+	follower.Run(ctx, func(ctx context.Context) error {
+		return errors.Join(t.look(ctx), t.schedule.Look(ctx), t.outbox.Deliver(ctx))
+	})
 }
 
 // look notes what partners must be told of.

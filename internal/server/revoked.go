@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// revokedPause is the least time between two looks for revoked tokens,
-	// revokedPoll how often they are looked for without having been woken.
+	// revokedPause is how long after a commit revoked tokens are looked for, revokedPoll
+	// how often without having been woken.
 	revokedPause = 100 * time.Millisecond
 	revokedPoll  = 2 * time.Second
 )
@@ -18,32 +18,19 @@ const (
 // store revoke, until ctx ends. While the store does not answer they end within
 // a minute after it does.
 func (s *Server) followRevocations(ctx context.Context) {
-	woken := s.store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(revokedPoll)
-	defer poll.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	rev, failing := uint64(0), false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
-		ids, next, err := s.identity.Revoked(ctx, rev)
-		if err != nil && ctx.Err() == nil && !failing {
+	rev := uint64(0)
+	follower := store.Follower{
+		Store: s.store, Topic: store.TopicDocs, Pause: revokedPause, Poll: revokedPoll,
+		Failed: func(ctx context.Context, err error) {
 			s.log.ErrorContext(ctx, "tokens that other servers revoked could not be read; trying again", "error", err)
-		}
-		rev, failing = next, err != nil
+		},
+	}
+	follower.Run(ctx, func(ctx context.Context) error {
+		ids, next, err := s.identity.Revoked(ctx, rev)
+		rev = next
 		for _, id := range ids {
 			s.service.EndStreams(id)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-woken:
-		case <-poll.C:
-		}
-		pause.Reset(revokedPause)
-	}
+		return err
+	})
 }

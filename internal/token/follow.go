@@ -58,38 +58,20 @@ func (b *Board) Stop(ctx context.Context) {
 }
 
 func (b *Board) run(ctx context.Context) {
-	woken := b.config.Store.Watch(ctx, store.TopicDocs)
-	poll := time.NewTicker(b.config.Poll)
-	defer poll.Stop()
-	flush := time.NewTicker(b.config.Flush)
-	defer flush.Stop()
-	pause := time.NewTimer(b.config.Look)
-	defer pause.Stop()
-	failing := false
+	follower := store.Follower{
+		Store: b.config.Store, Topic: store.TopicDocs, Pause: b.config.Look, Poll: min(b.config.Poll, b.config.Flush), Later: true,
+		Failed: func(ctx context.Context, err error) {
+			b.config.Logger.WarnContext(ctx, "published signing keys cannot be followed; they are served from memory", "for", b.config.Outage, "error", err)
+		},
+	}
 	swept := b.config.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-pause.C:
-		}
+	follower.Run(ctx, func(ctx context.Context) error {
 		err := b.meet(ctx, true)
 		if now := b.config.Now(); err == nil && now.Sub(swept) >= sweepEvery {
 			swept, err = now, b.sweep(ctx)
 		}
-		if err != nil && ctx.Err() == nil && !failing {
-			b.config.Logger.WarnContext(ctx, "published signing keys cannot be followed; they are served from memory", "for", b.config.Outage, "error", err)
-		}
-		failing = err != nil
-		select {
-		case <-ctx.Done():
-			return
-		case <-woken:
-		case <-poll.C:
-		case <-flush.C:
-		}
-		pause.Reset(b.config.Look)
-	}
+		return err
+	})
 }
 
 // meet is one exchange with the store: what others changed, and what happened here.
@@ -136,32 +118,21 @@ func (b *Board) isLoaded() bool {
 // look takes over what has changed in the store, and says whether other nodes need
 // to hear of it.
 func (b *Board) look(ctx context.Context) (advanced bool, err error) {
-	for {
-		b.mu.RLock()
-		rev := b.rev
-		b.mu.RUnlock()
-		var docs []store.Doc
-		err := b.config.Store.View(ctx, func(tx store.Tx) error {
-			docs, err = tx.Index.Since(ctx, kindSet, rev, batch)
-			return err
-		})
+	b.mu.RLock()
+	rev := b.rev
+	b.mu.RUnlock()
+	_, err = store.Newer(ctx, b.config.Store, kindSet, rev, func(doc *store.Doc) error {
+		news, err := b.show(doc)
 		if err != nil {
-			return advanced, err
+			return err
 		}
-		for i := range docs {
-			news, err := b.show(&docs[i])
-			if err != nil {
-				return advanced, err
-			}
-			advanced = advanced || news
-		}
-		if len(docs) == 0 {
-			return advanced, nil
-		}
+		advanced = advanced || news
 		b.mu.Lock()
-		b.rev = docs[len(docs)-1].Rev
-		b.mu.Unlock()
-	}
+		defer b.mu.Unlock()
+		b.rev = doc.Rev
+		return nil
+	})
+	return advanced, err
 }
 
 // say tells other nodes what this one serves. It may serve for Config.Outage from
