@@ -1,7 +1,6 @@
 package scan
 
 import (
-	"bytes"
 	"regexp/syntax"
 	"slices"
 	"strings"
@@ -24,6 +23,16 @@ func (s *byteSet) add(other *byteSet) {
 func (s *byteSet) apart(other *byteSet) bool {
 	for c, has := range s {
 		if has && other[c] {
+			return false
+		}
+	}
+	return true
+}
+
+// all reports whether a set has every byte.
+func (s *byteSet) all() bool {
+	for _, has := range s {
+		if !has {
 			return false
 		}
 	}
@@ -159,13 +168,19 @@ type side struct {
 	extent
 	// next is what stands right beside it, least bytes of it at least.
 	next extent
-	// texts: one of them is somewhere on this side, in lower case; empty: not known.
-	texts []string
+	// texts: one of them is on this side, in lower case, and between is what stands
+	// between it and the anchor; none: not known.
+	texts   []string
+	between extent
+	// witnesses is the number of those texts among all such; any: chars are all there are.
+	witnesses int
+	any       bool
 }
 
 // sideOf is the side that a list of parts makes, from the anchor on.
 func sideOf(parts []*syntax.Regexp) side {
 	s := side{extent: extentOfAll(parts)}
+	s.any = s.chars.all()
 	for _, part := range parts {
 		if next := extentOf(part); next.most > 0 {
 			s.next = next
@@ -176,9 +191,8 @@ func sideOf(parts []*syntax.Regexp) side {
 }
 
 // textsOf returns texts one of which is in whatever parts match, the longest that
-// there are; nil if there are none.
-func textsOf(parts []*syntax.Regexp) []string {
-	var best []string
+// there are, and which parts they are; nil if there are none.
+func textsOf(parts []*syntax.Regexp) (best []string, at span) {
 	score := 1 // a byte is everywhere
 	for from := range parts {
 		for to := from + 1; to <= len(parts); to++ {
@@ -187,11 +201,11 @@ func textsOf(parts []*syntax.Regexp) []string {
 				break
 			}
 			if least := leastOf(texts); least > score {
-				best, score = texts, least
+				best, at, score = texts, span{from, to}, least
 			}
 		}
 	}
-	return best
+	return best, at
 }
 
 func leastOf(texts []string) int {
@@ -261,6 +275,11 @@ func (a *anchor) equal(b anchor) bool {
 	return a.assigned != nil && *a.assigned == *b.assigned
 }
 
+// alone reports whether a match with the anchor need hold nothing besides.
+func (a *anchor) alone() bool {
+	return a.assigned != nil || len(a.before.texts) == 0 && len(a.after.texts) == 0
+}
+
 // choose returns the best anchors in a list of parts: long ones, and few.
 func choose(parts []*syntax.Regexp) []anchor {
 	var best []anchor
@@ -295,7 +314,11 @@ func anchorsAt(texts []string, before, after []*syntax.Regexp) []anchor {
 	var list []anchor
 	for _, text := range texts {
 		a := anchor{text: text, before: sideOf(reversed(before)), after: sideOf(after)}
-		a.before.texts, a.after.texts = textsOf(before), textsOf(after)
+		var at span
+		a.before.texts, at = textsOf(before)
+		a.before.between = extentOfAll(before[at.to:])
+		a.after.texts, at = textsOf(after)
+		a.after.between = extentOfAll(after[:at.from])
 		list = append(list, a)
 	}
 	return list
@@ -320,6 +343,7 @@ func (s *side) surround(parts []*syntax.Regexp) {
 		return
 	}
 	s.extent = s.extent.plus(&outer.extent)
+	s.any = s.chars.all()
 }
 
 func reversed(parts []*syntax.Regexp) []*syntax.Regexp {
@@ -489,6 +513,9 @@ func (a *anchor) around(text string, from, to int, last *seen) (span, bool) {
 		}
 		w.to = a.after.reach(text, to, last)
 	}
+	if a.before.any {
+		w.from = max(0, from-a.before.most)
+	}
 	for w.from > 0 && from-w.from < a.before.most && a.before.chars[text[w.from-1]] {
 		if w.from == last.at {
 			w.from = min(w.from, last.from)
@@ -503,6 +530,9 @@ func (a *anchor) around(text string, from, to int, last *seen) (span, bool) {
 // reach returns how far a side goes from an offset on. From there to where it went
 // for an earlier place it goes at least, if it has no bound.
 func (s *side) reach(text string, from int, last *seen) int {
+	if s.any && s.lines >= unbounded {
+		return min(len(text), from+s.most)
+	}
 	to, lines := from, 0
 	if s.most == unbounded && from < last.to {
 		to, lines = last.to, last.lines-strings.Count(text[last.behind:from], "\n")
@@ -518,18 +548,4 @@ func (s *side) reach(text string, from int, last *seen) int {
 	}
 	last.behind, last.lines = from, lines
 	return to
-}
-
-// alone reports whether a match with the anchor need hold nothing besides.
-func (a *anchor) alone() bool {
-	return a.assigned != nil || len(a.before.texts) == 0 && len(a.after.texts) == 0
-}
-
-// hold reports whether what a match with the anchor holds besides is in a text in
-// lower case. It takes as long as the text is.
-func (a *anchor) hold(low []byte) bool {
-	in := func(texts []string) bool {
-		return len(texts) == 0 || slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(low, []byte(text)) })
-	}
-	return a.alone() || in(a.before.texts) && in(a.after.texts)
 }

@@ -199,6 +199,8 @@ func TestFindsWhatTheLibraryFindsInItsVectors(t *testing.T) {
 		between := []string{"\n", " ", "\n", ""}[i/100%4]
 		c.of(t, paths[i/100%len(paths)], strings.Join(texts[i:min(i+100, len(texts))], between))
 	}
+	// All of them: as long as a piece that is searched at a time.
+	c.of(t, paths[1], strings.Join(texts, "\n"))
 	if alone < 200 || c.found < 3*alone/2 {
 		t.Errorf("the library finds %d, and %d in all", alone, c.found)
 	}
@@ -260,7 +262,9 @@ func TestHardTextsTakeNoLonger(t *testing.T) {
 	}
 	s := r.newScratch()
 	secret := `password="hT9x2LmQ7vRb4NcW8sYd1" `
-	for _, part := range []string{"key=", "curl ", ".ey", "a.eyaaaaaaaaaaaaaaaaaaaaaa", "key \u017f=", "-----begin private key-----", secret} {
+	for _, part := range []string{
+		"key=", "curl ", "curl -u ", "curl\n -u ", ".ey", "a.eyaaaaaaaaaaaaaaaaaaaaaa", "key \u017f=", "-----begin private key-----", "secret data: ", secret,
+	} {
 		const size = 16 << 10
 		took := func(n int) time.Duration {
 			text := strings.Repeat(part, n/len(part))

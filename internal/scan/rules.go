@@ -29,6 +29,8 @@ type rules struct {
 	lengths []int
 	// anchors is how many there are.
 	anchors int
+	// witnesses are the texts that matches hold beside an anchor, from 1 on.
+	witnesses []witnesses
 }
 
 // rule is one of the library's.
@@ -48,10 +50,10 @@ type rule struct {
 }
 
 // use is what a text in the automaton is for: an anchor of rules, a keyword of rules, of
-// those that are gated.
+// those that are gated, a witness.
 type use struct {
-	anchors         [][2]int
-	keywords, gates []int
+	anchors                    [][2]int
+	keywords, gates, witnesses []int
 }
 
 // loadRules reads the library's default rules, by a viper of its own: that of the
@@ -133,6 +135,16 @@ func (r *rules) build() error {
 			}
 		}
 	}
+	known := map[string]int{}
+	r.witnesses = make([]witnesses, 1)
+	for which := range r.list {
+		for i := range r.list[which].anchors {
+			if a := &r.list[which].anchors[i]; !a.alone() {
+				r.witness(&a.before, known, of)
+				r.witness(&a.after, known, of)
+			}
+		}
+	}
 	texts := slices.Sorted(maps.Keys(uses))
 	for _, text := range texts {
 		r.of, r.lengths = append(r.of, *uses[text]), append(r.lengths, len(text))
@@ -144,15 +156,19 @@ func (r *rules) build() error {
 
 // scratch is what a search needs, kept from one text to the next.
 type scratch struct {
-	lower []byte
 	// places are where each rule may match, gates which have a keyword in the text.
 	places [][]place
 	gates  []bool
 	last   []seen
-	// touched are the rules with places, anchors those of places that touch.
-	touched []int
-	anchors []*anchor
-	lines   lines
+	// touched are the rules with places, doubtful anchors that are of a match only
+	// beside a witness.
+	touched  []int
+	doubtful []doubtful
+	marks    marks
+	lines    lines
+	// hits are those of the automaton, folds where folded letters are.
+	hits  hits
+	folds []int
 	// path is the last that was looked at, left whether it is left alone.
 	path string
 	left bool
@@ -161,14 +177,12 @@ type scratch struct {
 // place is where a match may be.
 type place struct {
 	span
-	// anchor is what the match holds, nil if it is not known.
-	anchor *anchor
 	// dull: if it holds a secret, the rule leaves it alone.
 	dull bool
 }
 
 func (r *rules) newScratch() *scratch {
-	return &scratch{places: make([][]place, len(r.list)), gates: make([]bool, len(r.list)), last: make([]seen, r.anchors)}
+	return &scratch{places: make([][]place, len(r.list)), gates: make([]bool, len(r.list)), last: make([]seen, r.anchors), marks: marks{ends: make([][]int, len(r.witnesses))}}
 }
 
 // match is what a rule found.
@@ -192,15 +206,27 @@ func (r *rules) search(path, text string, s *scratch) []match {
 	if strings.ContainsRune(text, longS) || strings.ContainsRune(text, kelvin) || strings.ContainsRune(text, dottedI) {
 		r.considerFolds(text, s)
 	}
-	r.texts.walk(text, func(to int, which int32) {
+	r.texts.walk(text, &s.hits, func(to int, which int32) {
 		use, from := &r.of[which], to-r.lengths[which]
 		for _, gate := range use.gates {
 			s.gates[gate] = true
 		}
+		for _, witness := range use.witnesses {
+			s.marks.ends[witness] = append(s.marks.ends[witness], to)
+		}
 		for _, a := range use.anchors {
-			r.consider(a[0], a[1], text, s, span{from, to})
+			if r.list[a[0]].anchors[a[1]].alone() {
+				r.consider(a[0], a[1], text, s, span{from, to})
+			} else {
+				s.doubtful = append(s.doubtful, doubtful{span{from, to}, a})
+			}
 		}
 	})
+	for _, d := range s.doubtful {
+		if r.witnessed(&r.list[d.anchor[0]].anchors[d.anchor[1]], text, d.span, &s.marks) {
+			r.consider(d.anchor[0], d.anchor[1], text, s, d.span)
+		}
+	}
 	for which := range r.list {
 		if len(r.list[which].anchors) == 0 && s.gates[which] {
 			s.add(which, place{span: span{0, len(text)}})
@@ -215,7 +241,8 @@ func (r *rules) search(path, text string, s *scratch) []match {
 		}
 		s.places[which] = s.places[which][:0]
 	}
-	s.touched, s.lines = s.touched[:0], lines{}
+	s.touched, s.doubtful, s.lines = s.touched[:0], s.doubtful[:0], lines{}
+	s.marks.forget()
 	clear(s.gates)
 	clear(s.last)
 	return withoutGeneric(found)
@@ -229,18 +256,24 @@ const dottedI = '\u0130'
 // equal to letters of ASCII: anchors do not find a match that has one. All rules that
 // have a keyword in the text, as the library reads it, may match there.
 func (r *rules) considerFolds(text string, s *scratch) {
-	r.texts.walk(strings.ToLower(text), func(_ int, which int32) {
+	r.texts.walk(strings.ToLower(text), &s.hits, func(_ int, which int32) {
 		for _, named := range r.of[which].keywords {
 			s.gates[named] = true
 		}
 	})
+	s.folds = s.folds[:0]
+	for at, letter := range text {
+		if letter == longS || letter == kelvin {
+			s.folds = append(s.folds, at)
+		}
+	}
 	for which := range r.list {
 		if !s.gates[which] {
 			continue
 		}
 		one, reached := &r.list[which], 0
-		for at, letter := range text {
-			if letter != longS && letter != kelvin || at < reached {
+		for _, at := range s.folds {
+			if at < reached {
 				continue
 			}
 			w := span{at, at}
@@ -267,7 +300,7 @@ func (r *rules) consider(which, i int, text string, s *scratch, at span) {
 	if !ok {
 		return
 	}
-	p := place{span: w, anchor: a}
+	p := place{span: w}
 	if one.dull != nil && a.assigned != nil {
 		value := text[last.value.from:last.value.to]
 		p.dull = true
@@ -291,15 +324,11 @@ func (r *rules) matches(found []match, one *rule, path, text string, s *scratch,
 	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.from, b.from) })
 	for i := 0; i < len(places); {
 		w := places[i]
-		s.anchors = append(s.anchors[:0], w.anchor)
 		for i++; i < len(places) && places[i].from <= w.to+2*utf8.UTFMax; i++ {
 			w.to = max(w.to, places[i].to)
 			w.dull = w.dull && places[i].dull
-			if a := places[i].anchor; !slices.Contains(s.anchors, a) {
-				s.anchors = append(s.anchors, a)
-			}
 		}
-		if w.dull || !s.hold(text[w.from:w.to]) {
+		if w.dull {
 			continue
 		}
 		// One rune more on each side: patterns ask for the ends of words and of the text.
@@ -307,15 +336,6 @@ func (r *rules) matches(found []match, one *rule, path, text string, s *scratch,
 		found = r.judge(found, one, path, text, from, to, &s.lines)
 	}
 	return found
-}
-
-// hold reports whether a text holds what a match with one of the anchors holds.
-func (s *scratch) hold(text string) bool {
-	if slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a == nil || a.alone() }) {
-		return true
-	}
-	s.lower = appendLower(s.lower[:0], text)
-	return slices.ContainsFunc(s.anchors, func(a *anchor) bool { return a.hold(s.lower) })
 }
 
 // runeStart is the beginning of the rune before an offset.
@@ -334,17 +354,4 @@ func runeEnd(text string, at int) int {
 	}
 	_, size := utf8.DecodeRuneInString(text[at:])
 	return at + size
-}
-
-// appendLower adds a text with the letters of ASCII in lower case, and all else as it
-// is.
-func appendLower(b []byte, text string) []byte {
-	from := len(b)
-	b = append(b, text...)
-	for i, c := range b[from:] {
-		if 'A' <= c && c <= 'Z' {
-			b[from+i] = c + 'a' - 'A'
-		}
-	}
-	return b
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	seeded "math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,7 +49,12 @@ func run(t testing.TB, s *scan.Scanner, sources ...scan.Source) scan.Report {
 
 func drawKey(t testing.TB) string {
 	t.Helper()
-	text, err := keytable.Draw("kt_live", rand.Reader)
+	return drawKeyFrom(t, rand.Reader)
+}
+
+func drawKeyFrom(t testing.TB, random io.Reader) string {
+	t.Helper()
+	text, err := keytable.Draw("kt_live", random)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +375,8 @@ func TestGitArchives(t *testing.T) {
 func TestOneFindingForOneSecret(t *testing.T) {
 	s := newScanner(t, scan.Config{})
 	value := "hT9x2LmQ7vRb4NcW8sYd" + "3kJp5mZq7wEx"
-	apiKey := drawKey(t)
+	// Always the same: one in many holds a word by which a rule leaves it alone.
+	apiKey := drawKeyFrom(t, seeded.NewChaCha8([32]byte{1}))
 	report := run(t, s, s.Reader("a", strings.NewReader("adafruit_key = \""+value+"\"\ntoken = \""+apiKey+"\"\n")))
 	if len(report.Findings) != 2 || report.Findings[0].Rule != "adafruit-api-key" || report.Findings[1].Rule != "keyturn-api-key" {
 		t.Fatalf("found %+v", report.Findings)
