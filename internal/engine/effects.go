@@ -207,7 +207,7 @@ func (e *Engine) destroy(ctx context.Context, call provider.Call, effect rotatio
 		if escrow {
 			return c.editVersion(call.Key, effect.Version, func(r *VersionRecord) { r.Destroyed, r.Escrowed = time.Time{}, c.now })
 		}
-		if err := deleteFingerprints(c.ctx, c.tx, call.Key, effect.Version); err != nil {
+		if err := errors.Join(deleteFingerprints(c.ctx, c.tx, call.Key, effect.Version), deleteLeak(c.ctx, c.tx, call.Key, effect.Version)); err != nil {
 			return err
 		}
 		return c.tx.Materials.Delete(c.ctx, call.Key, effect.Version)

@@ -291,6 +291,19 @@ func readLeak(ctx context.Context, tx store.Tx, name key.Name, v key.Version) (r
 	return record, doc, err
 }
 
+// deleteLeak forgets that a version was found whose material is destroyed: it is not
+// recognised any more. The audit log keeps it.
+func deleteLeak(ctx context.Context, tx store.Tx, name key.Name, v key.Version) error {
+	doc, err := store.Revision(ctx, tx.Docs, kindLeak, versionName(name, v))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return tx.Docs.Delete(ctx, kindLeak, doc.Name, doc.Rev)
+}
+
 // keyOfVersion is the key in the name of a version's document.
 func keyOfVersion(docName string) (key.Name, bool) {
 	name, _, ok := strings.Cut(docName, "@")
@@ -302,36 +315,71 @@ func keyOfVersion(docName string) (key.Name, bool) {
 type OpenLeak struct {
 	Key     key.Name
 	Version key.Version
-	First   time.Time
-	Place   string
-	Action  policy.LeakAction
+	// First and Last are when it was found, Count how often, Place where first.
+	First  time.Time
+	Last   time.Time
+	Place  string
+	Count  int
+	Action policy.LeakAction
 	// Rotation replaces it; zero if none does.
 	Rotation key.RotationID
 }
 
-// OpenLeaks returns the first of them by name, at most limit.
-func (e *Engine) OpenLeaks(ctx context.Context, limit int) ([]OpenLeak, error) {
-	var open []OpenLeak
-	err := e.store.View(ctx, func(tx store.Tx) error {
-		open = nil
-		docs, err := tx.Index.List(ctx, kindLeak, "", "", store.MaxLimit)
+// leakPage is how many documents of leaks are read from one snapshot.
+const leakPage = 200
+
+// OpenLeaks returns those behind the version named after, by name, at most limit, and
+// what to go on after; empty when there are no more. It takes 1 to store.MaxLimit, and
+// keeps no more in memory than it returns, however many versions have leaked.
+func (e *Engine) OpenLeaks(ctx context.Context, after string, limit int) (open []OpenLeak, next string, err error) {
+	for {
+		var docs []store.Doc
+		before := len(open)
+		err := e.store.View(ctx, func(tx store.Tx) error {
+			open = open[:before]
+			var err error
+			if docs, err = tx.Index.List(ctx, kindLeak, "", after, leakPage); err != nil {
+				return err
+			}
+			for i := range docs {
+				if len(open) == limit {
+					docs = docs[:i]
+					return nil
+				}
+				leak, live, err := e.openLeak(ctx, tx, &docs[i])
+				if err != nil {
+					return err
+				}
+				if live {
+					open = append(open, leak)
+				}
+			}
+			return nil
+		})
 		if err != nil {
-			return err
+			return nil, "", err
 		}
-		for i := range docs {
-			var r leakRecord
-			if err := decodeInto(docs[i].Body, &r); err != nil {
-				return err
-			}
-			state, err := e.readState(ctx, tx, r.Key)
-			if err != nil {
-				return err
-			}
-			if len(open) < limit && slices.Contains(state.Live(), r.Version) {
-				open = append(open, OpenLeak{Key: r.Key, Version: r.Version, First: r.First, Place: r.Place, Action: r.Action, Rotation: r.Rotation})
-			}
+		if len(docs) > 0 {
+			after = docs[len(docs)-1].Name
 		}
-		return nil
-	})
-	return open, err
+		switch {
+		case len(open) == limit:
+			return open, after, nil
+		case len(docs) < leakPage:
+			return open, "", nil
+		}
+	}
+}
+
+// openLeak reads a leak; live is false when nothing may accept the version any more.
+func (e *Engine) openLeak(ctx context.Context, tx store.Tx, doc *store.Doc) (leak OpenLeak, live bool, err error) {
+	var r leakRecord
+	if err := decodeInto(doc.Body, &r); err != nil {
+		return leak, false, err
+	}
+	state, err := e.readState(ctx, tx, r.Key)
+	if err != nil || !slices.Contains(state.Live(), r.Version) {
+		return leak, false, err
+	}
+	return OpenLeak{Key: r.Key, Version: r.Version, First: r.First, Last: r.Last, Place: r.Place, Count: r.Count, Action: r.Action, Rotation: r.Rotation}, true, nil
 }

@@ -3,6 +3,8 @@ package engine_test
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -83,8 +85,71 @@ func TestLeakStartsAnEmergencyOnce(t *testing.T) {
 	if found, compared := w.entries(t, "leak.found"), w.entries(t, "leaks.compared"); found != 1 || compared != 2 {
 		t.Errorf("the log has %d findings and %d comparisons, want 1 and 2", found, compared)
 	}
-	// Its material is destroyed, and with it what it was recognised by.
+	// Its material is destroyed, and with it what it was recognised by and what became
+	// of it.
 	eventually(t, "the version is no longer recognised", func() bool { return len(w.match(t, text)) == 0 })
+	if err := w.store.View(t.Context(), func(tx store.Tx) error {
+		docs, err := tx.Index.List(t.Context(), "leak", "", "", 10)
+		if len(docs) != 0 {
+			t.Errorf("%d documents of leaks are left", len(docs))
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestOpenLeaksComeInPages: however many versions have leaked, each that is open is
+// in one page, those that are not in none.
+func TestOpenLeaksComeInPages(t *testing.T) {
+	t.Parallel()
+	w, _ := leakedWorld(t, "page")
+	const keys, others = 7, 300
+	var documents []string
+	for i := range keys {
+		documents = append(documents, keyDoc(fmt.Sprintf("prod/many/%02d", i), "p"))
+	}
+	w.apply(t, documents...)
+	for i := range keys {
+		w.through(t, w.rotate(t, key.Name(fmt.Sprintf("prod/many/%02d", i))))
+	}
+	// Versions that were found once and are long gone stand between them.
+	err := w.store.Update(t.Context(), func(tx store.Tx) error {
+		for i := range keys {
+			for n := range others / keys {
+				name, version := fmt.Sprintf("prod/many/%02d", i), n+2
+				if n == 0 {
+					version = 1
+				}
+				body := fmt.Sprintf(`{"key":%q,"version":%d,"count":1}`, name, version)
+				if _, err := tx.Docs.Put(t.Context(), store.Doc{Kind: "leak", Name: fmt.Sprintf("%s@%020d", name, version), Body: []byte(body)}); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for limit := 1; limit <= keys+1; limit++ {
+		var names []string
+		for after := ""; ; {
+			open, next, err := w.OpenLeaks(t.Context(), after, limit)
+			if err != nil || len(open) > limit {
+				t.Fatalf("%d of at most %d, %v", len(open), limit, err)
+			}
+			for _, leak := range open {
+				names = append(names, string(leak.Key))
+			}
+			if after = next; after == "" {
+				break
+			}
+		}
+		if len(names) != keys || !slices.IsSorted(names) || len(slices.Compact(names)) != keys {
+			t.Errorf("in pages of %d: %q", limit, names)
+		}
+	}
 }
 
 func TestLeakWaitsForApproval(t *testing.T) {
@@ -114,9 +179,9 @@ func TestLeakPages(t *testing.T) {
 			t.Errorf("%q: %+v", form, matches)
 		}
 	}
-	open, err := w.OpenLeaks(t.Context(), 10)
-	if err != nil || len(open) != 1 || open[0].Key != leakKey {
-		t.Errorf("open leaks %+v, %v", open, err)
+	open, next, err := w.OpenLeaks(t.Context(), "", 10)
+	if err != nil || len(open) != 1 || open[0].Key != leakKey || open[0].Count != len(forms) || next != "" {
+		t.Errorf("open leaks %+v, %q, %v", open, next, err)
 	}
 	// A scanner that does not cover the key learns nothing, and begins nothing.
 	hidden, err := w.MatchLeaks(t.Context(), alice, []engine.LeakCandidate{{Text: password}}, func(key.Name) bool { return false })

@@ -1,11 +1,18 @@
 package server
 
 import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/compat/github"
+	"github.com/keyturn/keyturn/internal/store"
 )
 
 // LeaksConfig says from whom leaks are heard of.
@@ -40,6 +47,8 @@ func (s *Server) leakRoutes(api *http.ServeMux, gate *gate, now func() time.Time
 	}
 	receiver := github.New(github.Config{
 		Matcher:  s.engine,
+		Memory:   partnerMessages{s.store},
+		Now:      now,
 		Feedback: s.config.Leaks.GitHub.Feedback,
 		Keys:     github.NewKeys(github.KeysConfig{Source: s.config.Leaks.GitHub.Keys, Now: now}),
 		Refused: func(r *http.Request, why string) {
@@ -48,4 +57,47 @@ func (s *Server) leakRoutes(api *http.ServeMux, gate *gate, now func() time.Time
 		},
 	})
 	api.Handle("POST /v1/leaks/github", s.service.Public(receiver, gate))
+}
+
+// kindPartnerMessage has a document for the last message in each of partnerSlots slots,
+// so that all nodes refuse it when it comes again, and there are no more of them.
+const (
+	kindPartnerMessage = "partner-message"
+	partnerSlots       = 1 << 14
+)
+
+// partnerMessages implements github.Memory.
+type partnerMessages struct{ store store.Store }
+
+func partnerSlot(digest [sha256.Size]byte) string {
+	return fmt.Sprintf("github %04x", binary.BigEndian.Uint16(digest[:])%partnerSlots)
+}
+
+// Seen implements github.Memory.
+func (p partnerMessages) Seen(ctx context.Context, digest [sha256.Size]byte) (bool, error) {
+	seen := false
+	err := p.store.View(ctx, func(tx store.Tx) error {
+		doc, err := tx.Docs.Get(ctx, kindPartnerMessage, partnerSlot(digest))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		seen = err == nil && bytes.Equal(doc.Body, digest[:])
+		return err
+	})
+	return seen, err
+}
+
+// Note implements github.Memory.
+func (p partnerMessages) Note(ctx context.Context, digest [sha256.Size]byte) error {
+	return p.store.Update(ctx, func(tx store.Tx) error {
+		doc, err := tx.Docs.Get(ctx, kindPartnerMessage, partnerSlot(digest))
+		if errors.Is(err, store.ErrNotFound) {
+			doc, err = store.Doc{Kind: kindPartnerMessage, Name: partnerSlot(digest)}, nil
+		}
+		if err == nil {
+			doc.Body = digest[:]
+			_, err = tx.Docs.Put(ctx, doc)
+		}
+		return err
+	})
 }

@@ -17,7 +17,7 @@ const maxLeaks = 100
 
 // leakSource is a Source that knows which secrets have leaked.
 type leakSource interface {
-	OpenLeaks(ctx context.Context, limit int) ([]engine.OpenLeak, error)
+	OpenLeaks(ctx context.Context, after string, limit int) (open []engine.OpenLeak, next string, err error)
 }
 
 // takeLeaks notes the versions in use that have leaked.
@@ -26,7 +26,7 @@ func (v *view) takeLeaks(ctx context.Context, source Source) error {
 	if !ok {
 		return nil
 	}
-	leaks, err := s.OpenLeaks(ctx, maxLeaks)
+	leaks, _, err := s.OpenLeaks(ctx, "", maxLeaks)
 	if err != nil {
 		return err
 	}

@@ -19,10 +19,10 @@ type leaky struct {
 	leaks []engine.OpenLeak
 }
 
-func (l *leaky) OpenLeaks(context.Context, int) ([]engine.OpenLeak, error) {
+func (l *leaky) OpenLeaks(context.Context, string, int) ([]engine.OpenLeak, string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.leaks), nil
+	return slices.Clone(l.leaks), "", nil
 }
 
 // TestSecretLeaked: a leaked version pages at once and once, until nothing accepts it.

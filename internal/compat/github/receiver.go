@@ -12,7 +12,9 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
@@ -33,8 +35,9 @@ const (
 	maxTokens = 5000
 	// maxHeader bounds the headers above.
 	maxHeader = 512
-	// remembered is how many messages are remembered, to be refused.
-	remembered = 10_000
+	// perSecond tokens of all messages are compared, and atOnce at once.
+	perSecond = 2000
+	atOnce    = 50_000
 )
 
 // Matcher compares what was found with the secrets of managed versions.
@@ -47,10 +50,21 @@ type KeySource interface {
 	Key(ctx context.Context, id string) (*ecdsa.PublicKey, error)
 }
 
+// Memory knows which messages were dealt with, by all nodes. What it forgets is dealt
+// with again, which begins nothing again. Its methods may be called concurrently.
+type Memory interface {
+	// Seen reports whether a message with that SHA-256 was noted.
+	Seen(ctx context.Context, digest [sha256.Size]byte) (bool, error)
+	// Note remembers one.
+	Note(ctx context.Context, digest [sha256.Size]byte) error
+}
+
 // Config is what a Receiver needs; all fields but Feedback are required.
 type Config struct {
 	Matcher Matcher
 	Keys    KeySource
+	Memory  Memory
+	Now     func() time.Time
 	// Feedback: tell GitHub which tokens are real.
 	Feedback bool
 	// Refused hears why a message was refused, one of a few fixed texts.
@@ -60,14 +74,12 @@ type Config struct {
 // Receiver answers GitHub's messages.
 type Receiver struct {
 	config Config
-
-	mu   sync.Mutex
-	seen map[[sha256.Size]byte]bool
+	rate   *rate.Limiter
 }
 
 // New returns a receiver.
 func New(config Config) *Receiver {
-	return &Receiver{config: config, seen: map[[sha256.Size]byte]bool{}}
+	return &Receiver{config: config, rate: rate.NewLimiter(perSecond, atOnce)}
 }
 
 // found is one token of a message.
@@ -107,7 +119,12 @@ func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's, whose public keys cannot be read")
 		return
 	}
-	if !s.take(digest) {
+	seen, err := s.config.Memory.Seen(r.Context(), digest)
+	if err != nil {
+		s.refuse(w, r, http.StatusServiceUnavailable, notNow)
+		return
+	}
+	if seen {
 		s.refuse(w, r, http.StatusConflict, "messages of GitHub's that were dealt with before")
 		return
 	}
@@ -116,20 +133,19 @@ func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, http.StatusBadRequest, "messages of GitHub's that are none")
 		return
 	}
-	managed := map[int]bool{}
-	for done := 0; done < len(tokens); {
-		part := tokens[done:min(len(tokens), done+engine.MaxLeakCandidates)]
-		actor := audit.Actor{ID: "github-secret-scanning", Kind: "partner"}
-		matches, err := s.config.Matcher.MatchLeaks(r.Context(), actor, part, func(key.Name) bool { return true })
-		if err != nil {
-			s.forget(digest) // GitHub sends it again
-			s.refuse(w, r, http.StatusServiceUnavailable, "messages of GitHub's that could not be dealt with now")
-			return
-		}
-		for i := range matches {
-			managed[done+matches[i].Candidate] = true
-		}
-		done += len(part)
+	if !s.rate.AllowN(s.config.Now(), max(1, len(tokens))) {
+		w.Header().Set("Retry-After", "60")
+		s.refuse(w, r, http.StatusTooManyRequests, "messages of GitHub's that are too many at once")
+		return
+	}
+	managed, err := s.match(r.Context(), tokens)
+	if err == nil {
+		// Noted when all is done: what a node did not get to its end is sent again.
+		err = s.config.Memory.Note(r.Context(), digest)
+	}
+	if err != nil {
+		s.refuse(w, r, http.StatusServiceUnavailable, notNow)
+		return
 	}
 	answer := []judged{}
 	if s.config.Feedback {
@@ -142,6 +158,27 @@ func (s *Receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(append(b, '\n')) // the caller is gone if this fails
+}
+
+// notNow is why what fails for a while is refused.
+const notNow = "messages of GitHub's that could not be dealt with now"
+
+// match compares the tokens of a message, and returns which are managed.
+func (s *Receiver) match(ctx context.Context, tokens []engine.LeakCandidate) (map[int]bool, error) {
+	managed := map[int]bool{}
+	for done := 0; done < len(tokens); {
+		part := tokens[done:min(len(tokens), done+engine.MaxLeakCandidates)]
+		actor := audit.Actor{ID: "github-secret-scanning", Kind: "partner"}
+		matches, err := s.config.Matcher.MatchLeaks(ctx, actor, part, func(key.Name) bool { return true })
+		if err != nil {
+			return nil, err
+		}
+		for i := range matches {
+			managed[done+matches[i].Candidate] = true
+		}
+		done += len(part)
+	}
+	return managed, nil
 }
 
 // judge labels tokens: real is what a version has or had, by what is kept of it, and
@@ -187,27 +224,6 @@ func (s *Receiver) verify(r *http.Request, digest []byte) error {
 		return errSignature
 	}
 	return nil
-}
-
-// take reports whether a message was not dealt with before. A signature can be
-// written in several ways, so that the body counts.
-func (s *Receiver) take(digest [sha256.Size]byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seen[digest] {
-		return false
-	}
-	if len(s.seen) >= remembered {
-		clear(s.seen) // what is matched again begins nothing again
-	}
-	s.seen[digest] = true
-	return true
-}
-
-func (s *Receiver) forget(digest [sha256.Size]byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.seen, digest)
 }
 
 // parse reads a message. Tokens that no secret of a key can be are left out.

@@ -45,12 +45,28 @@ func (m *matcher) MatchLeaks(_ context.Context, _ audit.Actor, candidates []engi
 	return nil, nil
 }
 
+// memory remembers messages in memory.
+type memory struct {
+	seen map[[sha256.Size]byte]bool
+	err  error
+}
+
+func (m *memory) Seen(_ context.Context, digest [sha256.Size]byte) (bool, error) {
+	return m.seen[digest], m.err
+}
+
+func (m *memory) Note(_ context.Context, digest [sha256.Size]byte) error {
+	m.seen[digest] = true
+	return m.err
+}
+
 type partner struct {
 	private *ecdsa.PrivateKey
 	now     time.Time
 	fetched int
 	keys    *github.Keys
 	matcher matcher
+	memory  memory
 	refused []string
 	serve   http.Handler
 }
@@ -71,7 +87,7 @@ func published(t testing.TB, private *ecdsa.PrivateKey, id string) []byte {
 
 func newPartner(t testing.TB) *partner {
 	t.Helper()
-	p := &partner{now: time.Now()}
+	p := &partner{now: time.Now(), memory: memory{seen: map[[sha256.Size]byte]bool{}}}
 	var err error
 	if p.private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)
@@ -82,8 +98,16 @@ func newPartner(t testing.TB) *partner {
 	}))
 	t.Cleanup(web.Close)
 	p.keys = github.NewKeys(github.KeysConfig{Source: web.URL, Now: func() time.Time { return p.now }})
-	p.serve = github.New(github.Config{Matcher: &p.matcher, Keys: p.keys, Refused: func(_ *http.Request, why string) { p.refused = append(p.refused, why) }})
+	p.serve = p.node()
 	return p
+}
+
+// node is a node that the partner's messages reach.
+func (p *partner) node() http.Handler {
+	return github.New(github.Config{
+		Matcher: &p.matcher, Keys: p.keys, Memory: &p.memory, Now: func() time.Time { return p.now },
+		Refused: func(_ *http.Request, why string) { p.refused = append(p.refused, why) },
+	})
 }
 
 func (p *partner) sign(t testing.TB, body string) string {
@@ -119,6 +143,11 @@ func TestReceives(t *testing.T) {
 	if code := p.post(t, body, "one", p.sign(t, body)); code != http.StatusConflict || len(p.matcher.texts) != 2 {
 		t.Errorf("again: status %d, %d texts", code, len(p.matcher.texts))
 	}
+	// Nor does another node take it.
+	p.serve = p.node()
+	if code := p.post(t, body, "one", p.sign(t, body)); code != http.StatusConflict || len(p.matcher.texts) != 2 {
+		t.Errorf("at another node: status %d, %d texts", code, len(p.matcher.texts))
+	}
 	// More tokens than one comparison takes.
 	many := "[" + strings.TrimSuffix(strings.Repeat(`{"token":"abcdefgh"},`, 1200), ",") + "]"
 	if code := p.post(t, many, "one", p.sign(t, many)); code != http.StatusOK || len(p.matcher.texts) != 1202 {
@@ -133,6 +162,30 @@ func TestReceives(t *testing.T) {
 	p.matcher.err = nil
 	if code := p.post(t, body, "one", p.sign(t, body)); code != http.StatusOK {
 		t.Errorf("sent again: status %d", code)
+	}
+}
+
+// TestRateIsBounded: of one message after the other, so many tokens are compared as
+// one node does, and more as time passes.
+func TestRateIsBounded(t *testing.T) {
+	p := newPartner(t)
+	taken := 0
+	send := func() int {
+		taken++
+		body := fmt.Sprintf(`[%s{"token":"number-%d"}]`, strings.Repeat(`{"token":"abcdefgh"},`, 4999), taken)
+		return p.post(t, body, "one", p.sign(t, body))
+	}
+	for range 10 {
+		if code := send(); code != http.StatusOK {
+			t.Fatalf("message %d: status %d", taken, code)
+		}
+	}
+	if code := send(); code != http.StatusTooManyRequests || len(p.matcher.texts) != 50_000 {
+		t.Errorf("status %d after %d tokens", code, len(p.matcher.texts))
+	}
+	p.now = p.now.Add(3 * time.Second)
+	if code := send(); code != http.StatusOK {
+		t.Errorf("three seconds later: status %d", code)
 	}
 }
 
