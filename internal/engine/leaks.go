@@ -381,5 +381,5 @@ func (e *Engine) openLeak(ctx context.Context, tx store.Tx, doc *store.Doc) (lea
 	if err != nil || !slices.Contains(state.Live(), r.Version) {
 		return leak, false, err
 	}
-	return OpenLeak{Key: r.Key, Version: r.Version, First: r.First, Last: r.Last, Place: r.Place, Count: r.Count, Action: r.Action, Rotation: r.Rotation}, true, nil
+	return OpenLeak(r), true, nil
 }

@@ -199,8 +199,12 @@ func TestFindsWhatTheLibraryFindsInItsVectors(t *testing.T) {
 		between := []string{"\n", " ", "\n", ""}[i/100%4]
 		c.of(t, paths[i/100%len(paths)], strings.Join(texts[i:min(i+100, len(texts))], between))
 	}
-	// All of them: as long as a piece that is searched at a time.
-	c.of(t, paths[1], strings.Join(texts, "\n"))
+	// In a text of several lanes.
+	long := strings.Join(texts[:len(texts)/5], "\n")
+	if len(long) < 2*lanes*lane {
+		t.Fatalf("%d bytes are too few", len(long))
+	}
+	c.of(t, paths[1], long)
 	if alone < 200 || c.found < 3*alone/2 {
 		t.Errorf("the library finds %d, and %d in all", alone, c.found)
 	}
