@@ -68,6 +68,8 @@ type Config struct {
 	Now      func() time.Time
 	// Keeper seals the secret of nonces, which all nodes share.
 	Keeper keeper.Keeper
+	// Alone: no other node can be on the store.
+	Alone bool
 	// Grants returns the rules of a signing key as its config block states them, nil if
 	// it has none.
 	Grants func(ctx context.Context, name key.Name) (any, error)
@@ -157,7 +159,7 @@ func (b *Broker) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.nonces = nonces{secret: shared, skew: b.config.Skew}
+	b.nonces = newNonces(shared, b.config.Alone, b.config.Skew)
 	ctx, b.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	b.running.Go(func() { b.record(ctx) })
 	b.running.Go(func() { b.follow(ctx) })
@@ -177,9 +179,6 @@ func (b *Broker) Stop(ctx context.Context) {
 		b.config.Logger.WarnContext(ctx, "the last sums of tokens could not be entered into the audit log", "error", err)
 	}
 }
-
-// Nonce returns one for proofs of possession that are made from now on.
-func (b *Broker) Nonce() string { return b.nonces.make(b.config.Now()) }
 
 const (
 	// rulesFresh is for how long rules are used without asking for them; while the

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -88,8 +89,7 @@ func TestProofsOfNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNode(t, newStore(), nil)
 		p := newProofs(t)
-		n.refuses("a proof without a nonce", byClient(p.with("")), broker.ErrNonce)
-		good := p.with(n.Nonce())
+		good := p.with(n.nonce(p, ""))
 		n.refuses("a proof of nobody", byClient(good, func(r *broker.Request) { r.Secret = secret.NewString("x") }), broker.ErrClient)
 		issued := n.must(byClient(good))
 		if cnf, _ := n.of(&issued).Claims["cnf"].(map[string]string); !issued.Bound || len(cnf["jkt"]) != 43 {
@@ -104,9 +104,9 @@ func TestProofsOfNobody(t *testing.T) {
 	})
 }
 
-// TestNoncesAreShared: a nonce of one node is good at each that shares its store, for
-// two to four minutes, also where the clock is behind, and after a restart; at others
-// it is none.
+// TestNoncesAreShared: the nonce that a client is given first is good at each node that
+// shares the store, for two to four minutes, also where the clock is behind, and after
+// a restart; at others it is none.
 func TestNoncesAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shared := newStore()
@@ -114,13 +114,13 @@ func TestNoncesAreShared(t *testing.T) {
 		one, two, stranger := newNode(t, shared, nil), newNode(t, shared, behind), newNode(t, newStore(), nil)
 		p := newProofs(t)
 		for range 8 { // over the borders of spans
-			nonce := one.Nonce()
+			nonce := one.nonce(p, "")
 			two.must(byClient(p.with(nonce)))
-			one.must(byClient(p.with(two.Nonce())))
+			one.must(byClient(p.with(two.nonce(p, ""))))
 			stranger.refuses("a nonce of another installation", byClient(p.with(nonce)), broker.ErrNonce)
 			time.Sleep(35 * time.Second)
 		}
-		nonce := one.Nonce()
+		nonce := one.nonce(p, "")
 		again := newNode(t, shared, nil)
 		again.must(byClient(p.with(nonce)))
 		time.Sleep(110 * time.Second)
@@ -128,6 +128,120 @@ func TestNoncesAreShared(t *testing.T) {
 		time.Sleep(130 * time.Second)
 		again.refuses("an old nonce", byClient(p.with(nonce)), broker.ErrNonce)
 	})
+}
+
+// TestProofCountsOnceAtAllNodes: a proof by a nonce that is good at all nodes counts at
+// one of them, once, also when they are asked at the same moment. The nonce that comes
+// with a token is that of its node: a proof by it counts there, and needs no store; at
+// another node, and after a restart, it is refused, with a nonce that is good wherever
+// the client arrives next and stays so. Whatever the way, one repetition is enough.
+func TestProofCountsOnceAtAllNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := newStore()
+		one, two := newNode(t, shared, nil), newNode(t, shared, nil)
+		p := newProofs(t)
+		replayed := func(what string, n *node, proof func(*broker.Request)) {
+			t.Helper()
+			n.refuses(what, byClient(proof), broker.ErrProof)
+			if told := n.refused(); len(told) == 0 || !told[len(told)-1].Replay {
+				t.Errorf("%s: the rules are told of %+v", what, told)
+			}
+		}
+		first := p.with(one.nonce(p, ""))
+		issued := two.must(byClient(first))
+		replayed("at the same node", two, first)
+		replayed("at the other node", one, first)
+		for range 20 {
+			proof := p.with(one.nonce(p, ""))
+			var good atomic.Int32
+			var running sync.WaitGroup
+			for _, n := range []*node{one, two, one, two} {
+				running.Go(func() {
+					if _, err := n.Give(t.Context(), byClient(proof)); err == nil {
+						good.Add(1)
+					} else if !errors.Is(err, broker.ErrProof) {
+						t.Error(err)
+					}
+				})
+			}
+			if running.Wait(); good.Load() != 1 {
+				t.Fatalf("a proof counted %d times", good.Load())
+			}
+		}
+
+		// The nonce of the second node.
+		own := p.with(issued.Nonce)
+		roaming := one.nonce(p, issued.Nonce)
+		one.refuses("a proof by the nonce of the other node", byClient(own), broker.ErrNonce)
+		two.link.away.Store(true)
+		next := two.must(byClient(own))
+		replayed("without the store", two, own)
+		two.refuses("one that the store would have to note", byClient(p.with(roaming)), broker.ErrAway)
+		two.link.away.Store(false)
+		one.refuses("the replay at the other node", byClient(own), broker.ErrNonce)
+		if issued := two.must(byClient(p.with(next.Nonce))); issued.Nonce != next.Nonce {
+			t.Error("the nonce of a node changes with each token")
+		}
+
+		// A client whose requests reach now this node and now that.
+		for i := range 6 {
+			n := []*node{one, two, one, one, two, two}[i]
+			proof := p.with(roaming)
+			if issued := n.must(byClient(proof)); issued.Nonce != roaming {
+				t.Errorf("request %d: the nonce is another one", i)
+			}
+			replayed("a roaming client's proof at the same node", n, proof)
+			replayed("a roaming client's proof", []*node{two, one, two, two, one, one}[i], proof)
+		}
+		again := newNode(t, shared, nil)
+		again.must(byClient(p.with(again.nonce(p, next.Nonce))))
+		again.refuses("the replay after a restart", byClient(own), broker.ErrNonce)
+		if kept := marks(t, shared); kept == 0 {
+			t.Error("nothing is noted in the store")
+		}
+		time.Sleep(6 * time.Minute)
+		synctest.Wait()
+		if kept := marks(t, shared); kept != 0 {
+			t.Errorf("%d proofs are kept for ever", kept)
+		}
+	})
+}
+
+// TestProofsOfOneNode: a node that is alone notes nothing in the store, and takes no
+// proof of before its restart.
+func TestProofsOfOneNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shared := newStore()
+		alone := func(c *broker.Config) { c.Alone = true }
+		n := newNode(t, shared, alone)
+		p := newProofs(t)
+		nonce := n.nonce(p, "")
+		proof := p.with(nonce)
+		if issued := n.must(byClient(proof)); issued.Nonce != nonce {
+			t.Error("it has several nonces")
+		}
+		n.refuses("a replay", byClient(proof), broker.ErrProof)
+		again := newNode(t, shared, alone)
+		again.refuses("a replay after a restart", byClient(proof), broker.ErrNonce)
+		again.must(byClient(p.with(again.nonce(p, nonce))))
+		if kept := marks(t, shared); kept != 0 {
+			t.Errorf("%d proofs are noted in the store", kept)
+		}
+	})
+}
+
+// marks is how many things that count once are noted in the store.
+func marks(t *testing.T, s store.Store) (n int) {
+	t.Helper()
+	err := s.View(t.Context(), func(tx store.Tx) error {
+		docs, err := tx.Index.List(t.Context(), "token-used", "", "", 1000)
+		n = len(docs)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestStartWithoutTheStore: it fails and leaves nothing behind.

@@ -9,8 +9,11 @@
 //   - Tokens of other issuers count only if a rule names the issuer, letter by letter;
 //     they are verified with the keys of that issuer alone, kept for at most KeysStale
 //     when it does not answer.
-//   - Nonces for proofs of possession are those of all nodes that share a store; a proof
-//     counts once at each node. Only proofs of clients that are known are remembered.
+//   - A proof of possession counts once, at all nodes that share a store together, also
+//     across restarts; the nonce of a refusal is good at each of them. Only proofs of
+//     clients that are known are remembered.
+//   - A token of another issuer is exchanged once under a rule that says so, at all nodes
+//     together; who shows it again is entered in the audit log once.
 //   - Where it cannot be told whether a token of another issuer is good, because its key
 //     is not known yet, the answer is ErrAway and not that it is bad.
 //   - A token leaves only after an entry in the audit log covers it: an exchange of a

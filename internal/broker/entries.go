@@ -32,10 +32,13 @@ type refusal struct {
 	reason string
 }
 
-// waiting is a token whose entry is not written yet.
+// waiting is a token whose entry, or whose marks, are not written yet.
 type waiting struct {
 	entry *audit.Entry
-	done  chan error
+	// covered: an entry that was written before covers it; only the marks are written.
+	covered bool
+	marks   []mark
+	done    chan error
 }
 
 // covered is a client whose tokens an entry of this span covers.
@@ -59,30 +62,33 @@ func (e *entries) init() {
 	e.covered, e.refusals, e.more, e.wake = map[string]*covered{}, map[refusal]int{}, map[key.Name]int{}, make(chan struct{}, 1)
 }
 
-// cover returns once an entry covers a token. shared: one that was written for the
-// same client and rule within the span does.
-func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, now time.Time, span time.Duration) error {
+// cover returns once an entry covers a token, and what may be used once for it is
+// marked. shared: an entry that was written for the same client and rule within the span
+// covers it as well.
+func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, marks []mark, now time.Time, span time.Duration) error {
 	id := string(entry.Key) + "\x00" + entry.Target + "\x00" + entry.Actor.ID
+	w := waiting{entry: entry, marks: marks, done: make(chan error, 1)}
 	e.mu.Lock()
 	told := 0
 	if shared {
 		if c := e.covered[id]; c != nil {
-			if now.Before(c.until) && c.until.Sub(now) <= span {
+			if w.covered = now.Before(c.until) && c.until.Sub(now) <= span; w.covered && len(marks) == 0 {
 				c.more++
 				e.mu.Unlock()
 				return nil
 			}
-			if c.more > 0 {
-				entry.Detail["more"] = strconv.Itoa(c.more)
+			if !w.covered {
+				if c.more > 0 {
+					entry.Detail["more"] = strconv.Itoa(c.more)
+				}
+				told, c.more = c.more, 0 // by this entry, and no other
 			}
-			told, c.more = c.more, 0 // by this entry, and no other
 		}
 	}
 	if len(e.queue) >= maxWaiting {
 		e.mu.Unlock()
 		return fmt.Errorf("%w: too many tokens wait for the audit log", ErrAway)
 	}
-	w := waiting{entry: entry, done: make(chan error, 1)}
 	e.queue = append(e.queue, w)
 	e.mu.Unlock()
 	select {
@@ -98,6 +104,10 @@ func (e *entries) cover(ctx context.Context, shared bool, entry *audit.Entry, no
 			switch {
 			case err != nil && c != nil:
 				c.more += told
+			case w.covered && c != nil:
+				c.more++
+			case w.covered && (e.more[entry.Key] > 0 || len(e.more) < maxBatch):
+				e.more[entry.Key]++ // the span is over meanwhile, and was summed up
 			case err == nil && c != nil && now.Before(c.until):
 				// Another request was faster; this one has an entry of its own.
 			case err == nil && (c != nil || len(e.covered) < maxCovered):
@@ -156,9 +166,20 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 			return nil
 		}
 		bounded, cancel := context.WithTimeout(ctx, enterTime)
-		err := b.config.Journal.Transact(bounded, audit.Actor{ID: "keyturn", Kind: "server"}, func(_ store.Tx, enter func(audit.Entry)) error {
-			for _, w := range batch {
-				enter(*w.entry)
+		refused := make([]error, len(batch))
+		err := b.config.Journal.Transact(bounded, audit.Actor{ID: "keyturn", Kind: "server"}, func(tx store.Tx, enter func(audit.Entry)) error {
+			for i := range batch {
+				w := &batch[i]
+				again, entry, err := w.take(bounded, tx)
+				if err != nil {
+					return err
+				}
+				if refused[i] = again; again == nil && !w.covered {
+					entry = w.entry
+				}
+				if entry != nil {
+					enter(*entry)
+				}
 			}
 			for _, c := range counts {
 				enter(c)
@@ -169,7 +190,11 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 		if err != nil {
 			err = fmt.Errorf("%w: the audit log: %w", ErrAway, err)
 		}
-		for _, w := range batch {
+		for i, w := range batch {
+			if refused[i] != nil && err == nil {
+				w.done <- refused[i]
+				continue
+			}
 			w.done <- err
 		}
 		if err != nil {

@@ -49,9 +49,19 @@ type Issued struct {
 	token.Token
 
 	Scopes []string
-	// Bound to a key of the client: the token's type is DPoP.
+	// Bound to a key of the client: the token's type is DPoP. Nonce is for its next proof.
 	Bound bool
+	Nonce string
 }
+
+// NonceError is ErrNonce with the nonce that the proof needs.
+type NonceError struct{ Nonce string }
+
+// Error implements error.
+func (*NonceError) Error() string { return dpop.ErrNonce.Error() }
+
+// Unwrap returns ErrNonce.
+func (*NonceError) Unwrap() error { return dpop.ErrNonce }
 
 // Give gives a token.
 func (b *Broker) Give(ctx context.Context, request *Request) (Issued, error) {
@@ -60,7 +70,7 @@ func (b *Broker) Give(ctx context.Context, request *Request) (Issued, error) {
 	if err != nil && !errors.Is(err, dpop.ErrNonce) {
 		b.entries.refused(refusal{request.Key, proven.Source, resultOf(err)})
 		if itsFault(err) {
-			b.config.Refused(Refusal{Key: request.Key, Client: proven.Subject, Address: request.Address, Replay: errors.Is(err, dpop.ErrReplayed)})
+			b.config.Refused(Refusal{Key: request.Key, Client: proven.Subject, Address: request.Address, Replay: errors.Is(err, dpop.ErrReplayed) || errors.Is(err, ErrReplay)})
 		}
 		b.config.Logger.DebugContext(ctx, "a token was refused", "key", request.Key, "address", request.Address, "error", err)
 	}
@@ -74,14 +84,14 @@ type Refusal struct {
 	// Client is who asked, if that was proven.
 	Client  string
 	Address string
-	// Replay: the proof of possession was shown before.
+	// Replay: the proof of possession, or the subject token, was shown before.
 	Replay bool
 }
 
 // itsFault reports whether a token was refused because of who asked for it, and not
 // because something was away.
 func itsFault(err error) bool {
-	return slices.Contains([]string{"proof", "client", "target", "scope", "binding", "grant"}, resultOf(err))
+	return slices.Contains([]string{"proof", "replay", "client", "target", "scope", "binding", "grant"}, resultOf(err))
 }
 
 // resultOf is the error as one of a few words.
@@ -101,6 +111,7 @@ func resultOf(err error) string {
 		{ErrScope, "scope"},
 		{ErrBinding, "binding"},
 		{ErrGrant, "grant"},
+		{ErrReplay, "replay"},
 		{ErrRequest, "request"},
 	} {
 		if errors.Is(err, one.is) {
@@ -115,7 +126,7 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 	if err != nil {
 		return proven, issued, err
 	}
-	possessed, err := b.proof(request)
+	possessed, by, err := b.proof(request)
 	if err != nil {
 		return proven, issued, err
 	}
@@ -142,11 +153,16 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 		return proven, issued, err
 	}
 	cnf := map[string]string{}
+	var marks []mark
+	var nonce string
 	if possessed != nil {
 		// Remembered no sooner: who is nobody must not fill what is remembered.
-		if err := b.proofs.Add(possessed, b.config.Now()); err != nil {
+		if by != ofThis {
+			marks = append(marks, onceProof(possessed, b.config.Skew))
+		} else if err := b.proofs.Add(possessed, b.config.Now()); err != nil {
 			return proven, issued, err
 		}
+		nonce = b.nonces.next(b.config.Now(), by)
 		cnf["jkt"] = possessed.Thumbprint
 	} else if len(request.Certificates) > 0 && (rule.Bind != 0 || request.UseCertificate) {
 		sum := sha256.Sum256(request.Certificates[0].Raw)
@@ -166,22 +182,33 @@ func (b *Broker) give(ctx context.Context, request *Request) (proven grant.Prove
 			return proven, issued, fmt.Errorf("%w: send a proof in the header DPoP (RFC 9449), or show a client certificate (RFC 8705)", ErrBinding)
 		}
 	}
-	issued, err = b.sign(ctx, request, rule, &proven, audiences, scopes, cnf)
+	if rule.Once {
+		marks = append(marks, onceSubject(request.Key, &proven, request.Subject.RevealString(), b.config.Skew))
+	}
+	issued, err = b.sign(ctx, request, rule, &proven, audiences, scopes, cnf, marks)
+	issued.Nonce = nonce
 	return proven, issued, err
 }
 
 // proof checks the proof of possession of a request; nil: there is none. Whether it
-// was shown before is not known yet.
-func (b *Broker) proof(request *Request) (*dpop.Proof, error) {
+// was shown before is not known yet. It says by whose nonce the proof was made, too.
+func (b *Broker) proof(request *Request) (p *dpop.Proof, by nonceOf, err error) {
 	switch len(request.Proofs) {
 	case 0:
-		return nil, nil
+		return nil, 0, nil
 	case 1:
 		now := b.config.Now()
-		p, err := dpop.Check(request.Proofs[0], &dpop.Expect{Method: "POST", URL: request.URL, Now: now, Nonce: b.nonces.check(now)})
-		return &p, err
+		by = ofNobody
+		checked, err := dpop.Check(request.Proofs[0], &dpop.Expect{Method: "POST", URL: request.URL, Now: now, Nonce: func(nonce string) bool {
+			by = b.nonces.read(nonce, now)
+			return by == ofThis || by == ofAll || by == ofRoaming
+		}})
+		if errors.Is(err, dpop.ErrNonce) {
+			err = &NonceError{b.nonces.first(now, by)}
+		}
+		return &checked, by, err
 	}
-	return nil, fmt.Errorf("%w: there are several", dpop.ErrProof)
+	return nil, 0, fmt.Errorf("%w: there are several", dpop.ErrProof)
 }
 
 // certificate returns who a certificate stands for, by each authority that a rule
@@ -261,7 +288,7 @@ func choose(all []grant.Rule, candidates []grant.Proven, request *Request) (rule
 // maxCopied is how long a claim that is taken over may be.
 const maxCopied = grant.MaxText
 
-func (b *Broker) sign(ctx context.Context, request *Request, rule *grant.Rule, proven *grant.Proven, audiences, scopes []string, cnf map[string]string) (Issued, error) {
+func (b *Broker) sign(ctx context.Context, request *Request, rule *grant.Rule, proven *grant.Proven, audiences, scopes []string, cnf map[string]string, marks []mark) (Issued, error) {
 	claims := map[string]any{"client_id": rule.Name}
 	if proven.Source == grant.APIKey || proven.Source == grant.Token {
 		claims["client_id"] = proven.Subject
@@ -302,7 +329,11 @@ func (b *Broker) sign(ctx context.Context, request *Request, rule *grant.Rule, p
 	if len(cnf) > 0 {
 		entry.Detail["bound"] = cnf["jkt"] + cnf["x5t#S256"]
 	}
-	if err := b.entries.cover(ctx, proven.Source != grant.Federated, &entry, b.config.Now(), b.config.AuditSpan); err != nil {
+	now := b.config.Now()
+	if rule.Once {
+		marks[len(marks)-1].used = &used{ID: signed.ID, Address: request.Address, At: now.UTC()}
+	}
+	if err := b.entries.cover(ctx, proven.Source != grant.Federated, &entry, marks, now, b.config.AuditSpan); err != nil {
 		return Issued{}, err
 	}
 	return Issued{Token: signed, Scopes: scopes, Bound: cnf["jkt"] != ""}, nil

@@ -172,7 +172,7 @@ func (b *Broker) look(ctx context.Context) error {
 	return nil
 }
 
-// sweep forgets tokens that have expired.
+// sweep forgets tokens, and what was used once, that have expired.
 func (b *Broker) sweep(ctx context.Context, now time.Time) error {
 	b.revoked.mu.Lock()
 	for name, expires := range b.revoked.known {
@@ -181,16 +181,5 @@ func (b *Broker) sweep(ctx context.Context, now time.Time) error {
 		}
 	}
 	b.revoked.mu.Unlock()
-	return b.config.Store.Update(ctx, func(tx store.Tx) error {
-		docs, err := tx.Index.Due(ctx, kindRevoked, now, sweepBatch)
-		if err != nil {
-			return err
-		}
-		for i := range docs {
-			if err := tx.Docs.Delete(ctx, kindRevoked, docs[i].Name, docs[i].Rev); err != nil && !errors.Is(err, store.ErrNotFound) {
-				return err
-			}
-		}
-		return nil
-	})
+	return errors.Join(b.sweepKind(ctx, kindRevoked, now), b.sweepKind(ctx, kindUsed, now))
 }

@@ -292,7 +292,7 @@ func (b *Broker) provenBy(t *oidc.IDToken, now time.Time) (grant.Proven, error) 
 	if err := t.Claims(&payload); err != nil {
 		return grant.Proven{}, errSubject("its claims cannot be read")
 	}
-	p := grant.Proven{Source: grant.Federated, Subject: t.Subject, Issuer: t.Issuer, Audience: t.Audience}
+	p := grant.Proven{Source: grant.Federated, Subject: t.Subject, Issuer: t.Issuer, Audience: t.Audience, Expires: t.Expiry}
 	if err := strict.Unmarshal(payload, &p.Claims); err != nil {
 		return grant.Proven{}, errSubject("a claim is there twice")
 	}
@@ -304,5 +304,6 @@ func (b *Broker) provenBy(t *oidc.IDToken, now time.Time) (grant.Proven, error) 
 	case t.Expiry.Sub(now) > maxAhead:
 		return grant.Proven{}, errSubject("it lives too long")
 	}
+	p.ID, _ = p.Claims["jti"].(string)
 	return p, nil
 }

@@ -36,6 +36,7 @@ import (
 
 const (
 	orders   = key.Name("prod/orders/tokens")
+	others   = key.Name("prod/others/tokens")
 	endpoint = "https://keys.example.com/orders/oauth/token"
 	issuer   = "https://jobs.example.com"
 	audience = "https://keys.example.com/orders"
@@ -99,7 +100,11 @@ func (n *node) Transact(ctx context.Context, _ audit.Actor, fn func(tx store.Tx,
 	var entered []audit.Entry
 	err := n.link.Update(ctx, func(tx store.Tx) error {
 		entered = nil
-		return fn(tx, func(e audit.Entry) { entered = append(entered, e) })
+		if err := fn(tx, func(e audit.Entry) { e.At = time.Now(); entered = append(entered, e) }); err != nil {
+			return err
+		}
+		_, err := audit.Append(audit.Tail{}, nil, entered...) // an entry that is none would fail here
+		return err
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -150,7 +155,10 @@ func rules() any {
 	var list any
 	err := json.Unmarshal([]byte(fmt.Sprintf(`[
 		{"name":"deploy","from":{"issuer":%q,"audience":%q,"claims":{"repository":"acme/*"}},"audiences":["orders","billing"],"scopes":["read","write"],"copy":["repository"],"life":"2m"},
-		{"name":"clients","from":{"tokens":["svc-*"]},"audiences":["orders"],"scopes":["read"]}
+		{"name":"clients","from":{"tokens":["svc-*"]},"audiences":["orders"],"scopes":["read"]},
+		{"name":"release","from":{"issuer":%[1]q,"audience":%[2]q,"claims":{"repository":"once/*"}},"audiences":["orders","billing"],"scopes":["read"],"once":true},
+		{"name":"release-too","from":{"issuer":%[1]q,"audience":%[2]q,"claims":{"repository":"once/*"}},"audiences":["stock"],"scopes":["read"],"once":true},
+		{"name":"often","from":{"issuer":%[1]q,"audience":%[2]q,"claims":{"repository":"once/*"}},"audiences":["reports"],"scopes":["read"]}
 	]`, issuer, audience)), &list)
 	if err != nil {
 		panic(err)
@@ -168,7 +176,7 @@ func newNode(t testing.TB, shared store.Store, edit func(*broker.Config)) *node 
 			if n.link.away.Load() {
 				return nil, errAway
 			}
-			if name != orders {
+			if name != orders && name != others {
 				return nil, nil
 			}
 			return rules(), nil
@@ -383,6 +391,17 @@ func (p proofs) with(nonce string) func(*broker.Request) {
 		"jti": rand.Text(), "htm": "POST", "htu": endpoint, "iat": time.Now().Unix(), "nonce": nonce,
 	})
 	return func(r *broker.Request) { r.Proofs = []string{compact} }
+}
+
+// nonce is what the node tells whoever shows a proof with another nonce.
+func (n *node) nonce(p proofs, shown string) string {
+	n.t.Helper()
+	_, err := n.Give(n.t.Context(), byClient(p.with(shown)))
+	var wanted *broker.NonceError
+	if !errors.As(err, &wanted) || !errors.Is(err, broker.ErrNonce) || wanted.Nonce == "" || wanted.Nonce == shown {
+		n.t.Fatalf("a proof with the nonce %q: %v", shown, err)
+	}
+	return wanted.Nonce
 }
 
 func subset(list, of []string) bool {

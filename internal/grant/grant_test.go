@@ -29,6 +29,9 @@ func TestFits(t *testing.T) {
 		t.Fatal(problems)
 	}
 	r := rules[0]
+	if r.Once {
+		t.Error("a token is exchanged once although the rule does not say so")
+	}
 	if r.Life != 2*time.Minute || r.Bind != grant.BindDPoP {
 		t.Errorf("%+v", r)
 	}
@@ -93,8 +96,11 @@ func TestProblems(t *testing.T) {
 		"an unknown binding":  {`"dpop"`, `"dbop"`},
 		"a copied subject":    {`"copy":["repository"]`, `"copy":["sub"]`},
 		"a scope with blanks": {`"orders:deploy"`, `"orders deploy"`},
-		"for everybody":       {`"audiences":["orders"],`, ``},
-		"two sources":         {`"from":{`, `"from":{"tokens":["ci"],`},
+		"a once that is text": {`"bind"`, `"once":"yes","bind"`},
+		"a key shown once": {`"from":{"issuer":"https://token.actions.githubusercontent.com","audience":"https://keys.example.com/orders",
+ "claims":{"repository":"acme/*","ref":["refs/heads/main","refs/tags/v*"]}},"audiences":["orders"],"scopes":["orders:deploy"],"life":"2m","copy":["repository"]`, `"once":true,"from":{"apiKeys":["a"]},"audiences":["orders"]`},
+		"for everybody": {`"audiences":["orders"],`, ``},
+		"two sources":   {`"from":{`, `"from":{"tokens":["ci"],`},
 	} {
 		source := strings.Replace(github, edit[0], edit[1], 1)
 		if _, problems := parse(t, source); len(problems) == 0 || source == github {

@@ -119,7 +119,7 @@ func isRuleName(name string) bool {
 }
 
 func (r *reader) rule(at string, fields map[string]any) Rule {
-	r.known(at, fields, "name", "from", "subject", "audiences", "scopes", "copy", "life", "bind")
+	r.known(at, fields, "name", "from", "subject", "audiences", "scopes", "copy", "life", "bind", "once")
 	const nameHint, scopeHint = "write lower-case letters, digits and hyphens, for example deploy", "write scopes without blanks, for example [orders:read]"
 	rule := Rule{
 		Name: r.text(at, fields, "name", nameHint), Subject: r.text(at, fields, "subject", "write the subject of its tokens"), Life: DefaultLife,
@@ -152,6 +152,11 @@ func (r *reader) rule(at string, fields map[string]any) Rule {
 	default:
 		r.wrong(at+".bind", fmt.Sprintf("%q is unknown", bind), "write dpop, mtls or either; leave it out to demand none")
 	}
+	if once, is := fields["once"]; is {
+		if rule.Once, is = once.(bool); !is {
+			r.wrong(at+".once", "it is neither true nor false", "write true if each token of the issuer is exchanged once")
+		}
+	}
 	from, ok := fields["from"].(map[string]any)
 	if !ok {
 		r.wrong(at+".from", "it is missing", sourceHint)
@@ -160,6 +165,9 @@ func (r *reader) rule(at string, fields map[string]any) Rule {
 	r.from(at+".from", from, &rule)
 	if len(rule.Copy) > 0 && rule.Source != Federated {
 		r.wrong(at+".copy", "only tokens of another issuer have claims", "leave it out")
+	}
+	if rule.Once && rule.Source != Federated {
+		r.wrong(at+".once", "only tokens of another issuer are exchanged once", "leave it out")
 	}
 	return rule
 }

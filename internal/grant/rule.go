@@ -89,6 +89,8 @@ type Rule struct {
 	// Life is how long tokens live.
 	Life time.Duration
 	Bind Binding
+	// Once: a federated token is exchanged once.
+	Once bool
 }
 
 // Proven is what somebody has proven.
@@ -104,6 +106,9 @@ type Proven struct {
 	Issuer   string
 	Audience []string
 	Claims   map[string]any
+	// ID is the claim jti of a federated token, empty if it has none; Expires its end.
+	ID      string
+	Expires time.Time
 	// Scopes limit what may be granted; nil: no limit.
 	Scopes []string
 }

@@ -24,7 +24,7 @@ import (
 // newBroker makes the service that gives tokens; the engine must be there.
 func (s *Server) newBroker(keys keeper.Keeper) *broker.Broker {
 	return broker.New(broker.Config{
-		Store: s.store, Keeper: keys, Journal: s.engine, Signer: s.tokens.signer, Verifier: s.tokens.board, Logger: s.log, Now: s.clock.Now,
+		Store: s.store, Alone: s.config.Store.Postgres == nil, Keeper: keys, Journal: s.engine, Signer: s.tokens.signer, Verifier: s.tokens.board, Logger: s.log, Now: s.clock.Now,
 		Grants: s.grants, Client: s.clientOf, Stale: s.config.Tokens.Outage,
 		Issued:  func(source grant.Source, result string) { s.telemetry.TokensIssued(source.String(), result).Inc() },
 		Revoked: func() { s.telemetry.TokensRevoked().Inc() }, Refused: s.observeRefused,
@@ -92,7 +92,7 @@ func (s *Server) revoker(ctx context.Context, text secret.Value, name key.Name, 
 func (s *Server) brokerRoutes(gate *gate, next http.Handler) http.Handler {
 	limits := newLimiters(s.config.Tokens.IssuePerSecond, max(1, int(2*s.config.Tokens.IssuePerSecond)))
 	handler := gate.wrap(oauth.New(oauth.Config{
-		Broker: s.broker, Nonces: s.broker, Issuers: s.tokens.board,
+		Broker: s.broker, Issuers: s.tokens.board,
 		Inspector: func(ctx context.Context, text secret.Value, name key.Name) error {
 			_, err := s.bearer(ctx, text, authz.Verify, name)
 			return err

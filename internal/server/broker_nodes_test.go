@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"fmt"
 	"net/http"
 	"net/url"
 	"testing"
@@ -64,6 +65,15 @@ const mobileRule = `      - name: mobile
         scopes: [orders:read, orders:admin]
         life: 30s
 `
+
+// onceRule exchanges each token of a job once.
+func onceRule(u *upstream) string {
+	return fmt.Sprintf(`      - name: once
+        from: {issuer: %q, audience: %q, claims: {repository: acme/*, ref: refs/heads/once}}
+        audiences: [orders]
+        once: true
+`, u.URL, jobAudience)
+}
 
 // byAPIKey exchanges an API key for a token.
 func byAPIKey(text string, more ...string) url.Values {
@@ -133,8 +143,9 @@ func TestAPIKeyBecomesAToken(t *testing.T) {
 	w.reached(t, emergency.GetRotationId(), "done")
 }
 
-// TestTokensAtTwoNodes: two servers on one store. A nonce of one is good at the
-// other; a proof counts once at each. What one revokes the other reports as inactive
+// TestTokensAtTwoNodes: two servers on one store. The first nonce of one is good at the
+// other; a proof counts at one of them, once, and so does a job's token under a rule
+// that says so. What one revokes the other reports as inactive
 // within a second. A node that has lost the store gives no token that no entry
 // covers, says so, and does not call a token good for longer than it may.
 func TestTokensAtTwoNodes(t *testing.T) {
@@ -144,7 +155,7 @@ func TestTokensAtTwoNodes(t *testing.T) {
 	config := onPostgres(t, t.TempDir(), database)
 	config.Tokens.Skew, config.Tokens.Outage = 250*time.Millisecond, 4*time.Second
 	u := newUpstream(t)
-	first := brokering(t, config, u, mobileRule)
+	first := brokering(t, config, u, mobileRule+onceRule(u))
 	text := first.apiKey(t)
 	second := secondNode(t, first, config)
 	until(t, "the second node gives tokens", func() bool {
@@ -163,14 +174,34 @@ func TestTokensAtTwoNodes(t *testing.T) {
 	}
 	form := exchange(u.job(map[string]any{"ref": "refs/heads/bound"}), "scope", "")
 	answer, _ := first.post(t, token.TokenPath, form, proof(""))
-	good := proof(answer.Header.Get("DPoP-Nonce"))
-	for i, want := range []struct {
-		node *world
-		code any
-	}{{second, nil}, {second, "invalid_dpop_proof"}, {first, nil}, {first, "invalid_dpop_proof"}} {
-		if answer, body := want.node.post(t, token.TokenPath, form, good); body["error"] != want.code {
-			t.Errorf("use %d of a proof: %s %v, want %v", i+1, answer.Status, body, want.code)
+	nonce := answer.Header.Get("DPoP-Nonce")
+	good := proof(nonce)
+	show := func(what string, node *world, form url.Values, header map[string]string, want any) (nonce string) {
+		t.Helper()
+		answer, body := node.post(t, token.TokenPath, form, header)
+		if body["error"] != want {
+			t.Errorf("%s: %s %v, want %v", what, answer.Status, body, want)
 		}
+		return answer.Header.Get("DPoP-Nonce")
+	}
+	own := show("a proof by a nonce of the first node", second, form, good, nil)
+	show("its replay", second, form, good, "invalid_dpop_proof")
+	show("its replay at the other node", first, form, good, "invalid_dpop_proof")
+	good = proof(own)
+	show("a proof by the second node's own nonce", second, form, good, nil)
+	show("its replay", second, form, good, "invalid_dpop_proof")
+	roaming := show("its replay at the other node", first, form, good, "use_dpop_nonce")
+	good = proof(roaming)
+	if again := show("a proof by the nonce that came of it", first, form, good, nil); again != roaming {
+		t.Error("a client whose requests reach both nodes is not known as one")
+	}
+	show("its replay at the other node", second, form, good, "invalid_dpop_proof")
+	job := exchange(u.job(map[string]any{"ref": "refs/heads/once"}), "scope", "")
+	show("a job's token", first, job, nil, nil)
+	show("its replay at the other node", second, job, nil, "invalid_request")
+	show("its replay", first, job, nil, "invalid_request")
+	if !first.audited(t, `"token.replay"`) {
+		t.Error("the replay is not in the audit log")
 	}
 
 	verifier, operator := first.token(t, "api", "verifier", "prod/**"), first.token(t, "op", "operator", "prod/**")

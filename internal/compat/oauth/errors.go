@@ -12,12 +12,13 @@ import (
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
 	header := w.Header()
+	if wanted := new(broker.NonceError); errors.As(err, &wanted) {
+		header.Set("DPoP-Nonce", wanted.Nonce)
+	}
 	switch {
 	case p.code == "invalid_client":
 		header.Set("WWW-Authenticate", `Basic realm="keyturn"`)
 		h.config.Refused(r)
-	case p.code == "use_dpop_nonce":
-		header.Set("DPoP-Nonce", h.config.Nonces.Nonce())
 	case p.status == http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
 	case errors.Is(err, broker.ErrRequest):
@@ -51,6 +52,8 @@ func problemOf(err error) *problem {
 		return bad("invalid_request", "a proof of possession is demanded: send the header DPoP (RFC 9449) or show a client certificate (RFC 8705), as the rule says")
 	case errors.Is(err, broker.ErrGrant):
 		return bad("unauthorized_client", "no rule grants this to what was proven; the server's audit log counts it")
+	case errors.Is(err, broker.ErrReplay):
+		return bad("invalid_request", "the subject token was exchanged before; ask your platform for another one")
 	case errors.Is(err, broker.ErrRequest):
 		return bad("invalid_request", "the subject token is not accepted")
 	case errors.Is(err, broker.ErrRevokedFull):

@@ -28,9 +28,6 @@ type Broker interface {
 	Revoke(ctx context.Context, name key.Name, compact string, actor audit.Actor, allowed func(*token.Claims) error) error
 }
 
-// Nonces makes nonces for proofs of possession.
-type Nonces interface{ Nonce() string }
-
 // Issuers finds issuers.
 type Issuers interface {
 	Issuer(path string) (key.Name, string, error)
@@ -39,7 +36,6 @@ type Issuers interface {
 // Config is what a Handler needs; all fields are required.
 type Config struct {
 	Broker  Broker
-	Nonces  Nonces
 	Issuers Issuers
 	// Inspector fails unless the bearer of a token of Keyturn may introspect tokens of a
 	// key; Revoker says who the bearer of one is, or of an API key, and whether it may
@@ -193,12 +189,10 @@ func (h *Handler) token(w http.ResponseWriter, r *http.Request, form url.Values,
 	if err != nil {
 		return err
 	}
-	if issued.Bound {
-		w.Header().Set("DPoP-Nonce", h.config.Nonces.Nonce())
-	}
 	kind := "Bearer"
 	if issued.Bound {
 		kind = "DPoP"
+		w.Header().Set("DPoP-Nonce", issued.Nonce)
 	}
 	answer(w, http.StatusOK, struct {
 		Token   string `json:"access_token"`

@@ -46,7 +46,7 @@ func (f *fake) Give(_ context.Context, request *broker.Request) (broker.Issued, 
 	now := time.Unix(1_800_000_000, 0)
 	return broker.Issued{
 		Token:  token.Token{Compact: secret.NewString("the.signed.token"), Issued: now, Expires: now.Add(5 * time.Minute)},
-		Scopes: request.Scopes, Bound: f.bound,
+		Scopes: request.Scopes, Bound: f.bound, Nonce: "the-nonce",
 	}, nil
 }
 
@@ -75,8 +75,6 @@ func (f *fake) Revoke(_ context.Context, _ key.Name, compact string, _ audit.Act
 	return err
 }
 
-func (f *fake) Nonce() string { return "the-nonce" }
-
 func (f *fake) Issuer(path string) (key.Name, string, error) {
 	if path != "/orders" {
 		return "", "", token.ErrUnknown
@@ -86,7 +84,7 @@ func (f *fake) Issuer(path string) (key.Name, string, error) {
 
 func (f *fake) handler() *oauth.Handler {
 	return oauth.New(oauth.Config{
-		Broker: f, Nonces: f, Issuers: f,
+		Broker: f, Issuers: f,
 		Inspector: func(_ context.Context, bearer secret.Value, _ key.Name) error {
 			if bearer.RevealString() != "verifier" {
 				return broker.ErrClient
@@ -220,7 +218,7 @@ func TestErrors(t *testing.T) {
 		counts int
 	}{
 		"temporarily_unavailable": {broker.ErrAway, 503, "Retry-After", 0},
-		"use_dpop_nonce":          {broker.ErrNonce, 400, "DPoP-Nonce", 0},
+		"use_dpop_nonce":          {&broker.NonceError{Nonce: "n"}, 400, "DPoP-Nonce", 0},
 		"invalid_dpop_proof":      {broker.ErrProof, 400, "", 0},
 		"invalid_client":          {broker.ErrClient, 401, "WWW-Authenticate", 1},
 		"invalid_target":          {broker.ErrTarget, 400, "", 0},
