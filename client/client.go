@@ -181,8 +181,13 @@ func Join(ctx context.Context, cfg Config, joinToken secret.Value, party Party) 
 	return resp.GetPartyId(), token, nil
 }
 
+// ackPatience is how many times as long as others a request may take that waits until
+// outcomes are durable. Many wait together, and one that is repeated adds to the work
+// that it waits for.
+const ackPatience = 3
+
 func (c *Client) sendAcks(ctx context.Context, outcomes []Outcome) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	ctx, cancel := context.WithTimeout(ctx, ackPatience*c.cfg.RequestTimeout)
 	defer cancel()
 	return c.wire.ack(ctx, &keyturnv1.AckRequest{PartyId: c.cfg.Party.ID, Outcomes: outcomesToWire(outcomes)})
 }

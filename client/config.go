@@ -63,7 +63,8 @@ type Config struct {
 	// StreamRetry is the mean time after which a party that has fallen back to
 	// polling tries the stream again; 5 min when zero.
 	StreamRetry time.Duration
-	// RequestTimeout bounds each request that is no stream; 10 s when zero.
+	// RequestTimeout bounds each request that is no stream; 10 s when zero. Outcomes may
+	// take three times as long to become durable.
 	RequestTimeout time.Duration
 	// ApplyTimeout bounds the appliers of one change (see Handle.OnApply); 30 s when zero.
 	ApplyTimeout time.Duration

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,6 +118,62 @@ func TestBusyServerIsNotLeft(t *testing.T) {
 			t.Errorf("%d connections", dials)
 		}
 	})
+}
+
+// TestServerThatAcknowledgesLateIsNotLeft: while its stream stands a server that does
+// not answer in time is busy with others: requests go on over the same connection,
+// until that has been so several times in a row.
+func TestServerThatAcknowledgesLateIsNotLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list, config := several(t, 2)
+		for _, srv := range list {
+			srv.Set(clienttest.Login(orders, "orders_a", "pw-1"))
+		}
+		cfg := config(1)
+		through := &deaf{RoundTripper: cfg.HTTPClient.Transport, path: "/Ack", most: 3}
+		cfg.HTTPClient.Transport = through
+		p := watch(t, cfg, nil, client.Known{Key: orders})
+		p.next(15 * time.Second)
+		acked := func() bool { return len(list[0].Acks())+len(list[1].Acks()) > 0 }
+		for began := time.Now(); !acked(); <-time.NewTimer(time.Second).C {
+			if time.Since(began) > 10*time.Minute {
+				t.Fatal("it is never acknowledged")
+			}
+		}
+		through.mu.Lock()
+		defer through.mu.Unlock()
+		if hosts := through.hosts; len(hosts) < 4 || hosts[0] != hosts[1] || hosts[1] != hosts[2] || hosts[2] == hosts[3] {
+			t.Errorf("acknowledged to %q", through.hosts)
+		}
+		if told := p.told(); told[len(told)-1].Mode != client.ModeStream || len(told) > 2 {
+			t.Errorf("the stream: %+v", told)
+		}
+	})
+}
+
+// deaf lets the first requests of a path wait until their clients give up.
+type deaf struct {
+	http.RoundTripper
+	path string
+	most int
+
+	mu    sync.Mutex
+	hosts []string
+}
+
+func (d *deaf) RoundTrip(r *http.Request) (*http.Response, error) {
+	if !strings.HasSuffix(r.URL.Path, d.path) {
+		return d.RoundTripper.RoundTrip(r)
+	}
+	d.mu.Lock()
+	d.hosts = append(d.hosts, r.URL.Host)
+	wait := len(d.hosts) <= d.most
+	d.mu.Unlock()
+	if wait {
+		<-r.Context().Done()
+		return nil, r.Context().Err()
+	}
+	return d.RoundTripper.RoundTrip(r)
 }
 
 // late is a connection that brings no answer for a while.

@@ -106,6 +106,9 @@ const (
 	// that nobody asks while streams are. Fifty thousand clients that ask every 5 s keep
 	// a processor busy.
 	pingAfter = 16 * time.Second
+	// pingLate is how long it may take to answer. A server that fifty thousand clients
+	// call at once is late by seconds, and each that leaves it then makes it later.
+	pingLate = 15 * time.Second
 	// handshakeLate is how long it may take when there are none. A whole fleet may
 	// wait in front of this party, and who gives up goes to the end of the queue.
 	handshakeLate = 2 * time.Minute
@@ -133,10 +136,9 @@ func newHTTPTransport(roots *x509.CertPool, sessions tls.ClientSessionCache, sev
 	t.TLSHandshakeTimeout = patience
 	t.ForceAttemptHTTP2 = true
 	// A dead peer is found by pings also while no stream is open.
-	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: 15 * time.Second}
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingLate}
 	if several {
 		t.DialContext = (&net.Dialer{Timeout: elsewhere, KeepAlive: 30 * time.Second}).DialContext
-		t.HTTP2.PingTimeout = elsewhere
 	}
 	return t
 }
@@ -147,7 +149,7 @@ func (w *wire) watch(ctx context.Context, req *keyturnv1.WatchRequest) (stream, 
 	if err != nil {
 		return nil, explain(err)
 	}
-	return wireStream{s: s, ctx: ctx, leave: func() { w.http.servers.leave(from) }}, nil
+	return &wireStream{s: s, ctx: ctx, live: &w.http.live, leave: func() { w.http.servers.leave(from) }}, nil
 }
 
 func (w *wire) poll(ctx context.Context, req *keyturnv1.PollRequest) (*keyturnv1.PollResponse, error) {
@@ -190,12 +192,17 @@ type wireStream struct {
 	// leave goes to another server; ctx is that of the stream.
 	ctx   context.Context //nolint:containedctx // it tells why the stream ended
 	leave func()
+	// live counts the streams that were answered; answered: this one is in it.
+	live     *atomic.Int32
+	answered bool
 }
 
-func (s wireStream) next() (*keyturnv1.WatchResponse, error) {
+func (s *wireStream) next() (*keyturnv1.WatchResponse, error) {
 	if s.s.Receive() {
+		s.count(true)
 		return s.s.Msg(), nil
 	}
+	s.count(false)
 	err := explain(s.s.Err())
 	if s.ctx.Err() == nil && !permanent(err) && connect.CodeOf(err) != connect.CodeAborted {
 		s.leave() // it stops, is full, or has died
@@ -206,7 +213,17 @@ func (s wireStream) next() (*keyturnv1.WatchResponse, error) {
 	return nil, err
 }
 
-func (s wireStream) close() { _ = s.s.Close() }
+func (s *wireStream) count(answered bool) {
+	if s.answered != answered {
+		s.answered = answered
+		s.live.Add(map[bool]int32{true: 1, false: -1}[answered])
+	}
+}
+
+func (s *wireStream) close() {
+	s.count(false)
+	_ = s.s.Close()
+}
 
 // roundTripper sends requests with the bearer token. It follows no redirect,
 // which would carry the token to another host.
@@ -219,6 +236,26 @@ type roundTripper struct {
 	current atomic.Pointer[http.Transport]
 	// patience is a time.Duration: how long a server may take for a handshake.
 	patience atomic.Int64
+	// live is how many streams were answered and stand, late how many requests in a row
+	// were not answered in time meanwhile.
+	live, late atomic.Int32
+}
+
+// lateMost is how many requests in a row a server may leave unanswered while its
+// stream stands: pings show that it lives, so it is busy.
+const lateMost = 3
+
+// lost reports whether a request that failed is a reason to leave the server. The
+// connection of a stream that stands is as good as any other to it; many clients that
+// leave a busy server keep all others busy with handshakes.
+func (rt *roundTripper) lost(ctx context.Context) bool {
+	switch err := ctx.Err(); {
+	case errors.Is(err, context.Canceled):
+		return false
+	case errors.Is(err, context.DeadlineExceeded) && rt.live.Load() > 0:
+		return rt.late.Add(1)%lateMost == 0
+	}
+	return true
 }
 
 // Do implements connect.HTTPClient.
@@ -240,11 +277,12 @@ func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
 		resp, err = rt.current.Load().RoundTrip(req)
 	}
 	if err != nil {
-		if !errors.Is(req.Context().Err(), context.Canceled) {
+		if rt.lost(req.Context()) {
 			rt.servers.leave(to)
 		}
 		return nil, err
 	}
+	rt.late.Store(0)
 	if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout {
 		rt.servers.leave(to)
 	}
