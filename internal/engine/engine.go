@@ -105,8 +105,9 @@ type Tell struct {
 	Epoch     uint64
 	Rotation  key.RotationID
 	At        time.Time
-	// Crowd is how many presenters were told together; 0 if that is not known.
-	Crowd int
+	// AckSpread is over which time acknowledgements should be spread, since many are
+	// told together; 0 when they need not be.
+	AckSpread time.Duration
 	// Unanswered: the presenter has not said yet what became of it. It is told
 	// again, although it may have taken it into use before its answer was lost.
 	Unanswered bool

@@ -80,7 +80,9 @@ type Hub struct {
 	// keys counts the sessions of each key.
 	keys map[key.Name]int
 	// seen is when a registered party that is away was last there.
-	seen    map[string]time.Time
+	seen map[string]time.Time
+	// crowd spreads the acknowledgements of those who are told.
+	crowd   crowd
 	stopped bool
 	// comeBack is over which time those who were connected come back.
 	comeBack time.Duration
@@ -133,6 +135,10 @@ func (h *Hub) Start(ctx context.Context) {
 
 // Stop ends all sessions and waits for acknowledgements under way.
 func (h *Hub) Stop() {
+	each := comeBackEach
+	if h.node.accompanied() {
+		each = goElsewhereEach
+	}
 	h.mu.Lock()
 	if h.stopped {
 		h.mu.Unlock()
@@ -140,7 +146,7 @@ func (h *Hub) Stop() {
 	}
 	h.stopped = true
 	sessions := slices.Collect(maps.Values(h.sessions))
-	h.comeBack = min(max(time.Duration(len(sessions))*comeBackEach, comeBackLeast), comeBackMost)
+	h.comeBack = min(max(time.Duration(len(sessions))*each, comeBackLeast), comeBackMost)
 	h.mu.Unlock()
 	h.acks.stop()
 	for _, s := range sessions {
@@ -156,7 +162,10 @@ func (h *Hub) Stop() {
 const (
 	// comeBackEach is what it takes to let one party in again: its handshake, its
 	// registration and its share of the clients' own work.
-	comeBackEach                = 500 * time.Microsecond
+	comeBackEach = 500 * time.Microsecond
+	// goElsewhereEach is what it takes other nodes to let one in that was never there:
+	// it registers anew, and they have parties of their own.
+	goElsewhereEach             = 1500 * time.Microsecond
 	comeBackLeast, comeBackMost = 500 * time.Millisecond, 30 * time.Second
 )
 
@@ -278,12 +287,15 @@ func (h *Hub) Present(name key.Name) bool {
 func (h *Hub) Tell(name key.Name, tells []engine.Tell) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	here := 0
+	for i := range tells {
+		here += len(h.sessionsOf(tells[i].Presenter))
+	}
+	spread := h.crowd.spread(h.config.Monotonic(), here)
 	for _, tell := range tells {
-		tell.Crowd = len(tells)
-		for _, poll := range []bool{false, true} {
-			if s, ok := h.sessions[sessionOf{party: tell.Presenter, poll: poll}]; ok {
-				s.put(name, tell)
-			}
+		tell.AckSpread = spread
+		for _, s := range h.sessionsOf(tell.Presenter) {
+			s.put(name, tell)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package hub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -122,6 +123,27 @@ func TestPresenceIsSharedByNodes(t *testing.T) {
 		b.Stop()
 		time.Sleep(5 * time.Second)
 		connected("when the node was stopped", false)
+	})
+}
+
+// TestComeBackElsewhere: the parties of a node that stops have more time to go to
+// others than to come back to a node that is alone and starts again.
+func TestComeBackElsewhere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	synctest.Test(t, func(t *testing.T) {
+		_, nodes := servers(t, path, 2, hub.Config{})
+		for at, n := range nodes {
+			for i := range 1000 {
+				connect(t, n.Hub, fmt.Sprintf("web%d-%d", at, i))
+			}
+		}
+		time.Sleep(5 * time.Second)
+		nodes[0].Stop()
+		time.Sleep(5 * time.Second)
+		nodes[1].Stop()
+		if elsewhere, alone := nodes[0].ComeBack(), nodes[1].ComeBack(); elsewhere != 1500*time.Millisecond || alone != 500*time.Millisecond {
+			t.Errorf("to come back within %v where another node lives, within %v where none does", elsewhere, alone)
+		}
 	})
 }
 

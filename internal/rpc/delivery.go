@@ -116,25 +116,17 @@ func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 	}
 }
 
-const (
-	// crowdFrom is from how many parties on that are told together their
-	// acknowledgements are spread, over spreadEach for each of them, at most maxSpread.
-	crowdFrom  = 2000
-	spreadEach = 100 * time.Microsecond
-	maxSpread  = 5 * time.Second
-)
-
 // ackSpread is over which time the acknowledgements of deliveries are spread; nil
 // when they need not be.
 func ackSpread(deliveries []hub.Delivery) *durationpb.Duration {
-	crowd := 0
+	spread := time.Duration(0)
 	for i := range deliveries {
-		crowd = max(crowd, deliveries[i].Crowd)
+		spread = max(spread, deliveries[i].AckSpread)
 	}
-	if crowd < crowdFrom {
+	if spread == 0 {
 		return nil
 	}
-	return durationpb.New(min(time.Duration(crowd)*spreadEach, maxSpread))
+	return durationpb.New(spread)
 }
 
 // Poll implements DeliveryService.
