@@ -46,7 +46,7 @@ func (e *Engine) Attach(ctx context.Context, actor audit.Actor, party PartyRecor
 
 const (
 	// maxArrivals bounds how many parties share a transaction.
-	maxArrivals = 512
+	maxArrivals = 1024
 	// attachTime bounds a transaction that several parties wait for.
 	attachTime = 30 * time.Second
 )

@@ -233,7 +233,7 @@ func (c *change) record(name key.Name, before, after *rotation.State) error {
 	transitions := rotation.Diff(*before, *after)
 	crowd := crowded(transitions)
 	for _, t := range transitions {
-		moved := Moved{Key: name, At: c.now, Transition: t, Record: records[t.Rotation], Region: after.RegionOf(t.Subject)}
+		moved := Moved{Key: name, At: c.now, Transition: t, Record: records[t.Rotation], Since: leftSince(before, &t, c.now), Region: after.RegionOf(t.Subject)}
 		if t.Kind == rotation.RotationHold && t.To != "" {
 			moved.Names = waitingNames(after, t.Rotation)
 			if r, open := after.Rotation(t.Rotation); open {
@@ -260,6 +260,17 @@ func (c *change) record(name key.Name, before, after *rotation.State) error {
 	}
 	c.auditCrowd(name, after.Seq, transitions, crowd)
 	return nil
+}
+
+// leftSince is when the phase was entered that a rotation leaves; zero if it leaves none.
+func leftSince(before *rotation.State, t *rotation.Transition, now time.Time) time.Time {
+	if t.Kind != rotation.RotationPhase || t.From == "" {
+		return time.Time{}
+	}
+	if r, known := before.Rotation(t.Rotation); known && r.Phase.String() == t.From {
+		return r.PhaseSince
+	}
+	return now // it went through it within this event
 }
 
 // maxEntries is how many changes of presenters in one event are entered one by

@@ -146,6 +146,8 @@ type Moved struct {
 	Record *RotationRecord
 	// Names are the parties a hold waits for, at most 20.
 	Names []string
+	// Since is when the rotation entered the phase that it leaves; zero if it leaves none.
+	Since time.Time
 	// Region is that of the verifier or presenter that it is about.
 	Region string
 	// Late are the regions a hold waits for.

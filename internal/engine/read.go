@@ -362,10 +362,15 @@ func (e *Engine) Timeline(ctx context.Context, id key.RotationID) ([]Moved, erro
 		if err != nil {
 			return err
 		}
+		begun := false
 		return e.replay(ctx, tx, record.Key, func(event store.Event, before, after rotation.State) error {
+			if _, open := after.Rotation(id); !begun && !open && len(after.Ended) == 0 {
+				return nil // nothing to compare; the key may have thousands of parties
+			}
+			begun = true
 			for _, t := range rotation.Diff(before, after) {
 				if t.Rotation == id {
-					moves = append(moves, Moved{Key: record.Key, At: event.At, Transition: t})
+					moves = append(moves, Moved{Key: record.Key, At: event.At, Transition: t, Since: leftSince(&before, &t, event.At)})
 				}
 			}
 			return nil

@@ -72,6 +72,30 @@ func TestRotationThatSucceeds(t *testing.T) {
 	})
 }
 
+// TestRotationOfAnotherNode: of several nodes each does a part of a rotation. What its
+// phases took is known without the rest of the history, which is read only where
+// spans are made of it: a key of thousands of parties has a long one.
+func TestRotationOfAnotherNode(t *testing.T) {
+	known := &source{}
+	f := begin(t, signals.Config{}, known)
+	s := newStory(f.clock, "prod/db", rotation.Manual)
+	s.phase(rotation.Minting)
+	s.phase(rotation.Accepting)
+	f.clock.pass(2 * time.Second)
+	s.told = nil // another node did that
+	s.phase(rotation.Presenting)
+	s.tell(f)
+	f.Attempted(engine.Attempted{Key: "prod/db", Rotation: s.record.ID, Effect: rotation.EffectRef{Kind: rotation.Accept}, Attempt: 1, Outcome: rotation.OK})
+	f.end()
+	f.want(map[string]float64{
+		`keyturn_rotation_phase_duration_seconds_sum{phase="accepting"}`:   2,
+		`keyturn_rotation_phase_duration_seconds_count{phase="accepting"}`: 1,
+	})
+	if known.read > 0 {
+		t.Errorf("%d histories were read", known.read)
+	}
+}
+
 func TestFirstRotationOfAKeyIsACutOver(t *testing.T) {
 	f := begin(t, signals.Config{}, nil)
 	s := newStory(f.clock, "prod/db", rotation.Manual)

@@ -54,13 +54,14 @@ func (s *Signals) begun(ctx context.Context, m *engine.Moved) {
 }
 
 // track returns what is known of the rotation before m. What this process did not
-// see it reads from the engine; nil means that it cannot be known.
+// see it reads from the engine where spans are made of it: that replays the key's
+// events. nil means that it is not known.
 func (s *Signals) track(ctx context.Context, m *engine.Moved) *track {
 	t := s.tracks.open[m.Rotation]
 	if t != nil && (m.Kind != rotation.RotationPhase || t.present().name == m.From || t.entered(m.To, m.At) >= 0) {
 		return t
 	}
-	if s.source == nil {
+	if s.source == nil || !s.tracer.enabled() {
 		return t
 	}
 	limited, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -92,8 +93,8 @@ func (s *Signals) phased(ctx context.Context, m *engine.Moved) {
 	}
 	if t != nil {
 		t.fold(m)
-		s.leave(ctx, t, m)
 	}
+	s.leave(ctx, t, m)
 	if m.Record != nil && m.Record.Ended() {
 		if t != nil {
 			s.tracer.root(ctx, t, m)
@@ -105,9 +106,15 @@ func (s *Signals) phased(ctx context.Context, m *engine.Moved) {
 	s.sweepSoon()
 }
 
-// leave records the phase that the rotation leaves.
+// leave records the phase that the rotation leaves. t is nil if nothing else is known
+// of the rotation.
 func (s *Signals) leave(ctx context.Context, t *track, m *engine.Moved) {
-	phase, known := t.left(m)
+	phase, known := phaseAt{name: m.From, since: m.Since.Truncate(time.Microsecond)}, !m.Since.IsZero()
+	if t != nil {
+		if whole, found := t.left(m); found {
+			phase, known = whole, true
+		}
+	}
 	if !known {
 		return
 	}

@@ -68,6 +68,9 @@ func newTracer(config Traces, m *metrics, log *slog.Logger) (*tracer, error) {
 	return &tracer{collector: collector, provider: provider, tracer: provider.Tracer("github.com/keyturn/keyturn"), metrics: m}, nil
 }
 
+// enabled reports whether anybody gets the spans.
+func (t *tracer) enabled() bool { return t.provider != nil }
+
 func (t *tracer) start(ctx context.Context) error {
 	if t.provider == nil {
 		return nil

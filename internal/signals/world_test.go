@@ -165,8 +165,9 @@ func (s *story) add(t rotation.Transition, names ...string) {
 
 func (s *story) phase(p rotation.Phase) {
 	t := rotation.Transition{Kind: rotation.RotationPhase, Version: s.record.To, To: p.String()}
+	var since time.Time
 	if s.record.Phase != 0 {
-		t.From = s.record.Phase.String()
+		t.From, since = s.record.Phase.String(), s.record.PhaseSince
 	}
 	s.record.Phase, s.record.PhaseSince = p, s.clock.Now()
 	switch {
@@ -178,6 +179,7 @@ func (s *story) phase(p rotation.Phase) {
 		s.record.EndedAt = s.clock.Now()
 	}
 	s.add(t)
+	s.told[len(s.told)-1].Since = since
 	if p == rotation.Presenting {
 		s.stage(0)
 	}
@@ -217,6 +219,8 @@ type source struct {
 	reported map[key.Name]bool
 	silent   []engine.SilentTarget
 	refusal  engine.StoreRefusal
+	// read counts the histories that were asked for.
+	read int
 }
 
 func (s *source) Refusal() engine.StoreRefusal {
@@ -263,6 +267,7 @@ func (s *source) Rotation(_ context.Context, id key.RotationID) (engine.Rotation
 func (s *source) Timeline(context.Context, key.RotationID) ([]engine.Moved, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.read++
 	var moves []engine.Moved
 	for _, m := range s.history {
 		m.Record, m.Names = nil, nil
