@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +35,8 @@ type orders struct {
 	Count int
 	// Together is how many connect at the same time when they do so first.
 	Together int
+	// Processes is how many such children share the machine.
+	Processes int
 }
 
 // news is a line of a child's standard output.
@@ -59,6 +62,8 @@ type connections struct {
 
 // runAgents is the main function of a child process that is agents.
 func runAgents(ctx context.Context, role string, o orders) error {
+	// A collector that believes to be on an idle machine takes the time of the servers.
+	runtime.GOMAXPROCS(max(1, runtime.NumCPU()/max(1, o.Processes)))
 	pem, err := os.ReadFile(o.CAFile)
 	if err != nil {
 		return err
@@ -88,7 +93,8 @@ func runAgents(ctx context.Context, role string, o orders) error {
 	return nil
 }
 
-// joinTogether is how many agents connect at the same time when they do so first.
+// joinTogether is how many agents connect at the same time to each server when they do
+// so first.
 // On a machine that is busy with handshakes a client would otherwise believe that
 // streams are blocked on its way, and fall back to polling.
 const joinTogether = 500
@@ -291,7 +297,8 @@ func startAgents(b *testing.B, role string, o orders, processes int) (*agents, t
 	began := time.Now()
 	for p := range processes {
 		part := o
-		part.First, part.Count, part.Together = o.First+p*a.each, a.each, joinTogether/processes
+		part.First, part.Count, part.Processes = o.First+p*a.each, a.each, processes
+		part.Together = joinTogether * (1 + strings.Count(o.Address, ",")) / processes
 		if part.Key == "" {
 			part.Key = keyName
 		}

@@ -47,7 +47,7 @@ func runChild(role string) error {
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}
-		context.AfterFunc(ctx, pprof.StopCPUProfile)
+		defer pprof.StopCPUProfile()
 	}
 	switch role {
 	case roleKeyturn, roleBare:

@@ -105,10 +105,10 @@ func mebibytes(b *testing.B, servers []*world) (sum float64) {
 	return sum
 }
 
-// publishAll rotates every key at once.
+// publishAll rotates every key at once that agents present.
 func publishAll(b *testing.B, w *world, fleet *agents) (published time.Time, took []time.Duration, cutOver time.Time) {
 	b.Helper()
-	seen := make([]rotated, threeKeys)
+	seen := make([]rotated, len(fleet.children))
 	var rotating sync.WaitGroup
 	for i := range seen {
 		rotating.Go(func() { seen[i] = w.rotateKey(b, fmt.Sprint(threePrefix, i), 3*time.Minute) })
