@@ -11,9 +11,9 @@
 //     application becomes known by it.
 //   - What is remembered of a key is bounded. Where it is full, counts are kept and
 //     what is known is forgotten: there may be an alarm too many, never one too few.
-//   - A key for which new networks are usual is told apart by what was learnt of it:
-//     it has at most Roams alarms a week about new networks, and those of the first
-//     six hours of a burst.
+//   - A key for which new networks are usual is told apart by what was learnt of it.
+//     What a rule fired on because it was new is not learnt, for that rule, before
+//     somebody confirms it or its time is over: who is found teaches nothing.
 //   - Each source is learnt by itself: what one tells of is not new, nor counted
 //     twice, because another begins to tell of the same use.
 package anomaly
@@ -54,10 +54,9 @@ const (
 	// span is the resolution of counts.
 	span = 10 * time.Second
 	// roamWithin is the week of Roams, noveltySpan the resolution in which new networks
-	// are counted, maxNews how many spans there can be.
+	// are counted.
 	roamWithin  = 7 * 24 * time.Hour
 	noveltySpan = 6 * time.Hour
-	maxNews     = 31
 	// firstDay is for how long new networks are not counted.
 	firstDay = 24 * time.Hour
 	// MaxText bounds each text of a use, in bytes.
@@ -138,6 +137,13 @@ type RuleSeen struct {
 	Fired   []Fired  `json:"fired,omitempty"`
 	// NoData is when it was told last that there is no data.
 	NoData time.Time `json:"noData,omitzero"`
+	// Doubts are what it fired on because it was new, Told when it told of any last.
+	// Doubted counts the networks that it fired on by when they were met, Learnt those
+	// that were accepted since by when that was.
+	Doubts  []Doubt   `json:"doubts,omitempty"`
+	Told    time.Time `json:"told,omitzero"`
+	Doubted []New     `json:"doubted,omitempty"`
+	Learnt  []New     `json:"learnt,omitempty"`
 }
 
 // Fired is when a rule fired for a version.
@@ -155,6 +161,8 @@ type Verdict struct {
 	// version there were within the window.
 	Use  Use
 	Uses int
+	// Repeated: it reminds of what it told of before, and nothing else is anomalous.
+	Repeated bool
 	// Spec is the rule as it was then.
 	Spec policy.RuleSpec
 }
@@ -176,7 +184,11 @@ func (v Verdict) String() string {
 	if v.Use.Refused {
 		refused = ", refused"
 	}
-	return fmt.Sprintf("rule %s: %d uses of %v within %s, at last by %s%s (%s%s)", v.Rule, v.Uses, v.Use.Version, v.Spec.Window, who, where, v.Use.Source, refused)
+	said := fmt.Sprintf("rule %s: %d uses of %v within %s, at last by %s%s (%s%s)", v.Rule, v.Uses, v.Use.Version, v.Spec.Window, who, where, v.Use.Source, refused)
+	if v.Repeated {
+		said += ", which was told of before and is confirmed by nobody"
+	}
+	return said
 }
 
 // Fold takes uses of a key into account, in their order, and returns what the rules
@@ -227,6 +239,7 @@ func (m *Memory) clone() Memory {
 	c.Rules = map[string]RuleSeen{}
 	for name, r := range m.Rules {
 		r.Matches, r.Fired = slices.Clone(r.Matches), slices.Clone(r.Fired)
+		r.Doubts, r.Doubted, r.Learnt = slices.Clone(r.Doubts), slices.Clone(r.Doubted), slices.Clone(r.Learnt)
 		c.Rules[name] = r
 	}
 	return c
@@ -281,14 +294,19 @@ func add(a, b int) int { return min(min(max(a, 0), maxCount)+min(max(b, 0), maxC
 // judge asks a rule about a use that was seen.
 func (m *Memory) judge(rule *policy.CompiledRule, k policy.KeyInfo, u *Use) (Verdict, bool) {
 	spec := rule.Spec()
-	is, err := rule.Anomalous(k, m.variable(u, &spec))
+	seen := m.Rules[rule.Name()]
+	if seen.settle(u.At) {
+		m.Rules[rule.Name()] = seen
+	}
+	v := m.variable(u, &spec, &seen)
+	is, err := rule.Anomalous(k, &v.Use)
 	if err != nil {
 		return m.noData(rule, u, err)
 	}
 	if !is {
 		return Verdict{}, false
 	}
-	seen := m.Rules[rule.Name()]
+	why := causeOf(rule, k, &v)
 	begin := u.At.Add(-spec.Window.Std())
 	seen.Matches = count(seen.Matches, Recent{At: u.At, Version: u.Version, Count: u.Count}, begin, MaxMatches)
 	uses := 0
@@ -298,17 +316,37 @@ func (m *Memory) judge(rule *policy.CompiledRule, k policy.KeyInfo, u *Use) (Ver
 		}
 	}
 	fires := uses >= spec.AtLeast
-	again := max(Again, spec.Window.Std())
-	seen.Fired = slices.DeleteFunc(seen.Fired, func(f Fired) bool { return u.At.Sub(f.At) >= again })
-	if slices.ContainsFunc(seen.Fired, func(f Fired) bool { return f.Version == u.Version }) {
-		fires = false
+	switch {
+	case !fires:
+	case why.doubted:
+		fires = seen.remind(u.At)
+	default:
+		if !u.Refused { // what was refused teaches nothing, nothing of it need be doubted
+			m.doubt(&seen, why, u, spec.Confirm.Std())
+		}
+		fires = seen.fresh(u.Version, u.At, max(Again, spec.Window.Std()))
 	}
-	if fires {
-		seen.Fired = append(seen.Fired, Fired{Version: u.Version, At: u.At})
-		seen.Fired = seen.Fired[max(0, len(seen.Fired)-MaxFired):]
+	if fires && why.news() {
+		seen.Told = u.At
 	}
 	m.Rules[rule.Name()] = seen
-	return Verdict{Rule: rule.Name(), Use: *u, Uses: uses, Spec: spec}, fires
+	return Verdict{Rule: rule.Name(), Use: *u, Uses: uses, Spec: spec, Repeated: why.doubted}, fires
+}
+
+// doubt has a rule doubt what was new.
+func (m *Memory) doubt(seen *RuleSeen, why cause, u *Use, keep time.Duration) {
+	first := func(list []Seen, name string) time.Time {
+		if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name && s.Source == u.Source }); i >= 0 {
+			return list[i].First
+		}
+		return u.At
+	}
+	if network := Network(u.Address); why.network {
+		seen.doubt(KindNetwork, u, network, first(m.Networks, network), m.Since, keep)
+	}
+	if why.application {
+		seen.doubt(KindApplication, u, u.Application, first(m.Applications, u.Application), m.Since, keep)
+	}
 }
 
 // noData is the verdict of a rule that cannot be evaluated, told from time to time.
@@ -323,19 +361,34 @@ func (m *Memory) noData(rule *policy.CompiledRule, u *Use, err error) (Verdict, 
 }
 
 // variable is what conditions see of a use.
-func (m *Memory) variable(u *Use, spec *policy.RuleSpec) *policy.Use {
+type variable struct {
+	policy.Use
+
+	// What is new for no other reason than that the rule doubts it.
+	networkDoubted, applicationDoubted bool
+}
+
+// variable returns what the conditions of a rule see of a use.
+func (m *Memory) variable(u *Use, spec *policy.RuleSpec, seen *RuleSeen) variable {
 	window := spec.Window.Std()
 	begin := u.At.Add(-window)
-	out := &policy.Use{
+	out := variable{Use: policy.Use{
 		Source: u.Source, Version: u.Version, State: u.State, Label: u.Label, Application: u.Application, Address: u.Address,
 		Network: Network(u.Address), Region: u.Region, Count: u.Count, At: u.At, Refused: u.Refused, AfterRevocation: u.Revoked,
 		Replay: u.Replay, Known: u.Known,
-	}
-	out.Roaming = m.roams(begin)
-	if out.NewNetwork = m.isNew(m.Networks, u.Source, out.Network, u.At, begin, spec.Learn.Std()); out.Roaming && out.NewNetwork == policy.Yes {
+	}}
+	out.Roaming = m.roams(begin, seen, spec.Confirm.Std())
+	out.NewNetwork = m.isNew(m.Networks, u.Source, out.Network, u.At, begin, spec.Learn.Std())
+	switch {
+	case out.NewNetwork == policy.Yes && out.Roaming:
 		out.NewNetwork = policy.No // to meet new networks is what this key does
+	case out.NewNetwork == policy.No && !out.Roaming && seen.doubts(KindNetwork, u.Source, out.Network):
+		out.NewNetwork, out.networkDoubted = policy.Yes, true
 	}
 	out.NewApplication = m.isNew(m.Applications, u.Source, u.Application, u.At, begin, spec.Learn.Std())
+	if out.NewApplication == policy.No && seen.doubts(KindApplication, u.Source, u.Application) {
+		out.NewApplication, out.applicationDoubted = policy.Yes, true
+	}
 	networks := map[string]bool{}
 	for i := range m.Recent {
 		r := &m.Recent[i]

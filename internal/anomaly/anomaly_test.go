@@ -169,8 +169,8 @@ func checkBounds(t *testing.T, m *anomaly.Memory) {
 		t.Fatalf("%d and %d bytes of prints, %d sources, %d spans", len(m.Older.Young), len(m.Older.Old), len(m.Sources), len(m.News))
 	}
 	for name, r := range m.Rules {
-		if len(r.Matches) > anomaly.MaxMatches || len(r.Fired) > anomaly.MaxFired {
-			t.Fatalf("rule %s: %d matches, %d fired", name, len(r.Matches), len(r.Fired))
+		if len(r.Matches) > anomaly.MaxMatches || len(r.Fired) > anomaly.MaxFired || len(r.Doubts) > anomaly.MaxDoubts || len(r.Doubted) > 151 || len(r.Learnt) > 31 {
+			t.Fatalf("rule %s: %d matches, %d fired, %d doubts, %d and %d spans", name, len(r.Matches), len(r.Fired), len(r.Doubts), len(r.Doubted), len(r.Learnt))
 		}
 	}
 }

@@ -57,7 +57,23 @@ func (p Prints) clone() Prints {
 	return p
 }
 
+// Len returns how many there are.
+func (p *Prints) Len() int { return (len(p.Young) + len(p.Old)) / printSize }
+
 func (p *Prints) has(one []byte) bool { return holds(p.Young, one) || holds(p.Old, one) }
+
+// drop forgets one, and reports whether it was there.
+func (p *Prints) drop(one []byte) (was bool) {
+	for _, list := range []*[]byte{&p.Young, &p.Old} {
+		for i := 0; i+printSize <= len(*list); i += printSize {
+			if string((*list)[i:i+printSize]) == string(one) {
+				*list, was = slices.Delete(*list, i, i+printSize), true
+				break
+			}
+		}
+	}
+	return was
+}
 
 // turn forgets what is too old.
 func (p *Prints) turn(at time.Time) {
@@ -128,29 +144,54 @@ func (m *Memory) watched(source string, at time.Time) {
 
 // met counts a new network. The first day is not counted: all are new then.
 func (m *Memory) met(at time.Time) {
-	m.News = slices.DeleteFunc(m.News, func(n New) bool { return at.Sub(n.At) > roamWithin+2*noveltySpan })
-	if at.Sub(m.Since) < firstDay {
-		return
+	if at.Sub(m.Since) >= firstDay {
+		m.News = countNew(m.News, at, 1, roamWithin)
 	}
-	begin := at.Truncate(noveltySpan)
-	if i := slices.IndexFunc(m.News, func(n New) bool { return n.At.Equal(begin) }); i >= 0 {
-		m.News[i].Count = add(m.News[i].Count, 1)
-		return
-	}
-	m.News = append(m.News, New{At: begin, Count: 1})
-	m.News = m.News[max(0, len(m.News)-maxNews):]
 }
 
-// roams reports whether new networks are usual for the key: whether it met more of
-// them than Roams in the week before a time.
-func (m *Memory) roams(before time.Time) bool {
-	n := 0
-	for i := range m.News {
-		if end := m.News[i].At.Add(noveltySpan); !end.After(before) && before.Sub(end) < roamWithin {
-			n = add(n, m.News[i].Count)
+// countNew counts new networks, and forgets those of spans that ended longer ago than
+// kept.
+func countNew(list []New, at time.Time, n int, kept time.Duration) []New {
+	list = slices.DeleteFunc(list, func(n New) bool { return at.Sub(n.At) > kept+2*noveltySpan })
+	begin := at.Truncate(noveltySpan)
+	if i := slices.IndexFunc(list, func(n New) bool { return n.At.Equal(begin) }); i >= 0 {
+		list[i].Count = add(list[i].Count, n)
+		return list
+	}
+	list = append(list, New{At: begin, Count: n})
+	return list[max(0, len(list)-int(kept/noveltySpan)-3):]
+}
+
+// roams reports whether new networks are usual for the key, to a rule: whether it met
+// more of them than Roams in the week before a time, those apart that the rule fired
+// on. These count when they become known: after confirm, or when they were accepted.
+func (m *Memory) roams(before time.Time, seen *RuleSeen, confirm time.Duration) bool {
+	within := func(at time.Time) bool {
+		end := at.Add(noveltySpan)
+		return !end.After(before) && before.Sub(end) < roamWithin
+	}
+	sum := 0
+	for _, n := range m.News {
+		if !within(n.At) {
+			continue
+		}
+		doubted := 0
+		if i := slices.IndexFunc(seen.Doubted, func(d New) bool { return d.At.Equal(n.At) }); i >= 0 {
+			doubted = seen.Doubted[i].Count
+		}
+		sum = add(sum, n.Count-min(n.Count, doubted))
+	}
+	for _, n := range seen.Doubted {
+		if within(n.At.Add(confirm)) {
+			sum = add(sum, n.Count)
 		}
 	}
-	return n > Roams
+	for _, n := range seen.Learnt {
+		if within(n.At) {
+			sum = add(sum, n.Count)
+		}
+	}
+	return sum > Roams
 }
 
 // isNew reports whether something was not seen by a source before the window began,

@@ -51,7 +51,7 @@ func TestAlarmsOfNewNetworks(t *testing.T) {
 		"busy: 2,000 networks, more than are remembered":   {"7d", among(2000), 0, 0, false},
 		"moving: a network every two days":                 {"7d", moving(among(5), 2*day), 7, 11, true},
 		"moving: eight new networks a day":                 {"7d", moving(among(50), 3*time.Hour), 0, 0, false},
-		"moving: eight new networks a day, learnt one day": {"1d", moving(among(50), 3*time.Hour), 1, 14, false},
+		"moving: eight new networks a day, learnt one day": {"1d", moving(among(50), 3*time.Hour), 50, 70, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			list := rules(t, `{when: use.newNetwork, then: alert, learn: `+test.learn+`}`)

@@ -16,7 +16,7 @@ import (
 )
 
 func (a *app) ruleCommand() *cobra.Command {
-	return a.group(&cobra.Command{Use: "rule", Short: "List and try rules about anomalous use of keys"}, a.ruleListCommand(), a.ruleTestCommand())
+	return a.group(&cobra.Command{Use: "rule", Short: "List and try rules about anomalous use of keys, and what they have learnt"}, a.ruleListCommand(), a.ruleTestCommand(), a.ruleLearnedCommand(), a.ruleAcceptCommand(), a.ruleForgetCommand())
 }
 
 func (a *app) ruleListCommand() *cobra.Command {

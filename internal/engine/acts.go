@@ -17,10 +17,12 @@ import (
 const kindActs = "anomaly-acts"
 
 const (
-	// MaxActsOfKey bounds the emergencies that rules declare for one key within an hour.
-	MaxActsOfKey = 2
-	// MaxActs bounds those of all keys together. A rule has a bound of its own.
-	MaxActs = 10
+	// DefaultActsOfKey is how many emergencies rules declare for one key within an hour,
+	// where Config says nothing else.
+	DefaultActsOfKey = 2
+	// DefaultActs is how many they declare for all keys together. A rule has a bound of
+	// its own.
+	DefaultActs = 10
 	// settling is for how long no rule replaces a version that an emergency of a rule
 	// brought in: a rule that finds in the new version what it found in the old one
 	// would replace it for ever.
@@ -51,8 +53,8 @@ type limits struct{ rule, key, all limit }
 func (c *change) limits(name key.Name, v *anomaly.Verdict) (*limits, error) {
 	l := &limits{
 		rule: limit{doc: store.Doc{Name: "rule/" + v.Rule}, most: v.Spec.MaxPerHour, kept: time.Hour, what: "the rule"},
-		key:  limit{doc: store.Doc{Name: "key/" + string(name)}, most: MaxActsOfKey, kept: settling, what: "rules of this key"},
-		all:  limit{doc: store.Doc{Name: "all"}, most: MaxActs, kept: time.Hour, what: "all rules together"},
+		key:  limit{doc: store.Doc{Name: "key/" + string(name)}, most: c.e.config.ActsOfKey, kept: settling, what: "rules of this key"},
+		all:  limit{doc: store.Doc{Name: "all"}, most: c.e.config.Acts, kept: time.Hour, what: "all rules together"},
 	}
 	for _, one := range l.each() {
 		doc, err := c.tx.Docs.Get(c.ctx, kindActs, one.doc.Name)

@@ -72,6 +72,9 @@ type Config struct {
 	// CheckpointEvery is how often the audit log is signed while it grows.
 	// Default: 1 s.
 	CheckpointEvery time.Duration
+	// Acts is how many emergencies rules declare within an hour, ActsOfKey how many of
+	// one key. Defaults: DefaultActs and DefaultActsOfKey.
+	Acts, ActsOfKey int
 	// Jitter spreads what failed together: it returns a duration from 0 to below its
 	// argument. Default: a uniformly random one.
 	Jitter func(time.Duration) time.Duration
@@ -215,6 +218,7 @@ func New(config Config) (*Engine, error) {
 		}
 	}
 	config.Workers = orDefault(config.Workers, 32)
+	config.Acts, config.ActsOfKey = orDefault(config.Acts, DefaultActs), orDefault(config.ActsOfKey, DefaultActsOfKey)
 	config.PerHost = orDefault(config.PerHost, 8)
 	config.Reserve = orDefault(config.Reserve, 8)
 	config.Lease = orDefault(config.Lease, 6*time.Second)

@@ -164,17 +164,9 @@ func (c *change) judgeKey(name key.Name, list []Observation, rules []*policy.Com
 // remember folds uses into what is remembered of a key, and returns what the rules
 // say of them.
 func (c *change) remember(name key.Name, info policy.KeyInfo, rules []*policy.CompiledRule, uses []anomaly.Use) ([]anomaly.Verdict, error) {
-	doc, err := c.tx.Docs.Get(c.ctx, kindMemory, string(name))
-	var before anomaly.Memory
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		doc = store.Doc{Kind: kindMemory, Name: string(name)}
-	case err != nil:
+	doc, before, err := c.memory(name)
+	if err != nil {
 		return nil, err
-	default:
-		if err := decodeInto(doc.Body, &before); err != nil {
-			return nil, err
-		}
 	}
 	memory, verdicts := anomaly.Fold(before, rules, info, uses)
 	if doc.Body, err = encode(memory); err != nil {

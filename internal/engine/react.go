@@ -50,14 +50,21 @@ type AnomalyObserver interface {
 // in which the use was judged.
 func (c *change) react(k *policy.Key, v *anomaly.Verdict) error {
 	name := k.Metadata.Name
-	result, message := v.Spec.Then.String(), v.String()
+	then := v.Spec.Then
+	if v.Repeated {
+		then = policy.ReactAlert // what follows has followed; the rest is for a human
+	}
+	result, message := then.String(), v.String()
+	if v.Repeated {
+		message += "; keyturn rule learned " + string(name) + " shows it"
+	}
 	var err error
 	switch {
 	case v.NoData != nil:
 		result = "no-data"
 	case v.Spec.Mode == policy.ModeDryRun:
-		result, message = "dry-run", message+"; enforced, it would be "+v.Spec.Then.String()
-	case v.Spec.Then == policy.ReactSuspend, v.Spec.Then == policy.ReactEmergency:
+		result, message = "dry-run", message+"; enforced, it would be "+then.String()
+	case then == policy.ReactSuspend, then == policy.ReactEmergency:
 		if result, message, err = c.contain(name, v, message); err != nil {
 			return err
 		}

@@ -115,10 +115,10 @@ func TestRulesStopAtTheLimitOfAKey(t *testing.T) {
 		ruleDoc("all", `{when: 'use.source == "api-key"', then: emergency, mode: enforce, maxPerHour: 100}`))
 	w.Start(t.Context())
 	var want []string
-	for i := range engine.MaxActsOfKey + 1 {
+	for i := range engine.DefaultActsOfKey + 1 {
 		view := w.through(t, w.rotate(t, "a"))
 		w.judge(t, w.used("a", view.To, "10.0.0.1"))
-		if i < engine.MaxActsOfKey {
+		if i < engine.DefaultActsOfKey {
 			want = append(want, "all a emergency")
 			w.through(t, w.rotations(t, "a")[0].ID)
 		}
@@ -132,7 +132,7 @@ func TestRulesStopAtTheLimitOfAKey(t *testing.T) {
 func TestRulesStopTogether(t *testing.T) {
 	w := newWorld(t)
 	documents := []string{policyDoc("quick", "")}
-	for i := range engine.MaxActs + 1 {
+	for i := range engine.DefaultActs + 1 {
 		documents = append(documents, keyDoc(fmt.Sprintf("k%02d", i), "quick"),
 			ruleDoc(fmt.Sprintf("r%02d", i), fmt.Sprintf(`{when: 'use.source == "api-key"', match: key.name == "k%02d", then: suspend, mode: enforce, maxPerHour: 1}`, i)))
 	}
@@ -140,7 +140,7 @@ func TestRulesStopTogether(t *testing.T) {
 	w.Start(t.Context())
 	var ids []key.RotationID
 	var uses []engine.Observation
-	for i := range engine.MaxActs + 1 {
+	for i := range engine.DefaultActs + 1 {
 		name := key.Name(fmt.Sprintf("k%02d", i))
 		ids = append(ids, w.rotate(t, name))
 		uses = append(uses, w.used(name, 1, "10.0.0.1"))
@@ -150,7 +150,7 @@ func TestRulesStopTogether(t *testing.T) {
 	}
 	w.judge(t, uses...)
 	got := strings.Join(w.found(t), ", ")
-	if n := strings.Count(got, " suspend"); n != engine.MaxActs || !strings.HasSuffix(got, "r10 k10 limit") {
+	if n := strings.Count(got, " suspend"); n != engine.DefaultActs || !strings.HasSuffix(got, "r10 k10 limit") {
 		t.Errorf("%d are suspended: %s", n, got)
 	}
 }

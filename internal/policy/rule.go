@@ -36,6 +36,9 @@ type RuleSpec struct {
 	// How long a key must have been watched before a network or an application that
 	// was not seen before counts as new. Default: 1d.
 	Learn Duration `json:"learn"`
+	// For how long a network or an application that the rule fired on stays new to it,
+	// unless somebody confirms it by keyturn rule accept. Default: 7d.
+	Confirm Duration `json:"confirm"`
 	// What follows: alert, suspend (refuse the version at once) or emergency (as declared by an operator).
 	Then Reaction `json:"then" jsonschema:"required"`
 	// The strategy of an emergency: replace-first or contain-first. Default: that of the key's policy.
@@ -102,7 +105,7 @@ const (
 )
 
 func defaultRule() RuleSpec {
-	return RuleSpec{Window: 5 * minute, AtLeast: 1, Learn: Day, Mode: ModeDryRun, MaxPerHour: 3}
+	return RuleSpec{Window: 5 * minute, AtLeast: 1, Learn: Day, Confirm: 7 * Day, Mode: ModeDryRun, MaxPerHour: 3}
 }
 
 func (s *RuleSpec) check(r reporter) {
@@ -114,6 +117,9 @@ func (s *RuleSpec) check(r reporter) {
 	}
 	if s.Learn > 30*Day {
 		r.err("learn", "out-of-range", fmt.Sprintf("%s is longer than uses are remembered", s.Learn), "write at most 30d")
+	}
+	if s.Confirm > 30*Day {
+		r.err("confirm", "out-of-range", fmt.Sprintf("%s is longer than networks are remembered", s.Confirm), "write at most 30d")
 	}
 	checkRange(r, "atLeast", s.AtLeast, 1, 1_000_000_000)
 	checkRange(r, "maxPerHour", s.MaxPerHour, 1, 100)

@@ -39,6 +39,8 @@ type Engine interface {
 
 	MatchLeaks(ctx context.Context, actor audit.Actor, candidates []engine.LeakCandidate, visible func(key.Name) bool) ([]engine.LeakMatch, error)
 	Rules(ctx context.Context) ([]engine.RuleView, error)
+	Learned(ctx context.Context, name key.Name) (engine.Learned, error)
+	Relearn(ctx context.Context, actor audit.Actor, request engine.RelearnRequest) ([]string, error)
 	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
 	ReadLog(ctx context.Context, from uint64, limit int, filter engine.LogFilter) (engine.LogPage, error)
 	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error

@@ -175,6 +175,14 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.ListRules(ctx, &keyturnv1.ListRulesRequest{})
 			return err
 		}},
+		{"GetLearned", "admin operator approver viewer", true, func(c control, _ delivery, name string) error {
+			_, err := c.GetLearned(ctx, &keyturnv1.GetLearnedRequest{Name: name})
+			return err
+		}},
+		{"ChangeLearned", "admin operator", true, func(c control, _ delivery, name string) error {
+			_, err := c.ChangeLearned(ctx, &keyturnv1.ChangeLearnedRequest{Name: name, Forget: true, All: true})
+			return err
+		}},
 		{"Leave", "admin agent", false, func(_ control, d delivery, _ string) error {
 			_, err := d.Leave(ctx, &keyturnv1.LeaveRequest{PartyId: "me"})
 			return err

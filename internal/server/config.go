@@ -117,6 +117,10 @@ type LimitsConfig struct {
 	// ForgetClients is after how long a client that stays away is forgotten.
 	// Default: 2m.
 	ForgetClients time.Duration `yaml:"forgetClients"`
+	// RuleEmergencies is how many emergencies all rules about anomalous use together may
+	// declare per hour, RuleEmergenciesPerKey how many of one key. Defaults: 10 and 2.
+	RuleEmergencies       int `yaml:"ruleEmergencies"`
+	RuleEmergenciesPerKey int `yaml:"ruleEmergenciesPerKey"`
 }
 
 // ErrConfig is wrapped by every error about a configuration.

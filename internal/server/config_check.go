@@ -12,6 +12,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"github.com/keyturn/keyturn/internal/engine"
 )
 
 // problem is what is wrong with one field, and how to mend it.
@@ -35,6 +37,8 @@ func (c *Config) fill() {
 	fill(&c.Limits.PerSecond, 200)
 	fill(&c.Limits.Burst, 2000)
 	fill(&c.Limits.ForgetClients, 2*time.Minute)
+	fill(&c.Limits.RuleEmergencies, engine.DefaultActs)
+	fill(&c.Limits.RuleEmergenciesPerKey, engine.DefaultActsOfKey)
 	fill(&c.Telemetry.RegionBehind, 5*time.Minute)
 	c.APIKeys.fill()
 	c.Tokens.fill()
@@ -52,12 +56,13 @@ func (c *Config) complete() error {
 
 // Bounds of the limits.
 const (
-	minBody, maxBody       = 1 << 10, 64 << 20
-	maxParties             = 1_000_000
-	maxRate                = 1e6
-	minForget, maxForget   = time.Second, 365 * 24 * time.Hour
-	minBehind              = time.Second
-	maxLogName, maxTLSName = 255, 253
+	minBody, maxBody                             = 1 << 10, 64 << 20
+	maxParties                                   = 1_000_000
+	maxRate                                      = 1e6
+	minForget, maxForget                         = time.Second, 365 * 24 * time.Hour
+	minBehind                                    = time.Second
+	maxRuleEmergencies, maxRuleEmergenciesPerKey = 1000, 100
+	maxLogName, maxTLSName                       = 255, 253
 )
 
 // check returns all that is wrong with a configuration whose defaults are set.
@@ -196,6 +201,8 @@ func (c *LimitsConfig) check() []problem {
 	between("streamsPerToken", c.StreamsPerToken >= 1 && c.StreamsPerToken <= maxParties, c.StreamsPerToken, 1, maxParties)
 	between("perSecond", c.PerSecond > 0 && c.PerSecond <= maxRate, c.PerSecond, "more than 0", int(maxRate))
 	between("burst", c.Burst >= 1 && c.Burst <= maxRate, c.Burst, 1, int(maxRate))
+	between("ruleEmergencies", c.RuleEmergencies >= 1 && c.RuleEmergencies <= maxRuleEmergencies, c.RuleEmergencies, 1, maxRuleEmergencies)
+	between("ruleEmergenciesPerKey", c.RuleEmergenciesPerKey >= 1 && c.RuleEmergenciesPerKey <= maxRuleEmergenciesPerKey, c.RuleEmergenciesPerKey, 1, maxRuleEmergenciesPerKey)
 	between("forgetClients", c.ForgetClients >= minForget && c.ForgetClients <= maxForget, c.ForgetClients, minForget, maxForget)
 	return problems
 }

@@ -34,6 +34,8 @@ func TestConfigErrors(t *testing.T) {
 		"dataDir: d\nlimits:\n  body: 5\n":                                                   "server.yaml:3: limits.body: 5 is not between 1024 and 67108864",
 		"dataDir: d\nlimits:\n  body: 4096\n  parties: -1\n":                                 "server.yaml:4: limits.parties: -1 is not between 1 and 1000000",
 		"dataDir: d\nlimits:\n  perSecond: -2\n":                                             "server.yaml:3: limits.perSecond: -2 is not between more than 0 and 1000000",
+		"dataDir: d\nlimits:\n  ruleEmergencies: 1001\n":                                     "server.yaml:3: limits.ruleEmergencies: 1001 is not between 1 and 1000",
+		"dataDir: d\nlimits:\n  ruleEmergenciesPerKey: -1\n":                                 "server.yaml:3: limits.ruleEmergenciesPerKey: -1 is not between 1 and 100",
 		"dataDir: d\nlimits:\n  burst: -1\n":                                                 "server.yaml:3: limits.burst: ",
 		"dataDir: d\ntelemetry:\n  regionBehind: 1ms\n":                                      "server.yaml:3: telemetry.regionBehind: 1ms is not between 1s and 8760h0m0s",
 		"dataDir: d\nlimits:\n  forgetClients: 1ms\n":                                        "server.yaml:3: limits.forgetClients: 1ms is not between 1s and 8760h0m0s",
@@ -77,7 +79,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := server.Config{
 		Listen: "127.0.0.1:7447", DataDir: "/var/lib/keyturn", Keeper: server.KeeperConfig{File: "/var/lib/keyturn/kek.json"},
 		Log: server.LogConfig{Level: "info", Format: "json"}, LogName: "keyturn",
-		Limits: server.LimitsConfig{Body: 4 << 20, Parties: 20_000, Connections: 41_000, ConnectionsPerAddress: 21_000, StreamsPerToken: 18_000, PerSecond: 200, Burst: 2000, ForgetClients: 2 * time.Minute},
+		Limits: server.LimitsConfig{Body: 4 << 20, Parties: 20_000, Connections: 41_000, ConnectionsPerAddress: 21_000, StreamsPerToken: 18_000, PerSecond: 200, Burst: 2000, ForgetClients: 2 * time.Minute, RuleEmergencies: 10, RuleEmergenciesPerKey: 2},
 	}
 	if config.Listen != want.Listen || config.Keeper != want.Keeper || config.Log != want.Log || config.Limits != want.Limits || config.LogName != want.LogName {
 		t.Errorf("got %+v", config)
@@ -117,7 +119,7 @@ func TestDocumentedExample(t *testing.T) {
 	for _, field := range []string{
 		"listen", "dataDir", "tls.cert", "tls.key", "tls.names", "keeper.file", "log.level", "log.format", "logName",
 		"telemetry.traces", "telemetry.pages", "telemetry.alertmanagers", "telemetry.insecure", "telemetry.metricsListen", "telemetry.regionBehind",
-		"limits.body", "limits.parties", "limits.perSecond", "limits.burst", "limits.forgetClients",
+		"limits.body", "limits.parties", "limits.perSecond", "limits.burst", "limits.forgetClients", "limits.ruleEmergencies", "limits.ruleEmergenciesPerKey",
 	} {
 		if !strings.Contains(string(page), "| `"+field+"` |") {
 			t.Errorf("the table lacks %s", field)

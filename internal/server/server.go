@@ -159,6 +159,7 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.engine, err = engine.New(engine.Config{
 		Store: s.store, Keeper: keys, Drivers: s.drivers(options), Signer: s.signer, Fleet: s.hub, Observer: s.telemetry,
 		Logger: s.log, Now: options.Now, Random: rand.Reader, Seen: s.keepSeen, EffectTime: options.effectTime,
+		Acts: s.config.Limits.RuleEmergencies, ActsOfKey: s.config.Limits.RuleEmergenciesPerKey,
 	})
 	if err != nil {
 		return err

@@ -5346,6 +5346,503 @@ func (x *Rule) GetLastMessage() string {
 	return ""
 }
 
+type GetLearnedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key's name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLearnedRequest) Reset() {
+	*x = GetLearnedRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLearnedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLearnedRequest) ProtoMessage() {}
+
+func (x *GetLearnedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLearnedRequest.ProtoReflect.Descriptor instead.
+func (*GetLearnedRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *GetLearnedRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// GetLearnedResponse is what rules know of the use of a key.
+type GetLearnedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when its use is known; absent if it never was used.
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// Since when each source tells of it.
+	Sources map[string]*timestamppb.Timestamp `protobuf:"bytes,2,rep,name=sources,proto3" json:"sources,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Networks and applications, those that were used last first.
+	Uses []*LearnedUse `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty"`
+	// How many further networks are known, without their names.
+	MoreNetworks uint32 `protobuf:"varint,4,opt,name=more_networks,json=moreNetworks,proto3" json:"more_networks,omitempty"`
+	// New networks are usual for the key, as far as rules that never fired know.
+	Roaming bool `protobuf:"varint,5,opt,name=roaming,proto3" json:"roaming,omitempty"`
+	// Rules that remember anything of the key, by name.
+	Rules         []*LearnedRule `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLearnedResponse) Reset() {
+	*x = GetLearnedResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLearnedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLearnedResponse) ProtoMessage() {}
+
+func (x *GetLearnedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLearnedResponse.ProtoReflect.Descriptor instead.
+func (*GetLearnedResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *GetLearnedResponse) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *GetLearnedResponse) GetSources() map[string]*timestamppb.Timestamp {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *GetLearnedResponse) GetUses() []*LearnedUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+func (x *GetLearnedResponse) GetMoreNetworks() uint32 {
+	if x != nil {
+		return x.MoreNetworks
+	}
+	return 0
+}
+
+func (x *GetLearnedResponse) GetRoaming() bool {
+	if x != nil {
+		return x.Roaming
+	}
+	return false
+}
+
+func (x *GetLearnedResponse) GetRules() []*LearnedRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type LearnedUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "network" or "application".
+	Kind   string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Name   string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Absent: known from before it was listed.
+	First         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedUse) Reset() {
+	*x = LearnedUse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedUse) ProtoMessage() {}
+
+func (x *LearnedUse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedUse.ProtoReflect.Descriptor instead.
+func (*LearnedUse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *LearnedUse) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *LearnedUse) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *LearnedUse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LearnedUse) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *LearnedUse) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type LearnedRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// New networks are usual for the key, as far as this rule knows.
+	Roaming bool `protobuf:"varint,2,opt,name=roaming,proto3" json:"roaming,omitempty"`
+	// What the rule fired on because it was new, and goes on to take for new.
+	Doubts        []*Doubt `protobuf:"bytes,3,rep,name=doubts,proto3" json:"doubts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedRule) Reset() {
+	*x = LearnedRule{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedRule) ProtoMessage() {}
+
+func (x *LearnedRule) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedRule.ProtoReflect.Descriptor instead.
+func (*LearnedRule) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *LearnedRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LearnedRule) GetRoaming() bool {
+	if x != nil {
+		return x.Roaming
+	}
+	return false
+}
+
+func (x *LearnedRule) GetDoubts() []*Doubt {
+	if x != nil {
+		return x.Doubts
+	}
+	return nil
+}
+
+type Doubt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "network" or "application".
+	Kind   string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Source string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Name   string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	First  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=first,proto3" json:"first,omitempty"`
+	// Until when it is doubted, unless it is accepted.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Doubt) Reset() {
+	*x = Doubt{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Doubt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Doubt) ProtoMessage() {}
+
+func (x *Doubt) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
+func (*Doubt) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *Doubt) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Doubt) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Doubt) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Doubt) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *Doubt) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+type ChangeLearnedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key's name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Forget what is known, so that it is new again; else accept what is doubted.
+	Forget bool `protobuf:"varint,2,opt,name=forget,proto3" json:"forget,omitempty"`
+	// Which networks and applications, by name; or all of both. To forget all is to learn
+	// the key anew.
+	Networks     []string `protobuf:"bytes,3,rep,name=networks,proto3" json:"networks,omitempty"`
+	Applications []string `protobuf:"bytes,4,rep,name=applications,proto3" json:"applications,omitempty"`
+	All          bool     `protobuf:"varint,5,opt,name=all,proto3" json:"all,omitempty"`
+	// With forget: that new networks are usual for the key.
+	Roaming bool `protobuf:"varint,6,opt,name=roaming,proto3" json:"roaming,omitempty"`
+	// Why; for the audit log.
+	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeLearnedRequest) Reset() {
+	*x = ChangeLearnedRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeLearnedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeLearnedRequest) ProtoMessage() {}
+
+func (x *ChangeLearnedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeLearnedRequest.ProtoReflect.Descriptor instead.
+func (*ChangeLearnedRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *ChangeLearnedRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeLearnedRequest) GetForget() bool {
+	if x != nil {
+		return x.Forget
+	}
+	return false
+}
+
+func (x *ChangeLearnedRequest) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *ChangeLearnedRequest) GetApplications() []string {
+	if x != nil {
+		return x.Applications
+	}
+	return nil
+}
+
+func (x *ChangeLearnedRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *ChangeLearnedRequest) GetRoaming() bool {
+	if x != nil {
+		return x.Roaming
+	}
+	return false
+}
+
+func (x *ChangeLearnedRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ChangeLearnedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names of what was accepted or forgotten, sorted.
+	Names         []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeLearnedResponse) Reset() {
+	*x = ChangeLearnedResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeLearnedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeLearnedResponse) ProtoMessage() {}
+
+func (x *ChangeLearnedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeLearnedResponse.ProtoReflect.Descriptor instead.
+func (*ChangeLearnedResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ChangeLearnedResponse) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 var File_keyturn_v1_control_proto protoreflect.FileDescriptor
 
 const file_keyturn_v1_control_proto_rawDesc = "" +
@@ -5788,13 +6285,52 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\flast_message\x18\x0e \x01(\tR\vlastMessage\x1a;\n" +
 	"\rFindingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*\x8f\x01\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"'\n" +
+	"\x11GetLearnedRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xff\x02\n" +
+	"\x12GetLearnedResponse\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12E\n" +
+	"\asources\x18\x02 \x03(\v2+.keyturn.v1.GetLearnedResponse.SourcesEntryR\asources\x12*\n" +
+	"\x04uses\x18\x03 \x03(\v2\x16.keyturn.v1.LearnedUseR\x04uses\x12#\n" +
+	"\rmore_networks\x18\x04 \x01(\rR\fmoreNetworks\x12\x18\n" +
+	"\aroaming\x18\x05 \x01(\bR\aroaming\x12-\n" +
+	"\x05rules\x18\x06 \x03(\v2\x17.keyturn.v1.LearnedRuleR\x05rules\x1aV\n" +
+	"\fSourcesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05value:\x028\x01\"\xae\x01\n" +
+	"\n" +
+	"LearnedUse\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x120\n" +
+	"\x05first\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"f\n" +
+	"\vLearnedRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aroaming\x18\x02 \x01(\bR\aroaming\x12)\n" +
+	"\x06doubts\x18\x03 \x03(\v2\x11.keyturn.v1.DoubtR\x06doubts\"\xab\x01\n" +
+	"\x05Doubt\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x120\n" +
+	"\x05first\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xc6\x01\n" +
+	"\x14ChangeLearnedRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06forget\x18\x02 \x01(\bR\x06forget\x12\x1a\n" +
+	"\bnetworks\x18\x03 \x03(\tR\bnetworks\x12\"\n" +
+	"\fapplications\x18\x04 \x03(\tR\fapplications\x12\x10\n" +
+	"\x03all\x18\x05 \x01(\bR\x03all\x12\x18\n" +
+	"\aroaming\x18\x06 \x01(\bR\aroaming\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"-\n" +
+	"\x15ChangeLearnedResponse\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names*\x8f\x01\n" +
 	"\vSteerAction\x12\x1c\n" +
 	"\x18STEER_ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\x8a\x10\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\xad\x11\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -5824,7 +6360,10 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01\x12K\n" +
 	"\n" +
 	"MatchLeaks\x12\x1d.keyturn.v1.MatchLeaksRequest\x1a\x1e.keyturn.v1.MatchLeaksResponse\x12H\n" +
-	"\tListRules\x12\x1c.keyturn.v1.ListRulesRequest\x1a\x1d.keyturn.v1.ListRulesResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
+	"\tListRules\x12\x1c.keyturn.v1.ListRulesRequest\x1a\x1d.keyturn.v1.ListRulesResponse\x12K\n" +
+	"\n" +
+	"GetLearned\x12\x1d.keyturn.v1.GetLearnedRequest\x1a\x1e.keyturn.v1.GetLearnedResponse\x12T\n" +
+	"\rChangeLearned\x12 .keyturn.v1.ChangeLearnedRequest\x1a!.keyturn.v1.ChangeLearnedResponseB5Z3github.com/keyturn/keyturn/gen/keyturn/v1;keyturnv1b\x06proto3"
 
 var (
 	file_keyturn_v1_control_proto_rawDescOnce sync.Once
@@ -5839,7 +6378,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -5921,148 +6460,170 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*ListRulesRequest)(nil),         // 77: keyturn.v1.ListRulesRequest
 	(*ListRulesResponse)(nil),        // 78: keyturn.v1.ListRulesResponse
 	(*Rule)(nil),                     // 79: keyturn.v1.Rule
-	nil,                              // 80: keyturn.v1.Key.LabelsEntry
-	nil,                              // 81: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 82: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 83: keyturn.v1.GetSecretResponse.SecretsEntry
-	nil,                              // 84: keyturn.v1.Rule.FindingsEntry
-	(*timestamppb.Timestamp)(nil),    // 85: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 86: google.protobuf.Duration
-	(*Party)(nil),                    // 87: keyturn.v1.Party
+	(*GetLearnedRequest)(nil),        // 80: keyturn.v1.GetLearnedRequest
+	(*GetLearnedResponse)(nil),       // 81: keyturn.v1.GetLearnedResponse
+	(*LearnedUse)(nil),               // 82: keyturn.v1.LearnedUse
+	(*LearnedRule)(nil),              // 83: keyturn.v1.LearnedRule
+	(*Doubt)(nil),                    // 84: keyturn.v1.Doubt
+	(*ChangeLearnedRequest)(nil),     // 85: keyturn.v1.ChangeLearnedRequest
+	(*ChangeLearnedResponse)(nil),    // 86: keyturn.v1.ChangeLearnedResponse
+	nil,                              // 87: keyturn.v1.Key.LabelsEntry
+	nil,                              // 88: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 89: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 90: keyturn.v1.GetSecretResponse.SecretsEntry
+	nil,                              // 91: keyturn.v1.Rule.FindingsEntry
+	nil,                              // 92: keyturn.v1.GetLearnedResponse.SourcesEntry
+	(*timestamppb.Timestamp)(nil),    // 93: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 94: google.protobuf.Duration
+	(*Party)(nil),                    // 95: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,   // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
-	85,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
+	93,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
 	4,   // 2: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,   // 3: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,   // 4: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	80,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	85,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	85,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	87,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	93,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	93,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,   // 8: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	85,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	81,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	93,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	88,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,   // 11: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,   // 12: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	82,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	83,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	85,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	85,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	85,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	85,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	89,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	90,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	93,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	93,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	93,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	93,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23,  // 19: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24,  // 20: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25,  // 21: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	85,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	93,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26,  // 23: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22,  // 24: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	85,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	85,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	85,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	93,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	93,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	93,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21,  // 28: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21,  // 29: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	32,  // 30: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
 	31,  // 31: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
-	85,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	93,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21,  // 33: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,   // 34: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	39,  // 35: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,   // 36: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	85,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	86,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	93,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	94,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	42,  // 39: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	87,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	85,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	95,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	93,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	43,  // 42: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	86,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	87,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	85,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	85,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	85,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	85,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	94,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	95,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	93,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	93,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	93,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	93,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	48,  // 49: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
 	59,  // 50: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	85,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	93,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
 	62,  // 52: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	86,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
-	85,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
+	94,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	93,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
 	65,  // 55: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	85,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	85,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	85,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	85,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	93,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	93,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	93,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	93,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
 	66,  // 60: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
 	21,  // 61: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	85,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	93,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
 	65,  // 63: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
 	65,  // 64: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
 	65,  // 65: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
 	74,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
 	76,  // 67: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
 	79,  // 68: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
-	86,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
-	84,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
-	85,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
-	85,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
-	2,   // 73: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,   // 74: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11,  // 75: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13,  // 76: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15,  // 77: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19,  // 78: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17,  // 79: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27,  // 80: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29,  // 81: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	33,  // 82: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	35,  // 83: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	37,  // 84: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	40,  // 85: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	44,  // 86: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	46,  // 87: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	49,  // 88: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	51,  // 89: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	53,  // 90: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	55,  // 91: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	57,  // 92: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	60,  // 93: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	63,  // 94: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	67,  // 95: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	69,  // 96: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	71,  // 97: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	73,  // 98: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	77,  // 99: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
-	3,   // 100: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10,  // 101: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12,  // 102: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14,  // 103: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16,  // 104: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20,  // 105: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18,  // 106: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28,  // 107: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30,  // 108: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	34,  // 109: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	36,  // 110: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	38,  // 111: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	41,  // 112: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	45,  // 113: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	47,  // 114: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	50,  // 115: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	52,  // 116: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	54,  // 117: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	56,  // 118: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	58,  // 119: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	61,  // 120: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	64,  // 121: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	68,  // 122: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	70,  // 123: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	72,  // 124: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	75,  // 125: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	78,  // 126: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
-	100, // [100:127] is the sub-list for method output_type
-	73,  // [73:100] is the sub-list for method input_type
-	73,  // [73:73] is the sub-list for extension type_name
-	73,  // [73:73] is the sub-list for extension extendee
-	0,   // [0:73] is the sub-list for field type_name
+	94,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
+	91,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
+	93,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
+	93,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
+	93,  // 73: keyturn.v1.GetLearnedResponse.since:type_name -> google.protobuf.Timestamp
+	92,  // 74: keyturn.v1.GetLearnedResponse.sources:type_name -> keyturn.v1.GetLearnedResponse.SourcesEntry
+	82,  // 75: keyturn.v1.GetLearnedResponse.uses:type_name -> keyturn.v1.LearnedUse
+	83,  // 76: keyturn.v1.GetLearnedResponse.rules:type_name -> keyturn.v1.LearnedRule
+	93,  // 77: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
+	93,  // 78: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
+	84,  // 79: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
+	93,  // 80: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
+	93,  // 81: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
+	93,  // 82: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
+	2,   // 83: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,   // 84: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11,  // 85: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13,  // 86: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15,  // 87: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19,  // 88: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17,  // 89: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27,  // 90: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29,  // 91: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	33,  // 92: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	35,  // 93: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	37,  // 94: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	40,  // 95: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	44,  // 96: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	46,  // 97: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	49,  // 98: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	51,  // 99: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	53,  // 100: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	55,  // 101: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	57,  // 102: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60,  // 103: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	63,  // 104: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	67,  // 105: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	69,  // 106: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	71,  // 107: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	73,  // 108: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	77,  // 109: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
+	80,  // 110: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
+	85,  // 111: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
+	3,   // 112: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10,  // 113: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12,  // 114: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14,  // 115: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16,  // 116: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20,  // 117: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18,  // 118: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28,  // 119: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30,  // 120: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34,  // 121: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36,  // 122: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38,  // 123: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41,  // 124: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45,  // 125: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47,  // 126: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50,  // 127: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52,  // 128: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54,  // 129: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56,  // 130: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	58,  // 131: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61,  // 132: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	64,  // 133: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	68,  // 134: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	70,  // 135: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	72,  // 136: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	75,  // 137: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	78,  // 138: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
+	81,  // 139: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
+	86,  // 140: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
+	112, // [112:141] is the sub-list for method output_type
+	83,  // [83:112] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -6081,7 +6642,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   84,
+			NumMessages:   92,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

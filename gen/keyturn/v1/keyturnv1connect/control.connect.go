@@ -105,6 +105,12 @@ const (
 	// ControlServiceListRulesProcedure is the fully-qualified name of the ControlService's ListRules
 	// RPC.
 	ControlServiceListRulesProcedure = "/keyturn.v1.ControlService/ListRules"
+	// ControlServiceGetLearnedProcedure is the fully-qualified name of the ControlService's GetLearned
+	// RPC.
+	ControlServiceGetLearnedProcedure = "/keyturn.v1.ControlService/GetLearned"
+	// ControlServiceChangeLearnedProcedure is the fully-qualified name of the ControlService's
+	// ChangeLearned RPC.
+	ControlServiceChangeLearnedProcedure = "/keyturn.v1.ControlService/ChangeLearned"
 )
 
 // ControlServiceClient is a client for the keyturn.v1.ControlService service.
@@ -159,6 +165,10 @@ type ControlServiceClient interface {
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
 	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
+	// GetLearned returns what rules know of the use of a key. Role viewer.
+	GetLearned(context.Context, *v1.GetLearnedRequest) (*v1.GetLearnedResponse, error)
+	// ChangeLearned accepts what rules doubt, or forgets what they know. Role operator.
+	ChangeLearned(context.Context, *v1.ChangeLearnedRequest) (*v1.ChangeLearnedResponse, error)
 }
 
 // NewControlServiceClient constructs a client for the keyturn.v1.ControlService service. By
@@ -334,6 +344,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ListRules")),
 			connect.WithClientOptions(opts...),
 		),
+		getLearned: connect.NewClient[v1.GetLearnedRequest, v1.GetLearnedResponse](
+			httpClient,
+			baseURL+ControlServiceGetLearnedProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GetLearned")),
+			connect.WithClientOptions(opts...),
+		),
+		changeLearned: connect.NewClient[v1.ChangeLearnedRequest, v1.ChangeLearnedResponse](
+			httpClient,
+			baseURL+ControlServiceChangeLearnedProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ChangeLearned")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -366,6 +388,8 @@ type controlServiceClient struct {
 	watchEmergency   *connect.Client[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse]
 	matchLeaks       *connect.Client[v1.MatchLeaksRequest, v1.MatchLeaksResponse]
 	listRules        *connect.Client[v1.ListRulesRequest, v1.ListRulesResponse]
+	getLearned       *connect.Client[v1.GetLearnedRequest, v1.GetLearnedResponse]
+	changeLearned    *connect.Client[v1.ChangeLearnedRequest, v1.ChangeLearnedResponse]
 }
 
 // Apply calls keyturn.v1.ControlService.Apply.
@@ -595,6 +619,24 @@ func (c *controlServiceClient) ListRules(ctx context.Context, req *v1.ListRulesR
 	return nil, err
 }
 
+// GetLearned calls keyturn.v1.ControlService.GetLearned.
+func (c *controlServiceClient) GetLearned(ctx context.Context, req *v1.GetLearnedRequest) (*v1.GetLearnedResponse, error) {
+	response, err := c.getLearned.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ChangeLearned calls keyturn.v1.ControlService.ChangeLearned.
+func (c *controlServiceClient) ChangeLearned(ctx context.Context, req *v1.ChangeLearnedRequest) (*v1.ChangeLearnedResponse, error) {
+	response, err := c.changeLearned.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ControlServiceHandler is an implementation of the keyturn.v1.ControlService service.
 type ControlServiceHandler interface {
 	// Apply checks documents and stores them. Role admin or operator.
@@ -647,6 +689,10 @@ type ControlServiceHandler interface {
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
 	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
+	// GetLearned returns what rules know of the use of a key. Role viewer.
+	GetLearned(context.Context, *v1.GetLearnedRequest) (*v1.GetLearnedResponse, error)
+	// ChangeLearned accepts what rules doubt, or forgets what they know. Role operator.
+	ChangeLearned(context.Context, *v1.ChangeLearnedRequest) (*v1.ChangeLearnedResponse, error)
 }
 
 // NewControlServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -818,6 +864,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ListRules")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceGetLearnedHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceGetLearnedProcedure,
+		svc.GetLearned,
+		connect.WithSchema(controlServiceMethods.ByName("GetLearned")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceChangeLearnedHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceChangeLearnedProcedure,
+		svc.ChangeLearned,
+		connect.WithSchema(controlServiceMethods.ByName("ChangeLearned")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keyturn.v1.ControlService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ControlServiceApplyProcedure:
@@ -874,6 +932,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceMatchLeaksHandler.ServeHTTP(w, r)
 		case ControlServiceListRulesProcedure:
 			controlServiceListRulesHandler.ServeHTTP(w, r)
+		case ControlServiceGetLearnedProcedure:
+			controlServiceGetLearnedHandler.ServeHTTP(w, r)
+		case ControlServiceChangeLearnedProcedure:
+			controlServiceChangeLearnedHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -989,4 +1051,12 @@ func (UnimplementedControlServiceHandler) MatchLeaks(context.Context, *v1.MatchL
 
 func (UnimplementedControlServiceHandler) ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ListRules is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GetLearned(context.Context, *v1.GetLearnedRequest) (*v1.GetLearnedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.GetLearned is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ChangeLearned(context.Context, *v1.ChangeLearnedRequest) (*v1.ChangeLearnedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ChangeLearned is not implemented"))
 }
