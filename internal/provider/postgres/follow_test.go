@@ -3,6 +3,8 @@ package postgres_test
 import (
 	"context"
 	"maps"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,5 +167,35 @@ func testConfirmedIsOnDisk(t *testing.T, p pair) {
 		}
 		s.wantVerdict(v, primaryEndpoint, provider.Accepted)
 		live = []provider.Version{v}
+	}
+}
+
+// TestReplicaWaitsOnOneConnection: as long as the primary has not refused a version, a
+// replica's refusal asks it again and again, and logs in once.
+func TestReplicaWaitsOnOneConnection(t *testing.T) {
+	t.Parallel()
+	p := sharedPair(t)
+	tg := newTarget(t, p, "alternating-users")
+	logins := func() int {
+		log, err := os.ReadFile(p.primary.LogFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(log), "connection authorized: user="+tg.rotator+" ")
+	}
+	s := tg.open()
+	v := s.mint()
+	s.accept(v)
+	before := logins()
+	if before == 0 {
+		t.Fatal("no log-in is in the server's log")
+	}
+	replica := slices.DeleteFunc(tg.endpoints(), func(name string) bool { return name == primaryEndpoint })
+	err := s.Refuse(t.Context(), s.call(), replica[0], v)
+	if err == nil || !strings.Contains(err.Error(), "still holds") {
+		t.Errorf("the replica refuses what the primary does not: %v", err)
+	}
+	if n := logins() - before; n != 1 {
+		t.Errorf("%d log-ins", n)
 	}
 }

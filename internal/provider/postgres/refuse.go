@@ -75,14 +75,10 @@ func (s *system) lock(ctx context.Context, conn *pgx.Conn, call provider.Call, u
 
 // readPrimary returns the role as the primary has it, and a position at which a
 // replica has it so too.
-func (s *system) readPrimary(ctx context.Context, user string) (r role, p position, err error) {
-	err = s.onPrimary(ctx, func(conn *pgx.Conn) error {
-		if r, err = readRole(ctx, conn, user, s.settings.group); err != nil {
-			return err
-		}
+func (s *system) readPrimary(ctx context.Context, conn *pgx.Conn, user string) (r role, p position, err error) {
+	if r, err = readRole(ctx, conn, user, s.settings.group); err == nil {
 		p, err = readPosition(ctx, conn, user)
-		return err
-	})
+	}
 	return r, p, err
 }
 
@@ -174,23 +170,27 @@ const (
 )
 
 // awaitPrimary returns the role as the primary has it, once it refuses the version
-// there or followWait is over.
-func (s *system) awaitPrimary(ctx context.Context, call provider.Call, user string, version provider.Version) (role, position, error) {
-	over := time.NewTimer(followWait)
-	defer over.Stop()
-	for {
-		r, p, err := s.readPrimary(ctx, user)
-		if err != nil || !r.canLogin || !r.marker.holds(call.Key, version.Number) {
-			return r, p, err
+// there or followWait is over. It asks on one connection: each log-in costs both ends
+// as much as a refusal.
+func (s *system) awaitPrimary(ctx context.Context, call provider.Call, user string, version provider.Version) (r role, p position, err error) {
+	err = s.onPrimary(ctx, func(conn *pgx.Conn) error {
+		over := time.NewTimer(followWait)
+		defer over.Stop()
+		for {
+			var err error
+			if r, p, err = s.readPrimary(ctx, conn, user); err != nil || !r.canLogin || !r.marker.holds(call.Key, version.Number) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-over.C:
+				return nil
+			case <-time.After(followPoll):
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return r, p, ctx.Err()
-		case <-over.C:
-			return r, p, nil
-		case <-time.After(followPoll):
-		}
-	}
+	})
+	return r, p, err
 }
 
 const (

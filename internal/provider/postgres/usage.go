@@ -29,7 +29,11 @@ func (s *system) Usage(ctx context.Context, call provider.Call, version provider
 	}
 	w := func(node) window { return window{all: true} }
 	if s.settings.strategy == singleUser {
-		r, _, err := s.readPrimary(ctx, user)
+		var r role
+		err := s.onPrimary(ctx, func(conn *pgx.Conn) (err error) {
+			r, err = readRole(ctx, conn, user, s.settings.group)
+			return err
+		})
 		if err != nil {
 			return provider.Usage{}, fmt.Errorf("%w: %w", provider.ErrNoData, err)
 		}
