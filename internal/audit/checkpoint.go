@@ -14,9 +14,10 @@ import (
 var (
 	// ErrCheckpoint: a signed checkpoint is not well-formed.
 	ErrCheckpoint = errors.New("malformed audit checkpoint")
-	// ErrSignature: the signature of a checkpoint does not verify.
+	// ErrSignature: the signature of a checkpoint or statement does not verify.
 	ErrSignature = errors.New("invalid signature of an audit checkpoint")
-	// ErrUntrusted: a checkpoint is signed by a key that is not among those given.
+	// ErrUntrusted: a checkpoint or statement is signed by a key that is not among those
+	// given.
 	ErrUntrusted = errors.New("audit checkpoint signed by an unknown key")
 )
 
@@ -96,29 +97,11 @@ func OpenCheckpoint(signed []byte, verifiers ...note.Verifier) (Checkpoint, erro
 
 // openCheckpoint is OpenCheckpoint; it also returns the ID of the key that signed.
 func openCheckpoint(signed []byte, verifiers note.Verifiers) (Checkpoint, string, error) {
-	if len(signed) > maxNote {
-		return Checkpoint{}, "", fmt.Errorf("%w: it has %d bytes, at most %d are allowed", ErrCheckpoint, len(signed), maxNote)
-	}
-	n, err := note.Open(signed, verifiers)
-	if unverified := new(note.UnverifiedNoteError); errors.As(err, &unverified) {
-		signer := unverified.Note.UnverifiedSigs[0]
-		return Checkpoint{}, "", fmt.Errorf("%w, %q; give its verifier key, if you trust it", ErrUntrusted, keyID(signer.Name, signer.Hash))
-	}
-	if invalid := new(note.InvalidSignatureError); errors.As(err, &invalid) {
-		return Checkpoint{}, "", fmt.Errorf("%w: key %s did not sign this text", ErrSignature, keyID(invalid.Name, invalid.Hash))
-	}
+	text, signature, err := openNote(signed, verifiers, ErrCheckpoint)
 	if err != nil {
-		return Checkpoint{}, "", fmt.Errorf("%w: %w", ErrCheckpoint, err)
+		return Checkpoint{}, "", err
 	}
-	// note.Open skips what it does not know and repetitions, and takes several
-	// forms of base64; here only one form is accepted.
-	signature := n.Sigs[0]
-	raw, err := base64.StdEncoding.Strict().DecodeString(signature.Base64)
-	only := n.Text + "\n— " + signature.Name + " " + base64.StdEncoding.EncodeToString(raw) + "\n"
-	if err != nil || only != string(signed) {
-		return Checkpoint{}, "", fmt.Errorf("%w: it does not carry exactly one signature in its only form", ErrCheckpoint)
-	}
-	c, err := parseCheckpoint(n.Text)
+	c, err := parseCheckpoint(text)
 	if err != nil {
 		return Checkpoint{}, "", err
 	}
@@ -126,6 +109,35 @@ func openCheckpoint(signed []byte, verifiers note.Verifiers) (Checkpoint, string
 		return Checkpoint{}, "", fmt.Errorf("%w: the key of %q signed for log %q", ErrUntrusted, signature.Name, c.Origin)
 	}
 	return c, keyID(signature.Name, signature.Hash), nil
+}
+
+// openNote returns the text of a signed note that carries exactly one signature, by one
+// of the verifiers, in its only form. The error wraps malformed, ErrSignature or
+// ErrUntrusted.
+func openNote(signed []byte, verifiers note.Verifiers, malformed error) (text string, by note.Signature, err error) {
+	if len(signed) > maxNote {
+		return "", by, fmt.Errorf("%w: it has %d bytes, at most %d are allowed", malformed, len(signed), maxNote)
+	}
+	n, err := note.Open(signed, verifiers)
+	if unverified := new(note.UnverifiedNoteError); errors.As(err, &unverified) {
+		signer := unverified.Note.UnverifiedSigs[0]
+		return "", by, fmt.Errorf("%w, %q; give its verifier key, if you trust it", ErrUntrusted, keyID(signer.Name, signer.Hash))
+	}
+	if invalid := new(note.InvalidSignatureError); errors.As(err, &invalid) {
+		return "", by, fmt.Errorf("%w: key %s did not sign this text", ErrSignature, keyID(invalid.Name, invalid.Hash))
+	}
+	if err != nil {
+		return "", by, fmt.Errorf("%w: %w", malformed, err)
+	}
+	// note.Open skips what it does not know and repetitions, and takes several
+	// forms of base64; here only one form is accepted.
+	signature := n.Sigs[0]
+	raw, err := base64.StdEncoding.Strict().DecodeString(signature.Base64)
+	only := n.Text + "\n— " + signature.Name + " " + base64.StdEncoding.EncodeToString(raw) + "\n"
+	if err != nil || only != string(signed) {
+		return "", by, fmt.Errorf("%w: it does not carry exactly one signature in its only form", malformed)
+	}
+	return n.Text, signature, nil
 }
 
 // sizeOf returns the size in a signed checkpoint without checking its signature.

@@ -26,6 +26,7 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/policy"
 )
 
@@ -534,6 +535,18 @@ func (f *fake) ExportLog(ctx context.Context, _ *keyturnv1.ExportLogRequest, str
 		}
 	}
 	return nil
+}
+
+// SignEvidence signs with the key of the log.
+func (f *fake) SignEvidence(_ context.Context, request *keyturnv1.SignEvidenceRequest) (*keyturnv1.SignEvidenceResponse, error) {
+	kind := "rotation"
+	if strings.HasPrefix(request.GetId(), "e") {
+		kind = "emergency"
+	}
+	signed, err := audit.SignStatement(&audit.Statement{
+		Origin: f.log.signer.Name(), Subject: kind + " " + request.GetId(), Digest: [sha256.Size]byte(request.GetManifestSha256()), At: noon(), Actor: audit.Actor{ID: "admin", Kind: "user"},
+	}, f.log.signer)
+	return &keyturnv1.SignEvidenceResponse{Note: signed}, err
 }
 
 // Backup sends pieces and a manifest; what is wrong with them depends on the first

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -54,7 +56,7 @@ func (a *app) reportEvidenceCommand() *cobra.Command {
 			return err
 		}
 		r, w := io.Pipe()
-		go func() { w.CloseWithError(g.write(w)) }()
+		go func() { w.CloseWithError(g.write(cmd.Context(), w)) }()
 		size, err := writeStream(out, r)
 		if err != nil {
 			return err
@@ -182,7 +184,7 @@ func (g *gathering) read(ctx context.Context, id string) error {
 }
 
 // write writes the pack.
-func (g *gathering) write(w io.Writer) error {
+func (g *gathering) write(ctx context.Context, w io.Writer) error {
 	pack := evidence.NewWriter(w)
 	summary, err := g.sift()
 	if err != nil {
@@ -225,7 +227,11 @@ func (g *gathering) write(w io.Writer) error {
 			return err
 		}
 	}
-	return pack.Close(g.subject)
+	return pack.Close(g.subject, func(manifest []byte) ([]byte, error) {
+		sum := sha256.Sum256(manifest)
+		signed, err := g.api.SignEvidence(ctx, &keyturnv1.SignEvidenceRequest{Id: g.subject.ID, ManifestSha256: sum[:]})
+		return signed.GetNote(), err
+	})
 }
 
 // writePolicies writes each policy by which a rotation began once.
@@ -344,7 +350,8 @@ func (a *app) reportVerifyCommand() *cobra.Command {
 	})
 	c.Long = `Names every file in it that is missing, altered or added, verifies the signed audit log
 in it as keyturn audit verify does, and checks that the entries and rotations in the file
-are those of the log. It exits with 1 when anything is wrong.`
+are those of the log. The list of files has to be signed by the log's key: it says when the
+file was made, and by whom. It exits with 1 when anything is wrong.`
 	c.Flags().StringArrayVar(&keys, "key", nil, "a `VERIFIER` key of the log, got by another way than the file; may be repeated")
 	return c
 }
@@ -355,7 +362,10 @@ type verifiedEvidence struct {
 	Subject  evidence.Subject `json:"subject"`
 	Entries  int              `json:"entries"`
 	// Whole: the log is in the pack, which proves that no entry was left out.
-	Whole  bool             `json:"whole"`
+	Whole bool `json:"whole"`
+	// MadeAt and MadeBy are when and by whom, as the log's key signed it.
+	MadeAt time.Time        `json:"madeAt,omitzero"`
+	MadeBy string           `json:"madeBy,omitempty"`
 	Faults []evidence.Fault `json:"faults"`
 	Log    verified         `json:"log"`
 }
@@ -388,7 +398,7 @@ func (v *verification) evidence(f *os.File) error {
 			if result.Log.Trust == trustFirstUse {
 				trust = "the keys in the file itself; compare them with --key to be sure"
 			}
-			fields(w, "root", result.Log.Root, "trust", trust)
+			fields(w, "root", result.Log.Root, "made", stampTime(result.MadeAt)+" by "+result.MadeBy, "trust", trust)
 			if !result.Whole {
 				fmt.Fprintln(w, "each entry is proven; that none was left out is not, since the log is not in the file")
 			}
@@ -427,6 +437,12 @@ func (v *verification) evidenceLog(pack *evidence.Pack, result *verifiedEvidence
 	if err != nil {
 		return err
 	}
+	made, faults := pack.CheckManifest(verifiers...)
+	if len(faults) > 0 {
+		result.Faults = append(result.Faults, faults...)
+		return nil
+	}
+	result.MadeAt, result.MadeBy = made.At, made.Actor.Kind+" "+made.Actor.ID
 	signed, faults, err := pack.CheckProofs(verifiers...)
 	if err != nil || len(faults) > 0 {
 		result.Faults = append(result.Faults, faults...)

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -140,6 +142,21 @@ func (e *Engine) ExportLog(ctx context.Context, w io.Writer, verifierKeys ...str
 	}
 	_, err = audit.WriteBundle(ctx, w, log, verifierKeys...)
 	return err
+}
+
+// SignEvidence signs with the log's key that an actor has brought a document with that
+// SHA-256 about a subject, which it enters into the log before.
+func (e *Engine) SignEvidence(ctx context.Context, actor audit.Actor, kind, id string, digest [sha256.Size]byte) ([]byte, error) {
+	statement := audit.Statement{Origin: e.config.Signer.Name(), Subject: kind + " " + id, Digest: digest, Actor: actor}
+	err := e.update(ctx, actor, func(c *change) error {
+		statement.At = c.now
+		c.audit(audit.Entry{Action: "evidence.sign", Target: id, Detail: map[string]string{"sha256": hex.EncodeToString(digest[:])}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return audit.SignStatement(&statement, e.config.Signer)
 }
 
 // VerifyLog checks the whole audit log against its signatures.

@@ -162,7 +162,12 @@ func pack(t testing.TB, files map[string]string, about evidence.Subject) []byte 
 			t.Fatal(err)
 		}
 	}
-	if err := w.Close(about); err != nil {
+	err := w.Close(about, func(manifest []byte) ([]byte, error) {
+		return audit.SignStatement(&audit.Statement{
+			Origin: signer(t).Name(), Subject: about.String(), Digest: sha256.Sum256(manifest), At: time.Date(2026, 11, 26, 13, 0, 0, 0, time.UTC), Actor: audit.Actor{ID: "alice", Kind: "user"},
+		}, signer(t))
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -181,7 +186,14 @@ func faults(t testing.TB, b []byte) []evidence.Fault {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, list, err := p.CheckEntries()
+	made, list := p.CheckManifest(verifier)
+	if len(list) > 0 {
+		return list
+	}
+	if made.Actor.ID != "alice" || made.At.Hour() != 13 {
+		t.Errorf("made at %v by %v", made.At, made.Actor)
+	}
+	_, list, err = p.CheckEntries()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,6 +274,37 @@ func TestAlteredWithItsManifest(t *testing.T) {
 			if len(p.Check()) == 0 && len(faults(t, b)) == 0 {
 				t.Errorf("%s was altered unseen", name)
 			}
+		}
+	}
+}
+
+// TestSignedManifest: who alters what the log does not tell, and mends the manifest as
+// well, is found; and so is one without a signature, or with that of another pack.
+func TestSignedManifest(t *testing.T) {
+	good := unpack(t, pack(t, content(t), subject()))
+	mended := content(t)
+	mended[evidence.Summary] = "# Nothing happened\n"
+	forged := unpack(t, pack(t, mended, subject()))
+	with := func(files map[string]string, change func(map[string]string)) map[string]string {
+		files = maps.Clone(files)
+		change(files)
+		return files
+	}
+	for name, test := range map[string]struct {
+		files map[string]string
+		file  string
+	}{
+		"mended":             {with(forged, func(f map[string]string) { f[evidence.Signature] = good[evidence.Signature] }), evidence.Manifest},
+		"not signed":         {with(good, func(f map[string]string) { delete(f, evidence.Signature) }), evidence.Signature},
+		"signed by nobody":   {with(good, func(f map[string]string) { f[evidence.Signature] = "x" }), evidence.Signature},
+		"an empty signature": {with(good, func(f map[string]string) { f[evidence.Signature] = "" }), evidence.Signature},
+		"that of another log": {with(good, func(f map[string]string) {
+			f[evidence.Signature] = strings.Replace(f[evidence.Signature], "test.example/log", "test.example/lag", 1)
+		}), evidence.Signature},
+	} {
+		list := faults(t, repack(t, test.files))
+		if len(list) != 1 || list[0].File != test.file {
+			t.Errorf("%s: %v", name, list)
 		}
 	}
 }
@@ -454,6 +497,7 @@ func FuzzPack(f *testing.F) {
 				t.Errorf("%s is not as the manifest says: %v", file.Name, err)
 			}
 		}
+		_, _ = p.CheckManifest()   // it returns
 		_, _, _ = p.CheckEntries() // it returns
 		_, _, _ = p.CheckProofs()  // it returns
 	})

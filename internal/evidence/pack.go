@@ -26,6 +26,8 @@ const (
 	// that it is in the log.
 	CheckpointFile = "checkpoint.json"
 	Proofs         = "proofs.jsonl"
+	// Signature is what the log's key signed about Manifest.
+	Signature = "manifest.note"
 	// PoliciesIn is the folder of the policies by which rotations began, by their SHA-256.
 	PoliciesIn = "policies/"
 	// RotationsIn is the folder of rotations, as the API shows them.
@@ -34,11 +36,13 @@ const (
 
 const (
 	// version is that of the form.
-	version = 1
+	version = 2
 	// MaxFiles is how many files a pack holds.
 	MaxFiles = 5000
 	// maxManifest bounds the manifest, in bytes.
 	maxManifest = 4 << 20
+	// maxSignature bounds what is signed about it.
+	maxSignature = 16 << 10
 	// maxName bounds the name of a file.
 	maxName = 300
 )
@@ -55,6 +59,9 @@ type Subject struct {
 	Keys      []string `json:"keys"`
 	Rotations []string `json:"rotations"`
 }
+
+// String is what the log's key signs for: the kind and the ID.
+func (s *Subject) String() string { return s.Kind + " " + s.ID }
 
 // Concerns reports whether an audit entry is about the subject.
 func (s *Subject) Concerns(e *audit.Entry) bool {
@@ -102,7 +109,7 @@ func NewWriter(w io.Writer) *Writer {
 
 // Add writes a file.
 func (w *Writer) Add(name string, content io.Reader) error {
-	if !validName(name) || name == Manifest || len(w.files) == MaxFiles || slices.ContainsFunc(w.files, func(f File) bool { return f.Name == name }) {
+	if !validName(name) || name == Manifest || name == Signature || len(w.files) == MaxFiles || slices.ContainsFunc(w.files, func(f File) bool { return f.Name == name }) {
 		return fmt.Errorf("evidence: %q cannot be a file of a pack of %d files", name, len(w.files))
 	}
 	sum := sha256.New()
@@ -123,8 +130,8 @@ func (w *Writer) add(name string, content io.Reader) (int64, error) {
 	return io.Copy(part, content)
 }
 
-// Close writes the manifest and ends the pack.
-func (w *Writer) Close(subject Subject) error {
+// Close writes the manifest and what sign makes of it, and ends the pack.
+func (w *Writer) Close(subject Subject, sign func(manifest []byte) ([]byte, error)) error {
 	slices.SortFunc(w.files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
 	body, err := manifest{Version: version, Subject: subject, Files: w.files}.encode()
 	if err != nil {
@@ -133,7 +140,14 @@ func (w *Writer) Close(subject Subject) error {
 	if len(body) > maxManifest {
 		return fmt.Errorf("evidence: the manifest would have %d bytes, at most %d are allowed", len(body), maxManifest)
 	}
+	signed, err := sign(body)
+	if err != nil {
+		return fmt.Errorf("have the manifest signed: %w", err)
+	}
 	if _, err := w.add(Manifest, bytes.NewReader(body)); err != nil {
+		return err
+	}
+	if _, err := w.add(Signature, bytes.NewReader(signed)); err != nil {
 		return err
 	}
 	return w.zip.Close()

@@ -9,6 +9,10 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/keyturn/keyturn/internal/audit"
 )
 
 // Fault is something wrong with a pack.
@@ -35,6 +39,8 @@ type Pack struct {
 
 	parts map[string]*zip.File
 	extra []string
+	// manifest is what signed is about.
+	manifest, signed []byte
 }
 
 // Open reads the manifest of a pack. It fails with ErrPack when there is none, or not
@@ -44,8 +50,8 @@ func Open(r io.ReaderAt, size int64) (*Pack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPack, err)
 	}
-	if len(z.File) > MaxFiles+1 {
-		return nil, fmt.Errorf("%w: it has %d files, at most %d are allowed", ErrPack, len(z.File), MaxFiles+1)
+	if len(z.File) > MaxFiles+2 {
+		return nil, fmt.Errorf("%w: it has %d files, at most %d are allowed", ErrPack, len(z.File), MaxFiles+2)
 	}
 	p := &Pack{parts: make(map[string]*zip.File, len(z.File))}
 	for _, f := range z.File {
@@ -80,8 +86,13 @@ func Open(r io.ReaderAt, size int64) (*Pack, error) {
 	if len(m.Files) > MaxFiles || !slices.IsSorted(m.Subject.Keys) {
 		return nil, fmt.Errorf("%w: %s: its files or keys are not in order", ErrPack, Manifest)
 	}
-	p.Subject, p.Files = m.Subject, m.Files
-	listed := map[string]bool{Manifest: true}
+	p.Subject, p.Files, p.manifest = m.Subject, m.Files, body
+	if part := p.parts[Signature]; part != nil {
+		if p.signed, err = readPart(part, maxSignature); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrPack, Signature, err)
+		}
+	}
+	listed := map[string]bool{Manifest: true, Signature: true}
 	for _, f := range m.Files {
 		if !validName(f.Name) || listed[f.Name] || f.Size < 0 {
 			return nil, fmt.Errorf("%w: %s: it cannot list %q", ErrPack, Manifest, f.Name)
@@ -113,6 +124,22 @@ func readPart(part *zip.File, most int64) ([]byte, error) {
 // no entry was left out.
 func (p *Pack) HasLog() bool {
 	return slices.ContainsFunc(p.Files, func(f File) bool { return f.Name == Bundle })
+}
+
+// CheckManifest checks that the manifest was signed by one of the verifiers, about this
+// subject. It returns by whom and when it was brought to the log's server.
+func (p *Pack) CheckManifest(verifiers ...note.Verifier) (audit.Statement, []Fault) {
+	if p.signed == nil {
+		return audit.Statement{}, []Fault{{File: Signature, Problem: "it is missing: nothing proves that the manifest is the one that was made"}}
+	}
+	s, err := audit.OpenStatement(p.signed, verifiers...)
+	switch {
+	case err != nil:
+		return s, []Fault{{File: Signature, Problem: err.Error()}}
+	case s.Digest != sha256.Sum256(p.manifest) || s.Subject != p.Subject.String():
+		return s, []Fault{{File: Manifest, Problem: "it was altered: it is not the one that was signed"}}
+	}
+	return s, nil
 }
 
 // Check compares every file with the manifest.

@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"time"
 
@@ -59,6 +61,34 @@ func (c Control) ExportLog(ctx context.Context, _ *keyturnv1.ExportLogRequest, s
 		return wire(err)
 	}
 	return pieces.flush()
+}
+
+// SignEvidence implements ControlService.
+func (c Control) SignEvidence(ctx context.Context, request *keyturnv1.SignEvidenceRequest) (*keyturnv1.SignEvidenceResponse, error) {
+	principal, err := c.allowEverything(ctx, authz.Read)
+	if err != nil {
+		return nil, err
+	}
+	if len(request.GetManifestSha256()) != sha256.Size {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("manifest_sha256: it has %d bytes, %d are needed", len(request.GetManifestSha256()), sha256.Size))
+	}
+	id, err := key.ParseRotationID(request.GetId())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("id: %w", err))
+	}
+	kind := "emergency"
+	if _, err = c.config.Emergencies.View(ctx, id); errors.Is(err, engine.ErrNotFound) {
+		kind = "rotation"
+		_, err = c.config.Engine.Rotation(ctx, id)
+	}
+	if err != nil {
+		return nil, wire(err)
+	}
+	signed, err := c.config.Engine.SignEvidence(ctx, actorOf(principal), kind, id.String(), [sha256.Size]byte(request.GetManifestSha256()))
+	if err != nil {
+		return nil, wire(err)
+	}
+	return &keyturnv1.SignEvidenceResponse{Note: signed}, nil
 }
 
 // pieceWriter sends what is written in pieces of about 64 KiB.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"time"
@@ -44,6 +45,7 @@ type Engine interface {
 	Record(ctx context.Context, actor audit.Actor, entry audit.Entry) error
 	ReadLog(ctx context.Context, from uint64, limit int, filter engine.LogFilter) (engine.LogPage, error)
 	ExportLog(ctx context.Context, w io.Writer, verifierKeys ...string) error
+	SignEvidence(ctx context.Context, actor audit.Actor, kind, id string, digest [sha256.Size]byte) ([]byte, error)
 	Doctor(ctx context.Context) ([]engine.Check, error)
 }
 

@@ -144,6 +144,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"ExportLog", "", false, func(c control, _ delivery, _ string) error {
 			return first(c.ExportLog(ctx, &keyturnv1.ExportLogRequest{}))
 		}},
+		{"SignEvidence", "", false, func(c control, _ delivery, _ string) error {
+			_, err := c.SignEvidence(ctx, &keyturnv1.SignEvidenceRequest{Id: "nonsense"})
+			return err
+		}},
 		{"Backup", "", false, func(c control, _ delivery, _ string) error {
 			return first(c.Backup(ctx, &keyturnv1.BackupRequest{}))
 		}},

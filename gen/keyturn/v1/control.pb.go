@@ -4063,6 +4063,106 @@ func (x *Check) GetHint() string {
 	return ""
 }
 
+type SignEvidenceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The emergency or rotation that the pack is about.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The SHA-256 of the manifest, 32 bytes.
+	ManifestSha256 []byte `protobuf:"bytes,2,opt,name=manifest_sha256,json=manifestSha256,proto3" json:"manifest_sha256,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SignEvidenceRequest) Reset() {
+	*x = SignEvidenceRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignEvidenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignEvidenceRequest) ProtoMessage() {}
+
+func (x *SignEvidenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignEvidenceRequest.ProtoReflect.Descriptor instead.
+func (*SignEvidenceRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SignEvidenceRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SignEvidenceRequest) GetManifestSha256() []byte {
+	if x != nil {
+		return x.ManifestSha256
+	}
+	return nil
+}
+
+type SignEvidenceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A signed note (C2SP signed-note): the log, what the pack is about, the SHA-256, when
+	// and by whom it was brought. Not that the pack tells the truth.
+	Note          []byte `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignEvidenceResponse) Reset() {
+	*x = SignEvidenceResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignEvidenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignEvidenceResponse) ProtoMessage() {}
+
+func (x *SignEvidenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignEvidenceResponse.ProtoReflect.Descriptor instead.
+func (*SignEvidenceResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *SignEvidenceResponse) GetNote() []byte {
+	if x != nil {
+		return x.Note
+	}
+	return nil
+}
+
 type DeclareEmergencyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which keys: by their labels, for example "tier=1,team=orders"; every term must
@@ -4075,7 +4175,7 @@ type DeclareEmergencyRequest struct {
 	// The same for every party and token of this host: named after it, or after it and a
 	// slash, or with the label host. Excludes read_by.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	// How far to look back for read_by and host; 0: 30 days.
+	// How far to look back for read_by, host and address; 0: 30 days.
 	Since *durationpb.Duration `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	// Also the keys that they could have read, whether or not they did.
 	CouldRead bool `protobuf:"varint,5,opt,name=could_read,json=couldRead,proto3" json:"could_read,omitempty"`
@@ -4093,13 +4193,17 @@ type DeclareEmergencyRequest struct {
 	// Declare the keys that were found although not all that was read could be found
 	// out; without it that is refused.
 	AcceptIncomplete bool `protobuf:"varint,12,opt,name=accept_incomplete,json=acceptIncomplete,proto3" json:"accept_incomplete,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The same as read_by for an IP address, or a network as 10.0.3.0/24: what was read
+	// from there, and what parties were told that connected from there. Excludes read_by
+	// and host.
+	Address       string `protobuf:"bytes,13,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeclareEmergencyRequest) Reset() {
 	*x = DeclareEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4111,7 +4215,7 @@ func (x *DeclareEmergencyRequest) String() string {
 func (*DeclareEmergencyRequest) ProtoMessage() {}
 
 func (x *DeclareEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[62]
+	mi := &file_keyturn_v1_control_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4124,7 +4228,7 @@ func (x *DeclareEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*DeclareEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{62}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DeclareEmergencyRequest) GetSelector() string {
@@ -4211,6 +4315,13 @@ func (x *DeclareEmergencyRequest) GetAcceptIncomplete() bool {
 	return false
 }
 
+func (x *DeclareEmergencyRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type DeclareEmergencyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Without an ID after a dry run.
@@ -4221,7 +4332,7 @@ type DeclareEmergencyResponse struct {
 
 func (x *DeclareEmergencyResponse) Reset() {
 	*x = DeclareEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4233,7 +4344,7 @@ func (x *DeclareEmergencyResponse) String() string {
 func (*DeclareEmergencyResponse) ProtoMessage() {}
 
 func (x *DeclareEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[63]
+	mi := &file_keyturn_v1_control_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4246,7 +4357,7 @@ func (x *DeclareEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeclareEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*DeclareEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{63}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DeclareEmergencyResponse) GetEmergency() *Emergency {
@@ -4263,7 +4374,7 @@ type Emergency struct {
 	Selector string                 `protobuf:"bytes,2,opt,name=selector,proto3" json:"selector,omitempty"`
 	ReadBy   string                 `protobuf:"bytes,3,opt,name=read_by,json=readBy,proto3" json:"read_by,omitempty"`
 	Host     string                 `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
-	// From when on what was read counted; absent without read_by and host.
+	// From when on what was read counted; absent without read_by, host and address.
 	Since     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	CouldRead bool                   `protobuf:"varint,6,opt,name=could_read,json=couldRead,proto3" json:"could_read,omitempty"`
 	Reason    string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -4285,19 +4396,20 @@ type Emergency struct {
 	Failed  int32 `protobuf:"varint,17,opt,name=failed,proto3" json:"failed,omitempty"`
 	// Left out by ListEmergencies.
 	Keys []*EmergencyKey `protobuf:"bytes,18,rep,name=keys,proto3" json:"keys,omitempty"`
-	// For read_by and host: the audit entries that were looked at, from the first one to
+	// For read_by, host and address: the audit entries that were looked at, from the first one to
 	// behind the last one.
 	LookedFrom uint64 `protobuf:"varint,19,opt,name=looked_from,json=lookedFrom,proto3" json:"looked_from,omitempty"`
 	LookedTo   uint64 `protobuf:"varint,20,opt,name=looked_to,json=lookedTo,proto3" json:"looked_to,omitempty"`
 	// What of the reading could not be found out, so that keys may be missing.
 	Incomplete    []string `protobuf:"bytes,21,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
+	Address       string   `protobuf:"bytes,22,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Emergency) Reset() {
 	*x = Emergency{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4421,7 @@ func (x *Emergency) String() string {
 func (*Emergency) ProtoMessage() {}
 
 func (x *Emergency) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[64]
+	mi := &file_keyturn_v1_control_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4434,7 @@ func (x *Emergency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Emergency.ProtoReflect.Descriptor instead.
 func (*Emergency) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{64}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Emergency) GetId() string {
@@ -4472,6 +4584,13 @@ func (x *Emergency) GetIncomplete() []string {
 	return nil
 }
 
+func (x *Emergency) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type EmergencyKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -4490,7 +4609,7 @@ type EmergencyKey struct {
 
 func (x *EmergencyKey) Reset() {
 	*x = EmergencyKey{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4502,7 +4621,7 @@ func (x *EmergencyKey) String() string {
 func (*EmergencyKey) ProtoMessage() {}
 
 func (x *EmergencyKey) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[65]
+	mi := &file_keyturn_v1_control_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4515,7 +4634,7 @@ func (x *EmergencyKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EmergencyKey.ProtoReflect.Descriptor instead.
 func (*EmergencyKey) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{65}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *EmergencyKey) GetKey() string {
@@ -4570,7 +4689,7 @@ type ListEmergenciesRequest struct {
 
 func (x *ListEmergenciesRequest) Reset() {
 	*x = ListEmergenciesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4582,7 +4701,7 @@ func (x *ListEmergenciesRequest) String() string {
 func (*ListEmergenciesRequest) ProtoMessage() {}
 
 func (x *ListEmergenciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[66]
+	mi := &file_keyturn_v1_control_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4595,7 +4714,7 @@ func (x *ListEmergenciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEmergenciesRequest.ProtoReflect.Descriptor instead.
 func (*ListEmergenciesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{66}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListEmergenciesRequest) GetPageSize() int32 {
@@ -4623,7 +4742,7 @@ type ListEmergenciesResponse struct {
 
 func (x *ListEmergenciesResponse) Reset() {
 	*x = ListEmergenciesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4635,7 +4754,7 @@ func (x *ListEmergenciesResponse) String() string {
 func (*ListEmergenciesResponse) ProtoMessage() {}
 
 func (x *ListEmergenciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[67]
+	mi := &file_keyturn_v1_control_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4648,7 +4767,7 @@ func (x *ListEmergenciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEmergenciesResponse.ProtoReflect.Descriptor instead.
 func (*ListEmergenciesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{67}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListEmergenciesResponse) GetEmergencies() []*Emergency {
@@ -4675,7 +4794,7 @@ type GetEmergencyRequest struct {
 
 func (x *GetEmergencyRequest) Reset() {
 	*x = GetEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4687,7 +4806,7 @@ func (x *GetEmergencyRequest) String() string {
 func (*GetEmergencyRequest) ProtoMessage() {}
 
 func (x *GetEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[68]
+	mi := &file_keyturn_v1_control_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4700,7 +4819,7 @@ func (x *GetEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*GetEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{68}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetEmergencyRequest) GetId() string {
@@ -4719,7 +4838,7 @@ type GetEmergencyResponse struct {
 
 func (x *GetEmergencyResponse) Reset() {
 	*x = GetEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +4850,7 @@ func (x *GetEmergencyResponse) String() string {
 func (*GetEmergencyResponse) ProtoMessage() {}
 
 func (x *GetEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[69]
+	mi := &file_keyturn_v1_control_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +4863,7 @@ func (x *GetEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*GetEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{69}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *GetEmergencyResponse) GetEmergency() *Emergency {
@@ -4763,7 +4882,7 @@ type WatchEmergencyRequest struct {
 
 func (x *WatchEmergencyRequest) Reset() {
 	*x = WatchEmergencyRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4775,7 +4894,7 @@ func (x *WatchEmergencyRequest) String() string {
 func (*WatchEmergencyRequest) ProtoMessage() {}
 
 func (x *WatchEmergencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[70]
+	mi := &file_keyturn_v1_control_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4788,7 +4907,7 @@ func (x *WatchEmergencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEmergencyRequest.ProtoReflect.Descriptor instead.
 func (*WatchEmergencyRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{70}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *WatchEmergencyRequest) GetId() string {
@@ -4807,7 +4926,7 @@ type WatchEmergencyResponse struct {
 
 func (x *WatchEmergencyResponse) Reset() {
 	*x = WatchEmergencyResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4819,7 +4938,7 @@ func (x *WatchEmergencyResponse) String() string {
 func (*WatchEmergencyResponse) ProtoMessage() {}
 
 func (x *WatchEmergencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[71]
+	mi := &file_keyturn_v1_control_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4832,7 +4951,7 @@ func (x *WatchEmergencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEmergencyResponse.ProtoReflect.Descriptor instead.
 func (*WatchEmergencyResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{71}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *WatchEmergencyResponse) GetEmergency() *Emergency {
@@ -4852,7 +4971,7 @@ type MatchLeaksRequest struct {
 
 func (x *MatchLeaksRequest) Reset() {
 	*x = MatchLeaksRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4864,7 +4983,7 @@ func (x *MatchLeaksRequest) String() string {
 func (*MatchLeaksRequest) ProtoMessage() {}
 
 func (x *MatchLeaksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[72]
+	mi := &file_keyturn_v1_control_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4877,7 +4996,7 @@ func (x *MatchLeaksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLeaksRequest.ProtoReflect.Descriptor instead.
 func (*MatchLeaksRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{72}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *MatchLeaksRequest) GetCandidates() []*LeakCandidate {
@@ -4899,7 +5018,7 @@ type LeakCandidate struct {
 
 func (x *LeakCandidate) Reset() {
 	*x = LeakCandidate{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4911,7 +5030,7 @@ func (x *LeakCandidate) String() string {
 func (*LeakCandidate) ProtoMessage() {}
 
 func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[73]
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4924,7 +5043,7 @@ func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakCandidate.ProtoReflect.Descriptor instead.
 func (*LeakCandidate) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{73}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *LeakCandidate) GetText() []byte {
@@ -4950,7 +5069,7 @@ type MatchLeaksResponse struct {
 
 func (x *MatchLeaksResponse) Reset() {
 	*x = MatchLeaksResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4962,7 +5081,7 @@ func (x *MatchLeaksResponse) String() string {
 func (*MatchLeaksResponse) ProtoMessage() {}
 
 func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[74]
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4975,7 +5094,7 @@ func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLeaksResponse.ProtoReflect.Descriptor instead.
 func (*MatchLeaksResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{74}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *MatchLeaksResponse) GetMatches() []*LeakMatch {
@@ -5010,7 +5129,7 @@ type LeakMatch struct {
 
 func (x *LeakMatch) Reset() {
 	*x = LeakMatch{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5022,7 +5141,7 @@ func (x *LeakMatch) String() string {
 func (*LeakMatch) ProtoMessage() {}
 
 func (x *LeakMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5035,7 +5154,7 @@ func (x *LeakMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakMatch.ProtoReflect.Descriptor instead.
 func (*LeakMatch) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{75}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *LeakMatch) GetCandidate() uint32 {
@@ -5116,7 +5235,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5128,7 +5247,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5141,7 +5260,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{76}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{78}
 }
 
 type ListRulesResponse struct {
@@ -5154,7 +5273,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5166,7 +5285,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5179,7 +5298,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{77}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -5220,7 +5339,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5232,7 +5351,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5245,7 +5364,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{78}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Rule) GetName() string {
@@ -5356,7 +5475,7 @@ type GetLearnedRequest struct {
 
 func (x *GetLearnedRequest) Reset() {
 	*x = GetLearnedRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5368,7 +5487,7 @@ func (x *GetLearnedRequest) String() string {
 func (*GetLearnedRequest) ProtoMessage() {}
 
 func (x *GetLearnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5381,7 +5500,7 @@ func (x *GetLearnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLearnedRequest.ProtoReflect.Descriptor instead.
 func (*GetLearnedRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{79}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetLearnedRequest) GetName() string {
@@ -5412,7 +5531,7 @@ type GetLearnedResponse struct {
 
 func (x *GetLearnedResponse) Reset() {
 	*x = GetLearnedResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5424,7 +5543,7 @@ func (x *GetLearnedResponse) String() string {
 func (*GetLearnedResponse) ProtoMessage() {}
 
 func (x *GetLearnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5437,7 +5556,7 @@ func (x *GetLearnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLearnedResponse.ProtoReflect.Descriptor instead.
 func (*GetLearnedResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{80}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *GetLearnedResponse) GetSince() *timestamppb.Timestamp {
@@ -5497,7 +5616,7 @@ type LearnedUse struct {
 
 func (x *LearnedUse) Reset() {
 	*x = LearnedUse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5509,7 +5628,7 @@ func (x *LearnedUse) String() string {
 func (*LearnedUse) ProtoMessage() {}
 
 func (x *LearnedUse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5522,7 +5641,7 @@ func (x *LearnedUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedUse.ProtoReflect.Descriptor instead.
 func (*LearnedUse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{81}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *LearnedUse) GetKind() string {
@@ -5573,7 +5692,7 @@ type LearnedRule struct {
 
 func (x *LearnedRule) Reset() {
 	*x = LearnedRule{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5585,7 +5704,7 @@ func (x *LearnedRule) String() string {
 func (*LearnedRule) ProtoMessage() {}
 
 func (x *LearnedRule) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5598,7 +5717,7 @@ func (x *LearnedRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedRule.ProtoReflect.Descriptor instead.
 func (*LearnedRule) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{82}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *LearnedRule) GetName() string {
@@ -5637,7 +5756,7 @@ type Doubt struct {
 
 func (x *Doubt) Reset() {
 	*x = Doubt{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5649,7 +5768,7 @@ func (x *Doubt) String() string {
 func (*Doubt) ProtoMessage() {}
 
 func (x *Doubt) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5662,7 +5781,7 @@ func (x *Doubt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
 func (*Doubt) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{83}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Doubt) GetKind() string {
@@ -5721,7 +5840,7 @@ type ChangeLearnedRequest struct {
 
 func (x *ChangeLearnedRequest) Reset() {
 	*x = ChangeLearnedRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	mi := &file_keyturn_v1_control_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5733,7 +5852,7 @@ func (x *ChangeLearnedRequest) String() string {
 func (*ChangeLearnedRequest) ProtoMessage() {}
 
 func (x *ChangeLearnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	mi := &file_keyturn_v1_control_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5746,7 +5865,7 @@ func (x *ChangeLearnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeLearnedRequest.ProtoReflect.Descriptor instead.
 func (*ChangeLearnedRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{84}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ChangeLearnedRequest) GetName() string {
@@ -5808,7 +5927,7 @@ type ChangeLearnedResponse struct {
 
 func (x *ChangeLearnedResponse) Reset() {
 	*x = ChangeLearnedResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	mi := &file_keyturn_v1_control_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5820,7 +5939,7 @@ func (x *ChangeLearnedResponse) String() string {
 func (*ChangeLearnedResponse) ProtoMessage() {}
 
 func (x *ChangeLearnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	mi := &file_keyturn_v1_control_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5833,7 +5952,7 @@ func (x *ChangeLearnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeLearnedResponse.ProtoReflect.Descriptor instead.
 func (*ChangeLearnedResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{85}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ChangeLearnedResponse) GetNames() []string {
@@ -6167,7 +6286,12 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint\"\x9a\x03\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint\"N\n" +
+	"\x13SignEvidenceRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x0fmanifest_sha256\x18\x02 \x01(\fR\x0emanifestSha256\"*\n" +
+	"\x14SignEvidenceResponse\x12\x12\n" +
+	"\x04note\x18\x01 \x01(\fR\x04note\"\xb4\x03\n" +
 	"\x17DeclareEmergencyRequest\x12\x1a\n" +
 	"\bselector\x18\x01 \x01(\tR\bselector\x12\x17\n" +
 	"\aread_by\x18\x02 \x01(\tR\x06readBy\x12\x12\n" +
@@ -6184,9 +6308,10 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	" \x01(\bR\x06dryRun\x129\n" +
 	"\n" +
 	"since_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12+\n" +
-	"\x11accept_incomplete\x18\f \x01(\bR\x10acceptIncomplete\"O\n" +
+	"\x11accept_incomplete\x18\f \x01(\bR\x10acceptIncomplete\x12\x18\n" +
+	"\aaddress\x18\r \x01(\tR\aaddress\"O\n" +
 	"\x18DeclareEmergencyResponse\x123\n" +
-	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"\xb0\x05\n" +
+	"\temergency\x18\x01 \x01(\v2\x15.keyturn.v1.EmergencyR\temergency\"\xca\x05\n" +
 	"\tEmergency\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bselector\x18\x02 \x01(\tR\bselector\x12\x17\n" +
@@ -6216,7 +6341,8 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\tlooked_to\x18\x14 \x01(\x04R\blookedTo\x12\x1e\n" +
 	"\n" +
 	"incomplete\x18\x15 \x03(\tR\n" +
-	"incomplete\"\xda\x01\n" +
+	"incomplete\x12\x18\n" +
+	"\aaddress\x18\x16 \x01(\tR\aaddress\"\xda\x01\n" +
 	"\fEmergencyKey\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03why\x18\x02 \x03(\tR\x03why\x12\x1f\n" +
@@ -6330,7 +6456,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\xad\x11\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\x80\x12\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -6351,7 +6477,8 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"ListTokens\x12\x1d.keyturn.v1.ListTokensRequest\x1a\x1e.keyturn.v1.ListTokensResponse\x12N\n" +
 	"\vRevokeToken\x12\x1e.keyturn.v1.RevokeTokenRequest\x1a\x1f.keyturn.v1.RevokeTokenResponse\x12B\n" +
 	"\aReadLog\x12\x1a.keyturn.v1.ReadLogRequest\x1a\x1b.keyturn.v1.ReadLogResponse\x12J\n" +
-	"\tExportLog\x12\x1c.keyturn.v1.ExportLogRequest\x1a\x1d.keyturn.v1.ExportLogResponse0\x01\x12A\n" +
+	"\tExportLog\x12\x1c.keyturn.v1.ExportLogRequest\x1a\x1d.keyturn.v1.ExportLogResponse0\x01\x12Q\n" +
+	"\fSignEvidence\x12\x1f.keyturn.v1.SignEvidenceRequest\x1a .keyturn.v1.SignEvidenceResponse\x12A\n" +
 	"\x06Backup\x12\x19.keyturn.v1.BackupRequest\x1a\x1a.keyturn.v1.BackupResponse0\x01\x12?\n" +
 	"\x06Doctor\x12\x19.keyturn.v1.DoctorRequest\x1a\x1a.keyturn.v1.DoctorResponse\x12]\n" +
 	"\x10DeclareEmergency\x12#.keyturn.v1.DeclareEmergencyRequest\x1a$.keyturn.v1.DeclareEmergencyResponse\x12Z\n" +
@@ -6378,7 +6505,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -6443,124 +6570,126 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*DoctorRequest)(nil),            // 60: keyturn.v1.DoctorRequest
 	(*DoctorResponse)(nil),           // 61: keyturn.v1.DoctorResponse
 	(*Check)(nil),                    // 62: keyturn.v1.Check
-	(*DeclareEmergencyRequest)(nil),  // 63: keyturn.v1.DeclareEmergencyRequest
-	(*DeclareEmergencyResponse)(nil), // 64: keyturn.v1.DeclareEmergencyResponse
-	(*Emergency)(nil),                // 65: keyturn.v1.Emergency
-	(*EmergencyKey)(nil),             // 66: keyturn.v1.EmergencyKey
-	(*ListEmergenciesRequest)(nil),   // 67: keyturn.v1.ListEmergenciesRequest
-	(*ListEmergenciesResponse)(nil),  // 68: keyturn.v1.ListEmergenciesResponse
-	(*GetEmergencyRequest)(nil),      // 69: keyturn.v1.GetEmergencyRequest
-	(*GetEmergencyResponse)(nil),     // 70: keyturn.v1.GetEmergencyResponse
-	(*WatchEmergencyRequest)(nil),    // 71: keyturn.v1.WatchEmergencyRequest
-	(*WatchEmergencyResponse)(nil),   // 72: keyturn.v1.WatchEmergencyResponse
-	(*MatchLeaksRequest)(nil),        // 73: keyturn.v1.MatchLeaksRequest
-	(*LeakCandidate)(nil),            // 74: keyturn.v1.LeakCandidate
-	(*MatchLeaksResponse)(nil),       // 75: keyturn.v1.MatchLeaksResponse
-	(*LeakMatch)(nil),                // 76: keyturn.v1.LeakMatch
-	(*ListRulesRequest)(nil),         // 77: keyturn.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),        // 78: keyturn.v1.ListRulesResponse
-	(*Rule)(nil),                     // 79: keyturn.v1.Rule
-	(*GetLearnedRequest)(nil),        // 80: keyturn.v1.GetLearnedRequest
-	(*GetLearnedResponse)(nil),       // 81: keyturn.v1.GetLearnedResponse
-	(*LearnedUse)(nil),               // 82: keyturn.v1.LearnedUse
-	(*LearnedRule)(nil),              // 83: keyturn.v1.LearnedRule
-	(*Doubt)(nil),                    // 84: keyturn.v1.Doubt
-	(*ChangeLearnedRequest)(nil),     // 85: keyturn.v1.ChangeLearnedRequest
-	(*ChangeLearnedResponse)(nil),    // 86: keyturn.v1.ChangeLearnedResponse
-	nil,                              // 87: keyturn.v1.Key.LabelsEntry
-	nil,                              // 88: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 89: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 90: keyturn.v1.GetSecretResponse.SecretsEntry
-	nil,                              // 91: keyturn.v1.Rule.FindingsEntry
-	nil,                              // 92: keyturn.v1.GetLearnedResponse.SourcesEntry
-	(*timestamppb.Timestamp)(nil),    // 93: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 94: google.protobuf.Duration
-	(*Party)(nil),                    // 95: keyturn.v1.Party
+	(*SignEvidenceRequest)(nil),      // 63: keyturn.v1.SignEvidenceRequest
+	(*SignEvidenceResponse)(nil),     // 64: keyturn.v1.SignEvidenceResponse
+	(*DeclareEmergencyRequest)(nil),  // 65: keyturn.v1.DeclareEmergencyRequest
+	(*DeclareEmergencyResponse)(nil), // 66: keyturn.v1.DeclareEmergencyResponse
+	(*Emergency)(nil),                // 67: keyturn.v1.Emergency
+	(*EmergencyKey)(nil),             // 68: keyturn.v1.EmergencyKey
+	(*ListEmergenciesRequest)(nil),   // 69: keyturn.v1.ListEmergenciesRequest
+	(*ListEmergenciesResponse)(nil),  // 70: keyturn.v1.ListEmergenciesResponse
+	(*GetEmergencyRequest)(nil),      // 71: keyturn.v1.GetEmergencyRequest
+	(*GetEmergencyResponse)(nil),     // 72: keyturn.v1.GetEmergencyResponse
+	(*WatchEmergencyRequest)(nil),    // 73: keyturn.v1.WatchEmergencyRequest
+	(*WatchEmergencyResponse)(nil),   // 74: keyturn.v1.WatchEmergencyResponse
+	(*MatchLeaksRequest)(nil),        // 75: keyturn.v1.MatchLeaksRequest
+	(*LeakCandidate)(nil),            // 76: keyturn.v1.LeakCandidate
+	(*MatchLeaksResponse)(nil),       // 77: keyturn.v1.MatchLeaksResponse
+	(*LeakMatch)(nil),                // 78: keyturn.v1.LeakMatch
+	(*ListRulesRequest)(nil),         // 79: keyturn.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),        // 80: keyturn.v1.ListRulesResponse
+	(*Rule)(nil),                     // 81: keyturn.v1.Rule
+	(*GetLearnedRequest)(nil),        // 82: keyturn.v1.GetLearnedRequest
+	(*GetLearnedResponse)(nil),       // 83: keyturn.v1.GetLearnedResponse
+	(*LearnedUse)(nil),               // 84: keyturn.v1.LearnedUse
+	(*LearnedRule)(nil),              // 85: keyturn.v1.LearnedRule
+	(*Doubt)(nil),                    // 86: keyturn.v1.Doubt
+	(*ChangeLearnedRequest)(nil),     // 87: keyturn.v1.ChangeLearnedRequest
+	(*ChangeLearnedResponse)(nil),    // 88: keyturn.v1.ChangeLearnedResponse
+	nil,                              // 89: keyturn.v1.Key.LabelsEntry
+	nil,                              // 90: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 91: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 92: keyturn.v1.GetSecretResponse.SecretsEntry
+	nil,                              // 93: keyturn.v1.Rule.FindingsEntry
+	nil,                              // 94: keyturn.v1.GetLearnedResponse.SourcesEntry
+	(*timestamppb.Timestamp)(nil),    // 95: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 96: google.protobuf.Duration
+	(*Party)(nil),                    // 97: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,   // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
-	93,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
+	95,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
 	4,   // 2: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,   // 3: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,   // 4: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	87,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	93,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	93,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	89,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	95,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	95,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,   // 8: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	93,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	88,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	95,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	90,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,   // 11: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,   // 12: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	89,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	90,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	93,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	93,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	93,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	93,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	91,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	92,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	95,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	95,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	95,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23,  // 19: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24,  // 20: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25,  // 21: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	93,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	95,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26,  // 23: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22,  // 24: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	93,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	93,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	93,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	95,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	95,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	95,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21,  // 28: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21,  // 29: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	32,  // 30: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
 	31,  // 31: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
-	93,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	95,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21,  // 33: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,   // 34: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	39,  // 35: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,   // 36: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	93,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	94,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	95,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	96,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	42,  // 39: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	95,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	93,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	97,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	95,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	43,  // 42: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	94,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	95,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	93,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	93,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	93,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	93,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	96,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	97,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	95,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	95,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	95,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	95,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	48,  // 49: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
 	59,  // 50: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	93,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	95,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
 	62,  // 52: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	94,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
-	93,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
-	65,  // 55: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	93,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	93,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	93,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	93,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
-	66,  // 60: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
+	96,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	95,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
+	67,  // 55: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	95,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	95,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	95,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	95,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	68,  // 60: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
 	21,  // 61: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	93,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
-	65,  // 63: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
-	65,  // 64: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	65,  // 65: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	74,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
-	76,  // 67: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
-	79,  // 68: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
-	94,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
-	91,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
-	93,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
-	93,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
-	93,  // 73: keyturn.v1.GetLearnedResponse.since:type_name -> google.protobuf.Timestamp
-	92,  // 74: keyturn.v1.GetLearnedResponse.sources:type_name -> keyturn.v1.GetLearnedResponse.SourcesEntry
-	82,  // 75: keyturn.v1.GetLearnedResponse.uses:type_name -> keyturn.v1.LearnedUse
-	83,  // 76: keyturn.v1.GetLearnedResponse.rules:type_name -> keyturn.v1.LearnedRule
-	93,  // 77: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
-	93,  // 78: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
-	84,  // 79: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
-	93,  // 80: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
-	93,  // 81: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
-	93,  // 82: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
+	95,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	67,  // 63: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
+	67,  // 64: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	67,  // 65: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
+	76,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
+	78,  // 67: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
+	81,  // 68: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
+	96,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
+	93,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
+	95,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
+	95,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
+	95,  // 73: keyturn.v1.GetLearnedResponse.since:type_name -> google.protobuf.Timestamp
+	94,  // 74: keyturn.v1.GetLearnedResponse.sources:type_name -> keyturn.v1.GetLearnedResponse.SourcesEntry
+	84,  // 75: keyturn.v1.GetLearnedResponse.uses:type_name -> keyturn.v1.LearnedUse
+	85,  // 76: keyturn.v1.GetLearnedResponse.rules:type_name -> keyturn.v1.LearnedRule
+	95,  // 77: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
+	95,  // 78: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
+	86,  // 79: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
+	95,  // 80: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
+	95,  // 81: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
+	95,  // 82: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
 	2,   // 83: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
 	9,   // 84: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
 	11,  // 85: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
@@ -6580,47 +6709,49 @@ var file_keyturn_v1_control_proto_depIdxs = []int32{
 	51,  // 99: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
 	53,  // 100: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
 	55,  // 101: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	57,  // 102: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	60,  // 103: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	63,  // 104: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	67,  // 105: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	69,  // 106: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	71,  // 107: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	73,  // 108: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	77,  // 109: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
-	80,  // 110: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
-	85,  // 111: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
-	3,   // 112: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10,  // 113: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12,  // 114: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14,  // 115: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16,  // 116: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20,  // 117: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18,  // 118: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28,  // 119: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30,  // 120: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	34,  // 121: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	36,  // 122: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	38,  // 123: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	41,  // 124: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	45,  // 125: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	47,  // 126: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	50,  // 127: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	52,  // 128: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	54,  // 129: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	56,  // 130: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	58,  // 131: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	61,  // 132: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	64,  // 133: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	68,  // 134: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	70,  // 135: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	72,  // 136: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	75,  // 137: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	78,  // 138: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
-	81,  // 139: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
-	86,  // 140: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
-	112, // [112:141] is the sub-list for method output_type
-	83,  // [83:112] is the sub-list for method input_type
+	63,  // 102: keyturn.v1.ControlService.SignEvidence:input_type -> keyturn.v1.SignEvidenceRequest
+	57,  // 103: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60,  // 104: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	65,  // 105: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	69,  // 106: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	71,  // 107: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	73,  // 108: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	75,  // 109: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	79,  // 110: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
+	82,  // 111: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
+	87,  // 112: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
+	3,   // 113: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10,  // 114: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12,  // 115: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14,  // 116: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16,  // 117: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20,  // 118: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18,  // 119: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28,  // 120: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30,  // 121: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34,  // 122: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36,  // 123: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38,  // 124: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41,  // 125: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45,  // 126: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47,  // 127: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50,  // 128: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52,  // 129: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54,  // 130: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56,  // 131: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	64,  // 132: keyturn.v1.ControlService.SignEvidence:output_type -> keyturn.v1.SignEvidenceResponse
+	58,  // 133: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61,  // 134: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	66,  // 135: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	70,  // 136: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	72,  // 137: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	74,  // 138: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	77,  // 139: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	80,  // 140: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
+	83,  // 141: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
+	88,  // 142: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
+	113, // [113:143] is the sub-list for method output_type
+	83,  // [83:113] is the sub-list for method input_type
 	83,  // [83:83] is the sub-list for extension type_name
 	83,  // [83:83] is the sub-list for extension extendee
 	0,   // [0:83] is the sub-list for field type_name
@@ -6642,7 +6773,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   92,
+			NumMessages:   94,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

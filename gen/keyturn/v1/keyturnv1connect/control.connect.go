@@ -83,6 +83,9 @@ const (
 	// ControlServiceExportLogProcedure is the fully-qualified name of the ControlService's ExportLog
 	// RPC.
 	ControlServiceExportLogProcedure = "/keyturn.v1.ControlService/ExportLog"
+	// ControlServiceSignEvidenceProcedure is the fully-qualified name of the ControlService's
+	// SignEvidence RPC.
+	ControlServiceSignEvidenceProcedure = "/keyturn.v1.ControlService/SignEvidence"
 	// ControlServiceBackupProcedure is the fully-qualified name of the ControlService's Backup RPC.
 	ControlServiceBackupProcedure = "/keyturn.v1.ControlService/Backup"
 	// ControlServiceDoctorProcedure is the fully-qualified name of the ControlService's Doctor RPC.
@@ -148,6 +151,9 @@ type ControlServiceClient interface {
 	ReadLog(context.Context, *v1.ReadLogRequest) (*v1.ReadLogResponse, error)
 	// ExportLog sends a bundle that can be verified offline, in pieces. Role viewer.
 	ExportLog(context.Context, *v1.ExportLogRequest) (*connect.ServerStreamForClient[v1.ExportLogResponse], error)
+	// SignEvidence signs the manifest of an evidence pack with the key of the audit log,
+	// which enters who asked for it. Role viewer, with a token that covers every key.
+	SignEvidence(context.Context, *v1.SignEvidenceRequest) (*v1.SignEvidenceResponse, error)
 	// Backup sends an encrypted copy of everything that the server stores, in pieces.
 	// Role admin, with a token that covers every key.
 	Backup(context.Context, *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error)
@@ -296,6 +302,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("ExportLog")),
 			connect.WithClientOptions(opts...),
 		),
+		signEvidence: connect.NewClient[v1.SignEvidenceRequest, v1.SignEvidenceResponse](
+			httpClient,
+			baseURL+ControlServiceSignEvidenceProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("SignEvidence")),
+			connect.WithClientOptions(opts...),
+		),
 		backup: connect.NewClient[v1.BackupRequest, v1.BackupResponse](
 			httpClient,
 			baseURL+ControlServiceBackupProcedure,
@@ -380,6 +392,7 @@ type controlServiceClient struct {
 	revokeToken      *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
 	readLog          *connect.Client[v1.ReadLogRequest, v1.ReadLogResponse]
 	exportLog        *connect.Client[v1.ExportLogRequest, v1.ExportLogResponse]
+	signEvidence     *connect.Client[v1.SignEvidenceRequest, v1.SignEvidenceResponse]
 	backup           *connect.Client[v1.BackupRequest, v1.BackupResponse]
 	doctor           *connect.Client[v1.DoctorRequest, v1.DoctorResponse]
 	declareEmergency *connect.Client[v1.DeclareEmergencyRequest, v1.DeclareEmergencyResponse]
@@ -555,6 +568,15 @@ func (c *controlServiceClient) ExportLog(ctx context.Context, req *v1.ExportLogR
 	return c.exportLog.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// SignEvidence calls keyturn.v1.ControlService.SignEvidence.
+func (c *controlServiceClient) SignEvidence(ctx context.Context, req *v1.SignEvidenceRequest) (*v1.SignEvidenceResponse, error) {
+	response, err := c.signEvidence.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Backup calls keyturn.v1.ControlService.Backup.
 func (c *controlServiceClient) Backup(ctx context.Context, req *v1.BackupRequest) (*connect.ServerStreamForClient[v1.BackupResponse], error) {
 	return c.backup.CallServerStream(ctx, connect.NewRequest(req))
@@ -672,6 +694,9 @@ type ControlServiceHandler interface {
 	ReadLog(context.Context, *v1.ReadLogRequest) (*v1.ReadLogResponse, error)
 	// ExportLog sends a bundle that can be verified offline, in pieces. Role viewer.
 	ExportLog(context.Context, *v1.ExportLogRequest, *connect.ServerStream[v1.ExportLogResponse]) error
+	// SignEvidence signs the manifest of an evidence pack with the key of the audit log,
+	// which enters who asked for it. Role viewer, with a token that covers every key.
+	SignEvidence(context.Context, *v1.SignEvidenceRequest) (*v1.SignEvidenceResponse, error)
 	// Backup sends an encrypted copy of everything that the server stores, in pieces.
 	// Role admin, with a token that covers every key.
 	Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error
@@ -816,6 +841,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("ExportLog")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceSignEvidenceHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceSignEvidenceProcedure,
+		svc.SignEvidence,
+		connect.WithSchema(controlServiceMethods.ByName("SignEvidence")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceBackupHandler := connect.NewServerStreamHandlerSimple(
 		ControlServiceBackupProcedure,
 		svc.Backup,
@@ -916,6 +947,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceReadLogHandler.ServeHTTP(w, r)
 		case ControlServiceExportLogProcedure:
 			controlServiceExportLogHandler.ServeHTTP(w, r)
+		case ControlServiceSignEvidenceProcedure:
+			controlServiceSignEvidenceHandler.ServeHTTP(w, r)
 		case ControlServiceBackupProcedure:
 			controlServiceBackupHandler.ServeHTTP(w, r)
 		case ControlServiceDoctorProcedure:
@@ -1019,6 +1052,10 @@ func (UnimplementedControlServiceHandler) ReadLog(context.Context, *v1.ReadLogRe
 
 func (UnimplementedControlServiceHandler) ExportLog(context.Context, *v1.ExportLogRequest, *connect.ServerStream[v1.ExportLogResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ExportLog is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) SignEvidence(context.Context, *v1.SignEvidenceRequest) (*v1.SignEvidenceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.SignEvidence is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Backup(context.Context, *v1.BackupRequest, *connect.ServerStream[v1.BackupResponse]) error {
