@@ -57,6 +57,18 @@ const (
 	ActionToken Action = "token.create"
 	// ActionJoin: a party joined.
 	ActionJoin Action = "party.join"
+	// ActionMove: a party connects from another address than before.
+	ActionMove Action = "party.move"
+	// ActionLeave: a party is gone.
+	ActionLeave Action = "party.leave"
+)
+
+// The names of an entry's details that several packages share.
+const (
+	// DetailAddress is the IP address that somebody read from or, with ActionMove, that a
+	// party connects from now; DetailBefore the one before.
+	DetailAddress = "address"
+	DetailBefore  = "before"
 )
 
 // Outcome says how it ended: one word of a-z, 0-9 and "-".

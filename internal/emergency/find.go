@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -18,8 +19,11 @@ type Selection struct {
 	Selector string `json:"selector,omitempty"`
 	// ReadBy is a party or a token, Host a host: keys that they were told or read
 	// since Since, and with CouldRead those that they could have read.
-	ReadBy    string    `json:"readBy,omitempty"`
-	Host      string    `json:"host,omitempty"`
+	ReadBy string `json:"readBy,omitempty"`
+	Host   string `json:"host,omitempty"`
+	// Address is an IP address, or a network as 10.0.0.0/8: the same for what was read
+	// from there, by whomever, and for parties that connected from there.
+	Address   string    `json:"address,omitempty"`
 	Since     time.Time `json:"since,omitzero"`
 	CouldRead bool      `json:"couldRead,omitempty"`
 }
@@ -27,7 +31,7 @@ type Selection struct {
 // String says in words what is selected. It is the same for a repeated request.
 func (s Selection) String() string {
 	var parts []string
-	for _, part := range []struct{ name, value string }{{"labels", s.Selector}, {"read by", s.ReadBy}, {"host", s.Host}} {
+	for _, part := range []struct{ name, value string }{{"labels", s.Selector}, {"read by", s.ReadBy}, {"host", s.Host}, {"address", s.Address}} {
 		if part.value != "" {
 			parts = append(parts, part.name+" "+part.value)
 		}
@@ -43,15 +47,41 @@ const scanned = 1000
 
 // check reports what is wrong with a selection.
 func (s *Selection) check(selector Selector) error {
+	readers := 0
+	for _, by := range []string{s.ReadBy, s.Host, s.Address} {
+		if by != "" {
+			readers++
+		}
+	}
 	switch {
-	case s.ReadBy != "" && s.Host != "":
-		return fmt.Errorf("%w: read_by, host: they exclude each other; declare two groups", engine.ErrInvalid)
-	case s.ReadBy == "" && s.Host == "" && s.CouldRead:
-		return fmt.Errorf("%w: could_read: it belongs to read_by or host; set one of them", engine.ErrInvalid)
-	case s.ReadBy == "" && s.Host == "" && selector.Empty():
+	case readers > 1:
+		return fmt.Errorf("%w: read_by, host, address: they exclude each other; declare several groups", engine.ErrInvalid)
+	case readers == 0 && s.CouldRead:
+		return fmt.Errorf("%w: could_read: it belongs to read_by, host or address; set one of them", engine.ErrInvalid)
+	case readers == 0 && selector.Empty():
 		return fmt.Errorf("%w: selector: it is missing; write for example tier=1,team=orders", engine.ErrInvalid)
 	}
-	return nil
+	_, err := s.network()
+	return err
+}
+
+// byReaders reports whether keys are selected by who has read them.
+func (s *Selection) byReaders() bool { return s.ReadBy != "" || s.Host != "" || s.Address != "" }
+
+// network is what Address means; the zero value if it is empty.
+func (s *Selection) network() (netip.Prefix, error) {
+	if s.Address == "" {
+		return netip.Prefix{}, nil
+	}
+	if at, err := netip.ParseAddr(s.Address); err == nil && at.Zone() == "" {
+		at = at.Unmap()
+		return netip.PrefixFrom(at, at.BitLen()), nil
+	}
+	network, err := netip.ParsePrefix(s.Address)
+	if err != nil || network != network.Masked() || network.Addr().Is4In6() {
+		return network, fmt.Errorf("%w: address: %q is no IP address and no network; write for example 10.0.3.7 or 10.0.3.0/24", engine.ErrInvalid, s.Address)
+	}
+	return network, nil
 }
 
 // find sets the members of a group, by name, each with the reasons, and what was
@@ -65,7 +95,7 @@ func (s *Service) find(ctx context.Context, request *Request, group *Group) erro
 		return err
 	}
 	why := func(key.Name) []string { return []string{"labels " + selector.String()} }
-	if request.ReadBy != "" || request.Host != "" {
+	if request.byReaders() {
 		found, could, looked, err := s.given(ctx, request)
 		if err != nil {
 			return err

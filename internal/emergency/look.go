@@ -84,13 +84,51 @@ func (s *Service) since(request *Request) (time.Time, error) {
 	return now.Add(-lookBack), nil
 }
 
-// look reads the audit log from since on for what the readers were given.
-func (s *Service) look(ctx context.Context, r *readers, since time.Time) (seen, Looked, error) {
+// look reads the part of the audit log for what the readers were given.
+func (s *Service) look(ctx context.Context, r *readers, looked *Looked) (seen, error) {
 	found := seen{finding: finding{}, crowds: map[key.Name][]audit.Entry{}}
-	looked := Looked{Since: since}
-	if err := s.locate(ctx, &looked); err != nil {
-		return found, looked, err
+	err := s.entries(ctx, looked, []string{string(audit.ActionRead), "presenter.", "backup.begin", "token.revoke"}, func(e *audit.Entry) { found.take(r, e) })
+	return found, err
+}
+
+// connected is who was at an address, by the audit log.
+type connected struct {
+	// parties connected from there, readers read from there by their tokens.
+	parties, readers map[string]bool
+}
+
+// connected reads the part of the audit log for who was at the address that is meant.
+func (s *Service) connected(ctx context.Context, request *Request, looked *Looked) (*connected, error) {
+	shown := &connected{parties: map[string]bool{}, readers: map[string]bool{}}
+	network, err := request.network()
+	if err != nil || !network.IsValid() {
+		return shown, err
 	}
+	r := &readers{network: network}
+	var nowhere uint64
+	var first audit.Entry
+	err = s.entries(ctx, looked, []string{string(audit.ActionRead), "party."}, func(e *audit.Entry) {
+		there := r.at(e.Detail[audit.DetailAddress]) || r.at(e.Detail[audit.DetailBefore])
+		switch {
+		case e.Action == audit.ActionRead && e.Detail[audit.DetailAddress] == "":
+			if nowhere++; nowhere == 1 {
+				first = *e
+			}
+		case e.Action == audit.ActionRead && there:
+			shown.readers[e.Actor.ID] = true
+		case there:
+			shown.parties[e.Target] = true
+		}
+	})
+	if nowhere > 0 {
+		looked.lack("%d reads, the first of them entry %d, were noted without an address", nowhere, first.Seq)
+	}
+	return shown, err
+}
+
+// entries calls visit for the entries of the part of the log that is looked at whose
+// action begins with one of the prefixes.
+func (s *Service) entries(ctx context.Context, looked *Looked, prefixes []string, visit func(*audit.Entry)) error {
 	for at := looked.From; at < looked.To; {
 		var records [][]byte
 		err := s.config.Store.View(ctx, func(tx store.Tx) error {
@@ -99,23 +137,23 @@ func (s *Service) look(ctx context.Context, r *readers, since time.Time) (seen, 
 			return err
 		})
 		if err != nil {
-			return found, looked, fmt.Errorf("read the audit log from entry %d on: %w", at, err)
+			return fmt.Errorf("read the audit log from entry %d on: %w", at, err)
 		}
 		if len(records) == 0 {
-			return found, looked, fmt.Errorf("%w: entry %d of the audit log is missing; run keyturn audit verify", engine.ErrState, at)
+			return fmt.Errorf("%w: entry %d of the audit log is missing; run keyturn audit verify", engine.ErrState, at)
 		}
 		for _, record := range records {
-			if matters(record) {
+			if matters(record, prefixes) {
 				entry, err := audit.Decode(record)
 				if err != nil {
-					return found, looked, fmt.Errorf("entry %d: %w", at, err)
+					return fmt.Errorf("entry %d: %w", at, err)
 				}
-				found.take(r, &entry)
+				visit(&entry)
 			}
 			at++
 		}
 	}
-	return found, looked, nil
+	return nil
 }
 
 // locate finds the entries from looked.Since on, by bisection: times in the log never
@@ -160,11 +198,11 @@ func (s *Service) locate(ctx context.Context, looked *Looked) error {
 	})
 }
 
-// matters reports whether an entry may be one that seen.take wants; it saves most of
+// matters reports whether an entry may be one with such an action; it saves most of
 // the decoding.
-func matters(record []byte) bool {
+func matters(record []byte, prefixes []string) bool {
 	_, action, _ := bytes.Cut(record, []byte(`,"action":"`))
-	for _, prefix := range []string{string(audit.ActionRead), "presenter.", "backup.begin", "token.revoke"} {
+	for _, prefix := range prefixes {
 		if bytes.HasPrefix(action, []byte(prefix)) {
 			return true
 		}
@@ -177,8 +215,12 @@ func (f *seen) take(r *readers, e *audit.Entry) {
 	place := fmt.Sprintf("entry %d, %s: ", e.Seq, stamp(e.At))
 	switch string(e.Action) {
 	case string(audit.ActionRead):
-		if e.Outcome == audit.OutcomeOK && r.is(e.Actor.ID) {
-			f.add(e.Key, fmt.Sprintf("%s%v read by %s", place, e.Version, e.Actor.ID))
+		address := e.Detail[audit.DetailAddress]
+		if e.Outcome == audit.OutcomeOK && (r.is(e.Actor.ID) || r.at(address)) {
+			if address != "" {
+				address = " from " + address
+			}
+			f.add(e.Key, fmt.Sprintf("%s%v read by %s%s", place, e.Version, e.Actor.ID, address))
 		}
 	case "presenter.told":
 		switch {

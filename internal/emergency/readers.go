@@ -3,6 +3,8 @@ package emergency
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -44,8 +46,10 @@ type readers struct {
 	// names are IDs of parties and names of tokens; those beneath one of beneath count too.
 	names   map[string]bool
 	beneath []string
-	// host is the host that they are on, if that is what is meant.
+	// host is the host that they are on, network where they connect from, if that is
+	// what is meant.
 	host    string
+	network netip.Prefix
 	parties []engine.PartyRecord
 	tokens  []Token
 }
@@ -53,6 +57,15 @@ type readers struct {
 // is reports whether somebody whom the log names is one of them.
 func (r *readers) is(name string) bool {
 	return name != "" && (r.names[name] || slices.ContainsFunc(r.beneath, func(of string) bool { return isBeneath(of, name) }))
+}
+
+// at reports whether an address is where the readers are.
+func (r *readers) at(address string) bool {
+	if address == "" || !r.network.IsValid() {
+		return false
+	}
+	at, err := netip.ParseAddr(address)
+	return err == nil && r.network.Contains(at)
 }
 
 // isBeneath reports whether a name is that of a host or token, or of something on it.
@@ -70,9 +83,13 @@ func (r *readers) presenter(name key.Name) string {
 	return ""
 }
 
-// readers finds whom a selection means among those registered now. Others are found
-// in the log by their names.
-func (s *Service) readers(ctx context.Context, request *Request, looked *Looked) (*readers, error) {
+// readers finds whom a selection means among those registered now, and are those that
+// the log has shown to be. Others are found in the log by their names.
+func (s *Service) readers(ctx context.Context, request *Request, shown *connected, looked *Looked) (*readers, error) {
+	network, err := request.network()
+	if err != nil {
+		return nil, err
+	}
 	tokens, whole, err := s.config.Tokens(ctx)
 	if err != nil {
 		return nil, err
@@ -80,13 +97,22 @@ func (s *Service) readers(ctx context.Context, request *Request, looked *Looked)
 	if !whole {
 		looked.lack("there are too many tokens to look at all of them")
 	}
-	r := &readers{names: map[string]bool{}, host: request.Host, label: request.Host + request.ReadBy}
-	if r.host != "" {
+	r := &readers{names: map[string]bool{}, host: request.Host, network: network, label: request.Host + request.ReadBy + request.Address}
+	switch {
+	case r.host != "":
 		r.beneath = []string{r.host}
-	} else {
+	case request.ReadBy != "":
 		r.names[request.ReadBy] = true
 		r.meant(tokens, request.ReadBy)
+	default:
+		maps.Copy(r.names, shown.parties)
+		if request.CouldRead { // their tokens may be in the same hands
+			for name := range shown.readers {
+				r.meant(tokens, name)
+			}
+		}
 	}
+	unknown := 0
 	for after := ""; ; {
 		page, err := s.config.Fleet.Parties(ctx, after, scanned)
 		if err != nil {
@@ -94,7 +120,10 @@ func (s *Service) readers(ctx context.Context, request *Request, looked *Looked)
 		}
 		for i := range page {
 			after = page[i].ID
-			if r.is(page[i].ID) || r.host != "" && page[i].Labels[hostLabel] == r.host {
+			if r.network.IsValid() && page[i].Address == "" {
+				unknown++
+			}
+			if r.is(page[i].ID) || r.host != "" && page[i].Labels[hostLabel] == r.host || r.at(page[i].Address) {
 				r.names[page[i].ID] = true
 				r.parties = append(r.parties, page[i])
 			}
@@ -102,6 +131,9 @@ func (s *Service) readers(ctx context.Context, request *Request, looked *Looked)
 		if len(page) < scanned {
 			break
 		}
+	}
+	if unknown > 0 {
+		looked.lack("%d parties have not connected since addresses are noted", unknown)
 	}
 	for i := range tokens {
 		if t := &tokens[i]; r.owns(t) {
@@ -190,16 +222,22 @@ func (s *Service) given(ctx context.Context, request *Request) (found finding, c
 	if err != nil {
 		return nil, nil, looked, err
 	}
-	var first Looked
-	r, err := s.readers(ctx, request, &first)
+	looked = Looked{Since: since}
+	if err := s.locate(ctx, &looked); err != nil {
+		return nil, nil, looked, err
+	}
+	shown, err := s.connected(ctx, request, &looked)
 	if err != nil {
 		return nil, nil, looked, err
 	}
-	log, looked, err := s.look(ctx, r, since)
+	r, err := s.readers(ctx, request, shown, &looked)
 	if err != nil {
 		return nil, nil, looked, err
 	}
-	looked.Incomplete = append(first.Incomplete, looked.Incomplete...)
+	log, err := s.look(ctx, r, &looked)
+	if err != nil {
+		return nil, nil, looked, err
+	}
 	log.resolve(r, request.Visible, &looked)
 	if err := s.holds(ctx, r, log.finding, request.CouldRead); err != nil {
 		return nil, nil, looked, err

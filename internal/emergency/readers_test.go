@@ -18,18 +18,29 @@ import (
 // join attaches a party that presents keys, and lets it say that it uses what it is told.
 func (w *world) join(t *testing.T, id string, labels map[string]string, names ...key.Name) {
 	t.Helper()
+	w.joinFrom(t, "", id, labels, names...)
+}
+
+// joinFrom is join from an address.
+func (w *world) joinFrom(t *testing.T, address, id string, labels map[string]string, names ...key.Name) {
+	t.Helper()
 	var holdings []engine.Holding
 	for _, name := range names {
 		holdings = append(holdings, engine.Holding{Key: name})
 	}
-	if _, err := w.Attach(t.Context(), audit.Actor{ID: id, Kind: "agent"}, engine.PartyRecord{ID: id, Kind: "agent", Labels: labels}, holdings); err != nil {
+	if _, err := w.Attach(t.Context(), audit.Actor{ID: id, Kind: "agent"}, engine.PartyRecord{ID: id, Kind: "agent", Labels: labels, Address: address}, holdings); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (w *world) read(t *testing.T, who string, name key.Name) {
 	t.Helper()
-	if _, _, err := w.Reveal(t.Context(), audit.Actor{ID: who, Kind: "user"}, name, 0, key.Current); err != nil {
+	w.readFrom(t, "", who, name)
+}
+
+func (w *world) readFrom(t *testing.T, address, who string, name key.Name) {
+	t.Helper()
+	if _, _, err := w.Reveal(t.Context(), audit.Actor{ID: who, Kind: "user"}, address, name, 0, key.Current); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -132,6 +143,77 @@ func TestReadBy(t *testing.T) {
 		some := emergency.Request{Selection: emergency.Selection{ReadBy: "ci", CouldRead: true, Since: begun}, Visible: func(name key.Name) bool { return name == names[4] }}
 		if group, err := w.Find(t.Context(), alice, some); err != nil || !slices.Equal(keysOf(&group), []string{"orders/db04"}) {
 			t.Errorf("%v, %v", keysOf(&group), err)
+		}
+	})
+}
+
+// TestReadFromAnAddress: what was read from there is found, by whomever, and what
+// parties have that are there, were there, or left from there; and nothing of others.
+func TestReadFromAnAddress(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		begun := time.Now()
+		names := w.orders(t, 7)
+		w.issued = []emergency.Token{{ID: "t1", Name: "ci", Keys: []string{"prod/orders/db06"}}}
+		w.joinFrom(t, "10.0.3.7", "web-1", nil, names[0])
+		w.joinFrom(t, "10.0.3.8", "web-2", nil, names[1])
+		w.joinFrom(t, "10.0.4.1", "web-3", nil, names[2])
+		w.joinFrom(t, "in-process", "signer", nil, names[5])
+		time.Sleep(time.Hour)
+		w.readFrom(t, "10.0.3.7", "ci", names[3])
+		w.readFrom(t, "2001:db8::7", "ci", names[4])
+		time.Sleep(time.Hour)
+		moved := time.Now()
+		time.Sleep(time.Second)
+		// It moves, and stays as it is otherwise; another one leaves.
+		history := len(w.entries(t, "presenter.told"))
+		w.joinFrom(t, "10.0.4.2", "web-1", nil, names[0])
+		w.joinFrom(t, "10.0.4.2", "web-1", nil, names[0])
+		w.joinFrom(t, "", "web-1", nil, names[0])
+		if moves := w.entries(t, audit.ActionMove); len(moves) != 1 || moves[0].Target != "web-1" || moves[0].Detail["address"] != "10.0.4.2" || moves[0].Detail["before"] != "10.0.3.7" {
+			t.Errorf("moves %+v", moves)
+		}
+		if n := len(w.entries(t, "presenter.told")); n != history {
+			t.Errorf("a party that moves is told %d times", n-history)
+		}
+		if err := w.Detach(t.Context(), alice, "web-2", "stolen", nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			selection emergency.Selection
+			want      string
+			why       string
+		}{
+			{emergency.Selection{Address: "10.0.3.7"}, "orders/db00 orders/db03", "v1 read by ci from 10.0.3.7"},
+			{emergency.Selection{Address: "10.0.3.7", Since: moved}, "orders/db00", "web-1 presents v1 now"},
+			{emergency.Selection{Address: "10.0.4.2"}, "orders/db00", "v1 told to web-1"},
+			{emergency.Selection{Address: "10.0.3.8", Since: moved}, "orders/db01", "web-2 presented it until then"},
+			{emergency.Selection{Address: "10.0.3.0/24"}, "orders/db00 orders/db01 orders/db03", "v1 told to web-2"},
+			{emergency.Selection{Address: "10.0.4.0/24"}, "orders/db00 orders/db02", "v1 told to web-3"},
+			{emergency.Selection{Address: "2001:db8::/64"}, "orders/db04", "from 2001:db8::7"},
+			{emergency.Selection{Address: "10.0.3.7", CouldRead: true}, "orders/db00 orders/db03 orders/db04 orders/db06", "token t1 of ci covers"},
+		} {
+			if test.selection.Since.IsZero() {
+				test.selection.Since = begun
+			}
+			group, err := w.Find(t.Context(), alice, emergency.Request{Selection: test.selection})
+			if err != nil || strings.Join(keysOf(&group), " ") != test.want || !strings.Contains(whyOf(&group), test.why) || len(group.Looked.Incomplete) > 0 {
+				t.Errorf("%+v: %v, %+v\n%s", test.selection, err, group.Looked, whyOf(&group))
+			}
+		}
+		for address, want := range map[string]error{"10.9.9.9": engine.ErrNotFound, "web-1": engine.ErrInvalid, "10.0.3.7/24": engine.ErrInvalid, "fe80::1%eth0": engine.ErrInvalid} {
+			if _, err := w.Find(t.Context(), alice, emergency.Request{Selection: emergency.Selection{Address: address, Since: begun}}); !errors.Is(err, want) {
+				t.Errorf("%s: %v", address, err)
+			}
+		}
+		if _, err := w.Find(t.Context(), alice, emergency.Request{Selection: emergency.Selection{Address: "10.0.3.7", Host: "web-1"}}); !errors.Is(err, engine.ErrInvalid) {
+			t.Error(err)
+		}
+		// What has no address is told of.
+		w.read(t, "ci", names[3])
+		w.join(t, "old", nil, names[3])
+		group, err := w.Find(t.Context(), alice, emergency.Request{Selection: emergency.Selection{Address: "10.0.3.7", Since: begun}})
+		if err != nil || len(group.Looked.Incomplete) != 2 || !strings.Contains(fmt.Sprint(group.Looked.Incomplete), "1 reads, the first of them entry") {
+			t.Errorf("%+v, %v", group.Looked, err)
 		}
 	})
 }

@@ -149,10 +149,15 @@ func (g *arrivals) leave(a *arrival) bool {
 
 // attachAll answers a batch of arrivals.
 func (e *Engine) attachAll(ctx context.Context, batch []*arrival) {
-	changed, err := e.attached(ctx, batch)
+	changed, moved, err := e.attached(ctx, batch)
 	if err != nil {
-		failAll(changed, err)
+		failAll(batch, err)
 		return
+	}
+	if len(moved) > 0 {
+		if err := e.noteMoves(ctx, moved); err != nil {
+			failAll(moved, err)
+		}
 	}
 	if len(changed) > 0 {
 		e.attachParts(ctx, changed)
@@ -200,10 +205,10 @@ func (e *Engine) attachChanged(ctx context.Context, list []*arrival) error {
 }
 
 // attached answers those that are registered just so already, and returns the
-// others. On an error it returns all.
-func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed []*arrival, err error) {
+// others; moved are those of the former that come from another address than before.
+func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed, moved []*arrival, err error) {
 	err = e.store.View(ctx, func(tx store.Tx) error {
-		changed = nil
+		changed, moved = nil, nil
 		states := map[key.Name]rotation.State{}
 		parties, err := readParties(ctx, tx, batch)
 		if err != nil {
@@ -219,16 +224,55 @@ func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed []*arr
 			if err != nil {
 				return err
 			}
-			if !same {
+			switch {
+			case !same:
 				changed = append(changed, a)
+			case a.party.Address != "" && a.party.Address != known.Address:
+				moved = append(moved, a)
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return batch, err
+	return changed, moved, err
+}
+
+// noteMoves notes the new addresses of parties that are registered just so otherwise:
+// no key hears of it.
+func (e *Engine) noteMoves(ctx context.Context, list []*arrival) error {
+	return e.update(ctx, Server(), func(c *change) error {
+		parties, err := readParties(ctx, c.tx, list)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			known, registered := parties[a.party.ID]
+			if !registered {
+				continue // it was removed meanwhile, which its session will hear of
+			}
+			party := known.PartyRecord
+			party.Address = a.party.Address
+			if err := c.putParty(a, &known, &party); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// putParty writes a party's record, and its new address into the log.
+func (c *change) putParty(a *arrival, known *storedParty, party *PartyRecord) error {
+	if known.doc.Rev != 0 && party.Address != known.Address {
+		c.audit(audit.Entry{
+			Action: audit.ActionMove, Actor: a.actor, Target: party.ID,
+			Detail: nonEmpty(map[string]string{audit.DetailAddress: party.Address, audit.DetailBefore: known.Address}),
+		})
 	}
-	return changed, nil
+	body, err := encode(party)
+	if err != nil {
+		return err
+	}
+	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindParty, Name: party.ID, Rev: known.doc.Rev, Body: body})
+	return err
 }
 
 // isAttached reports whether a party is registered just so, and then sets what it
@@ -341,8 +385,12 @@ func (c *change) register(a *arrival, known *storedParty, isNew bool) error {
 	if isNew {
 		party.Joined = c.now
 		c.audit(audit.Entry{
-			Action: audit.ActionJoin, Actor: a.actor, Target: party.ID, Detail: nonEmpty(map[string]string{"kind": party.Kind, "region": party.Region}),
+			Action: audit.ActionJoin, Actor: a.actor, Target: party.ID,
+			Detail: nonEmpty(map[string]string{"kind": party.Kind, "region": party.Region, audit.DetailAddress: party.Address}),
 		})
+	}
+	if party.Address == "" {
+		party.Address = known.Address
 	}
 	for _, h := range a.holdings {
 		party.Keys = append(party.Keys, h.Key)
@@ -354,12 +402,7 @@ func (c *change) register(a *arrival, known *storedParty, isNew bool) error {
 			}
 		}
 	}
-	body, err := encode(party)
-	if err != nil {
-		return err
-	}
-	_, err = c.tx.Docs.Put(c.ctx, store.Doc{Kind: KindParty, Name: party.ID, Rev: known.doc.Rev, Body: body})
-	return err
+	return c.putParty(a, known, &party)
 }
 
 // maxEpochAhead is how far the epoch that a party has seen may be ahead of those

@@ -216,7 +216,7 @@ func TestRevealIsAuditedFirst(t *testing.T) {
 	w.Start(t.Context())
 	w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
 	w.through(t, w.rotate(t, "a"))
-	v, material, err := w.Reveal(t.Context(), bob, "a", 0, key.Current)
+	v, material, err := w.Reveal(t.Context(), bob, "", "a", 0, key.Current)
 	if err != nil || v != 1 || material.Secrets["password"].RevealString() == "" {
 		t.Fatalf("%v %v", v, err)
 	}
@@ -224,7 +224,7 @@ func TestRevealIsAuditedFirst(t *testing.T) {
 		version key.Version
 		label   key.Label
 	}{"no such version": {version: 99}, "no such label": {label: key.Previous}} {
-		if _, _, err := w.Reveal(t.Context(), bob, "a", reveal.version, reveal.label); !errors.Is(err, engine.ErrNotFound) {
+		if _, _, err := w.Reveal(t.Context(), bob, "", "a", reveal.version, reveal.label); !errors.Is(err, engine.ErrNotFound) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -247,7 +247,7 @@ func TestRevealIsAuditedFirst(t *testing.T) {
 	if err := w.store.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, material, err := w.Reveal(t.Context(), bob, "a", 1, 0); err == nil || len(material.Secrets) > 0 {
+	if _, material, err := w.Reveal(t.Context(), bob, "", "a", 1, 0); err == nil || len(material.Secrets) > 0 {
 		t.Error("a secret left although nothing could be written")
 	}
 }
@@ -275,13 +275,13 @@ func TestLostLeaseEndsTheSame(t *testing.T) {
 	other.Start(t.Context())
 	defer other.Stop()
 	w.through(t, id)
-	_, before, err := w.Reveal(t.Context(), bob, "a", 1, 0)
+	_, before, err := w.Reveal(t.Context(), bob, "", "a", 1, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	free()
 	w.Stop() // it has recorded, or dropped, what it held
-	_, after, err := w.Reveal(t.Context(), bob, "a", 1, 0)
+	_, after, err := w.Reveal(t.Context(), bob, "", "a", 1, 0)
 	if err != nil || before.Secrets["password"].RevealString() != after.Secrets["password"].RevealString() {
 		t.Errorf("the late result replaced the version: %v", err)
 	}

@@ -59,7 +59,7 @@ func TestForgetOnce(t *testing.T) {
 	t.Parallel()
 	w, _ := forgetWorld(t, "  quarantine: 0s\n")
 	const user = "apikey/prod/orders/database"
-	if _, material, err := w.Reveal(t.Context(), alice, leakKey, 1, 0); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 1) {
+	if _, material, err := w.Reveal(t.Context(), alice, "", leakKey, 1, 0); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 1) {
 		t.Fatalf("before it is forgotten: %v", err)
 	}
 	for range 3 {
@@ -72,7 +72,7 @@ func TestForgetOnce(t *testing.T) {
 		if label != 0 {
 			v = 0
 		}
-		if _, material, err := w.Reveal(t.Context(), alice, leakKey, v, label); err == nil || !strings.Contains(err.Error(), "shown once") || len(material.Secrets) != 0 {
+		if _, material, err := w.Reveal(t.Context(), alice, "", leakKey, v, label); err == nil || !strings.Contains(err.Error(), "shown once") || len(material.Secrets) != 0 {
 			t.Errorf("after it is forgotten: %d secrets, %v", len(material.Secrets), err)
 		}
 	}
@@ -80,7 +80,7 @@ func TestForgetOnce(t *testing.T) {
 		t.Errorf("its material is kept: %t, %d entries", w.kept(t, 1), w.entries(t, engine.ActionForget))
 	}
 	w.through(t, w.rotate(t, leakKey))
-	if _, material, err := w.Reveal(t.Context(), alice, leakKey, 0, key.Current); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 2) {
+	if _, material, err := w.Reveal(t.Context(), alice, "", leakKey, 0, key.Current); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 2) {
 		t.Errorf("the next version: %v", err)
 	}
 	if err := w.Forget(t.Context(), alice, leakKey, 7, user); !errors.Is(err, engine.ErrNotFound) {
@@ -114,7 +114,7 @@ func TestForgetRefuses(t *testing.T) {
 			if !errors.Is(err, engine.ErrState) || !strings.Contains(err.Error(), test.reason) {
 				t.Errorf("got %v", err)
 			}
-			if _, material, err := w.Reveal(t.Context(), alice, leakKey, 1, 0); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 1) {
+			if _, material, err := w.Reveal(t.Context(), alice, "", leakKey, 1, 0); err != nil || material.Secrets["password"].Len() == 0 || !w.kept(t, 1) {
 				t.Errorf("its material: %v", err)
 			}
 			if n := w.entries(t, engine.ActionForget); n != 0 {

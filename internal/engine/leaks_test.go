@@ -25,7 +25,7 @@ func leakedWorld(t *testing.T, leaks string) (*world, secret.Value) {
 	w.apply(t, policyDoc("p", "  quarantine: 0s\n  leaks: {onMatch: "+leaks+"}\n"), keyDoc(string(leakKey), "p"))
 	w.Start(t.Context())
 	w.through(t, w.rotate(t, leakKey))
-	_, material, err := w.Reveal(t.Context(), alice, leakKey, 1, 0)
+	_, material, err := w.Reveal(t.Context(), alice, "", leakKey, 1, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,13 @@ type PartyRecord struct {
 	// Keys it presents, sorted.
 	Keys   []key.Name `json:"keys,omitempty"`
 	Joined time.Time  `json:"joined"`
+	// Address is the IP address that it connected from last, InProcess for one that is a
+	// part of a server; empty when it is not known.
+	Address string `json:"address,omitempty"`
 }
+
+// InProcess is the address of a party that is a part of a server.
+const InProcess = "in-process"
 
 func (p *PartyRecord) info() policy.Party {
 	return policy.Party{ID: p.ID, Name: p.ID, Kind: p.Kind, Region: p.Region, Labels: p.Labels}
@@ -152,7 +158,7 @@ func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason strin
 				return err
 			}
 		}
-		c.audit(audit.Entry{Action: "party.leave", Target: id, Reason: reason})
+		c.audit(audit.Entry{Action: audit.ActionLeave, Target: id, Reason: reason, Detail: nonEmpty(map[string]string{audit.DetailAddress: party.Address})})
 		if err := c.noteRemoval(id); err != nil {
 			return err
 		}

@@ -133,8 +133,9 @@ func (e *Engine) Changed(ctx context.Context, after uint64, limit int) (list []K
 }
 
 // Reveal returns the material of one version; with v 0 that of the labelled
-// one. The read is audited before the material leaves the engine.
-func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error) {
+// one. The read is audited before the material leaves the engine, with the IP address
+// that it goes to; from is empty when there is none.
+func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, from string, name key.Name, v key.Version, label key.Label) (key.Version, provider.Material, error) {
 	revealed := v
 	err := e.update(ctx, actor, func(c *change) error {
 		revealed = v
@@ -153,7 +154,7 @@ func (e *Engine) Reveal(ctx context.Context, actor audit.Actor, name key.Name, v
 		if _, ok := state.Version(revealed); !ok && !c.inEscrow(name, revealed) {
 			return fmt.Errorf("%w: %s has no version %d, or it is destroyed", ErrNotFound, name, uint64(revealed))
 		}
-		c.audit(audit.Entry{Action: audit.ActionRead, Key: name, Version: revealed})
+		c.audit(audit.Entry{Action: audit.ActionRead, Key: name, Version: revealed, Detail: nonEmpty(map[string]string{audit.DetailAddress: from})})
 		return nil
 	})
 	if err != nil {

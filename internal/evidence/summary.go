@@ -29,7 +29,7 @@ func (s *Summarizer) Take(e *audit.Entry) {
 	case e.Action == "verifier.acceptance" && e.To == "refused":
 		s.add(&s.proofs, append(row, e.Version.String(), e.Target))
 	case e.Action == audit.ActionRead:
-		s.add(&s.reads, append(row, e.Version.String(), e.Actor.Kind+" "+e.Actor.ID, "read it"))
+		s.add(&s.reads, append(row, e.Version.String(), e.Actor.Kind+" "+e.Actor.ID, strings.TrimSuffix("read it from "+e.Detail[audit.DetailAddress], " from ")))
 	case e.Action == "presenter.told":
 		who := e.Target
 		if who == "" {

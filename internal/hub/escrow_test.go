@@ -26,14 +26,14 @@ func TestEscrowKeepsMaterial(t *testing.T) {
 	if w.system.accepts(1) {
 		t.Error("the version in escrow is accepted")
 	}
-	if _, material, err := w.engine.Reveal(t.Context(), operator, "prod/db", 1, 0); err != nil || material.Secrets["password"].RevealString() != "plaintext-of-1" {
+	if _, material, err := w.engine.Reveal(t.Context(), operator, "", "prod/db", 1, 0); err != nil || material.Secrets["password"].RevealString() != "plaintext-of-1" {
 		t.Errorf("reveal from escrow: %v", err)
 	}
 	view, err := w.engine.Key(t.Context(), "prod/db")
 	if err != nil || view.Versions[0].Escrowed.IsZero() || !view.Versions[0].Destroyed.IsZero() {
 		t.Errorf("%+v, %v", view.Versions, err)
 	}
-	if _, _, err := w.engine.Reveal(t.Context(), operator, "prod/db", 9, 0); !errors.Is(err, engine.ErrNotFound) {
+	if _, _, err := w.engine.Reveal(t.Context(), operator, "", "prod/db", 9, 0); !errors.Is(err, engine.ErrNotFound) {
 		t.Errorf("an unknown version: %v", err)
 	}
 }

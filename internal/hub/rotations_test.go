@@ -295,10 +295,10 @@ func TestRotationsRunThrough(t *testing.T) {
 			t.Fatalf("after rotation %d: %v", n, w.system.accepted)
 		}
 	}
-	if _, material, err := w.engine.Reveal(t.Context(), operator, "prod/db", 0, key.Current); err != nil || material.Secrets["password"].RevealString() != "plaintext-of-4" {
+	if _, material, err := w.engine.Reveal(t.Context(), operator, "", "prod/db", 0, key.Current); err != nil || material.Secrets["password"].RevealString() != "plaintext-of-4" {
 		t.Errorf("reveal: %v %v", material, err)
 	}
-	if _, _, err := w.engine.Reveal(t.Context(), operator, "prod/db", 1, 0); !errors.Is(err, engine.ErrNotFound) {
+	if _, _, err := w.engine.Reveal(t.Context(), operator, "", "prod/db", 1, 0); !errors.Is(err, engine.ErrNotFound) {
 		t.Errorf("a destroyed version was revealed: %v", err)
 	}
 }

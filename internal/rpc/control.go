@@ -154,7 +154,7 @@ func (c Control) GetSecret(ctx context.Context, request *keyturnv1.GetSecretRequ
 			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("label: %w; use current, previous or pending", err))
 		}
 	}
-	v, material, err := c.config.Engine.Reveal(ctx, actorOf(principal), name, key.Version(request.GetVersion()), label)
+	v, material, err := c.config.Engine.Reveal(ctx, actorOf(principal), addressOf(ctx), name, key.Version(request.GetVersion()), label)
 	if err != nil {
 		return nil, wire(err)
 	}

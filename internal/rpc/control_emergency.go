@@ -68,7 +68,7 @@ func visibleTo(principal authz.Principal) func(key.Name) bool {
 func emergencyRequest(request *keyturnv1.DeclareEmergencyRequest) (emergency.Request, error) {
 	wanted := emergency.Request{
 		Selection: emergency.Selection{
-			Selector: request.GetSelector(), ReadBy: request.GetReadBy(), Host: request.GetHost(), CouldRead: request.GetCouldRead(),
+			Selector: request.GetSelector(), ReadBy: request.GetReadBy(), Host: request.GetHost(), Address: request.GetAddress(), CouldRead: request.GetCouldRead(),
 		},
 		Reason: request.GetReason(), RequestID: request.GetRequestId(), Back: request.GetSince().AsDuration(), AcceptIncomplete: request.GetAcceptIncomplete(),
 	}
@@ -83,6 +83,7 @@ func emergencyRequest(request *keyturnv1.DeclareEmergencyRequest) (emergency.Req
 		{"request_id", wanted.RequestID, maxRequestID},
 		{"read_by", wanted.ReadBy, engine.MaxPartyID},
 		{"host", wanted.Host, engine.MaxPartyID},
+		{"address", wanted.Address, engine.MaxPartyID},
 	} {
 		if err := checkText(text.field, text.text, text.most); err != nil {
 			return wanted, err
@@ -234,7 +235,7 @@ func (c Control) WatchEmergency(ctx context.Context, request *keyturnv1.WatchEme
 // others it tells nothing, not even their number.
 func emergencyMessage(view *emergency.View, visible func(key.Name) bool) *keyturnv1.Emergency {
 	message := &keyturnv1.Emergency{
-		Selector: view.Selector, ReadBy: view.ReadBy, Host: view.Host, Since: timestamp(view.Since), CouldRead: view.CouldRead,
+		Selector: view.Selector, ReadBy: view.ReadBy, Host: view.Host, Address: view.Address, Since: timestamp(view.Since), CouldRead: view.CouldRead,
 		Reason: view.Reason, Actor: view.Actor, StartedAt: timestamp(view.Started), DeclaredAt: timestamp(view.Declared), Ended: view.Ended,
 	}
 	if !view.ID.IsZero() {

@@ -173,7 +173,7 @@ func (d Delivery) present(ctx context.Context, p *keyturnv1.Party, keys []*keytu
 		return party, nil, principal, err
 	}
 	shape := c.Fixed.Over(identity.PartyShape{ID: party.ID, Kind: party.Kind, Region: party.Region, Labels: party.Labels})
-	party.Kind, party.Region, party.Labels = shape.Kind, shape.Region, shape.Labels
+	party.Kind, party.Region, party.Labels, party.Address = shape.Kind, shape.Region, shape.Labels, addressOf(ctx)
 	holdings, err := d.holdings(ctx, principal, keys)
 	return party, holdings, principal, err
 }

@@ -28,7 +28,7 @@ type Engine interface {
 
 	Key(ctx context.Context, name key.Name) (engine.KeyView, error)
 	Keys(ctx context.Context, prefix, after string, limit int) ([]engine.KeyView, error)
-	Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, engine.Material, error)
+	Reveal(ctx context.Context, actor audit.Actor, from string, name key.Name, v key.Version, label key.Label) (key.Version, engine.Material, error)
 	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
 	Rotations(ctx context.Context, name key.Name, after key.RotationID, limit int) ([]engine.RotationView, error)
 	WatchRotation(ctx context.Context, id key.RotationID, visit func(engine.RotationView) error) error

@@ -201,7 +201,7 @@ func (t *tokens) report(ctx context.Context, name key.Name, v key.Version, faile
 
 // connect opens the session of this node's signer.
 func (t *tokens) connect(ctx context.Context, holdings []token.Holding) (token.Session, error) {
-	party := engine.PartyRecord{ID: t.party(), Kind: hub.KindClient, Region: t.server.config.Tokens.Region, Labels: t.server.config.Tokens.Labels}
+	party := engine.PartyRecord{ID: t.party(), Kind: hub.KindClient, Region: t.server.config.Tokens.Region, Labels: t.server.config.Tokens.Labels, Address: engine.InProcess}
 	list := make([]engine.Holding, 0, len(holdings))
 	for _, h := range holdings {
 		switch _, err := t.server.engine.Key(ctx, h.Key); {

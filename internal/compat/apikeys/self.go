@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ type Engine interface {
 	Attach(ctx context.Context, actor audit.Actor, party engine.PartyRecord, holdings []engine.Holding) (map[key.Name]engine.Tell, error)
 	Assigned(ctx context.Context, name key.Name, id string) (tell engine.Tell, unwell, ok bool, err error)
 	Key(ctx context.Context, name key.Name) (engine.KeyView, error)
-	Reveal(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, label key.Label) (key.Version, engine.Material, error)
+	Reveal(ctx context.Context, actor audit.Actor, from string, name key.Name, v key.Version, label key.Label) (key.Version, engine.Material, error)
 	Forget(ctx context.Context, actor audit.Actor, name key.Name, v key.Version, user string) error
 }
 
@@ -142,7 +143,7 @@ func (s *Self) identify(r *http.Request, text string) (client, error) {
 	c := client{verdict: verdict, party: PartyOf(verdict.Key)}
 	_, err = s.config.Engine.Party(ctx, c.party)
 	if errors.Is(err, engine.ErrNotFound) {
-		party := engine.PartyRecord{ID: c.party, Kind: hub.KindAgent, Labels: map[string]string{"client": verdict.Client}}
+		party := engine.PartyRecord{ID: c.party, Kind: hub.KindAgent, Labels: map[string]string{"client": verdict.Client}, Address: addressOf(r)}
 		_, err = s.config.Engine.Attach(ctx, ActorOf(verdict.Key), party, []engine.Holding{{Key: verdict.Key, Version: verdict.Version}})
 	}
 	if err != nil {
@@ -171,6 +172,15 @@ func (s *Self) prove(ctx context.Context, c *client) error {
 		return nil // it is kept
 	}
 	return err
+}
+
+// addressOf is the caller's IP address; empty if it has none.
+func addressOf(r *http.Request) string {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return at.Addr().Unmap().WithZone("").String()
 }
 
 var errBlocked = errors.New("too many bad keys from this address; wait ten seconds")
@@ -289,7 +299,7 @@ func (s *Self) successor(r *http.Request, text string) (Successor, error) {
 	if c.tell.Version <= c.verdict.Version {
 		return Successor{}, fmt.Errorf("%w: %s has no successor of %v", engine.ErrState, c.verdict.Key, c.verdict.Version)
 	}
-	v, material, err := s.config.Engine.Reveal(r.Context(), ActorOf(c.verdict.Key), c.verdict.Key, c.tell.Version, 0)
+	v, material, err := s.config.Engine.Reveal(r.Context(), ActorOf(c.verdict.Key), addressOf(r), c.verdict.Key, c.tell.Version, 0)
 	if err != nil {
 		return Successor{}, err
 	}
