@@ -33,6 +33,8 @@ type world struct {
 	token   string
 	roots   *x509.CertPool
 	control keyturnv1connect.ControlServiceClient
+	// plain is for calls without the operator's token.
+	plain *http.Client
 	// restart stops the server and starts it again at the same address.
 	restart func()
 	// stop stops it for good, once.
@@ -98,6 +100,7 @@ func operate(b *testing.B, address, caFile, tokenFile string) *world {
 	w := &world{address: address, caFile: caFile, token: strings.TrimSpace(string(token)), roots: rootsOf(b, caFile)}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}, ForceAttemptHTTP2: true}
 	b.Cleanup(transport.CloseIdleConnections)
+	w.plain = &http.Client{Transport: transport}
 	w.control = keyturnv1connect.NewControlServiceClient(&http.Client{Transport: bearer{w.token, transport}}, w.address)
 	return w
 }
