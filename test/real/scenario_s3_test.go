@@ -70,6 +70,10 @@ func TestScenarioS3(t *testing.T) {
 	if said := run(cli.ExitOK, append(by, "--dry-run", "--could-read")...); !strings.Contains(said, other) || !strings.Contains(said, "covers partners/**") {
 		t.Errorf("what it could have read: %s", said)
 	}
+	here := []string{"rotate", "--emergency", "--address", "127.0.0.0/8", "--since", since, "--dry-run"}
+	if said := run(cli.ExitOK, here...); !strings.Contains(said, "v1 read by build-7/ci from 127.0.0.1") {
+		t.Errorf("what was read from here: %s", said)
+	}
 	said := run(cli.ExitOK, append(by, "--yes", "--reason", "build-7 was stolen", "--wait=done", "--output", "json")...)
 	var group struct {
 		ID      string `json:"id"`
