@@ -18,9 +18,11 @@ import (
 
 const (
 	// refusedService is the limit for an API key, of which the server's nodes are the
-	// verifiers. Signing keys may take as long as readers keep their sets, and that again.
+	// verifiers. Signing keys may take twice as long as readers keep their sets and
+	// clocks differ.
 	refusedService = 1000
 	setLife        = time.Second
+	clockSkew      = 2 * time.Second // that of the server's signer
 	readerCount    = 3
 )
 
@@ -67,9 +69,10 @@ func BenchmarkEmergencyAPIKey(b *testing.B) {
 }
 
 // BenchmarkEmergencySigningKey contains a key that signs tokens and has three registered
-// readers, who keep the set for as long as they may: from the call until the last
-// reader is proven to refuse it. The floor is when the last reader's set is without
-// the key.
+// readers, who keep the set for as long as they may: from the call until the last of
+// these is proven to refuse it, of which the floor is when the last one's set is without
+// the key; and until nobody else can hold a set with it either, of which the floor is
+// how long anybody may hold one, by a clock that differs as far as is allowed for.
 func BenchmarkEmergencySigningKey(b *testing.B) {
 	w := newWorld(b, nil, strings.Split(serviceDocuments, "\n---\n")[0])
 	verifiers := "{name: reader-0}, {name: reader-1}, {name: reader-2}"
@@ -83,13 +86,14 @@ func BenchmarkEmergencySigningKey(b *testing.B) {
 		reading.Go(func() { readers[i].run(ctx, b, w, fmt.Sprintf("/orders/.well-known/jwks/reader-%d.json", i)) })
 	}
 	w.rotateKey(b, keyName, time.Minute)
-	var ours, floor []time.Duration
+	var all, ours, floor []time.Duration
 	for range emergencies {
 		secret, err := w.control.GetSecret(b.Context(), &keyturnv1.GetSecretRequest{Name: keyName})
 		if err != nil {
 			b.Fatal(err)
 		}
 		kid := secret.GetAttributes()["kid"]
+		began := time.Now()
 		took, outside := w.containWatched(b, func(context.Context) (bool, error) {
 			for i := range readers {
 				if readers[i].knows(kid) {
@@ -98,9 +102,35 @@ func BenchmarkEmergencySigningKey(b *testing.B) {
 			}
 			return false, nil
 		})
-		ours, floor = append(ours, took), append(floor, outside)
+		all, ours, floor = append(all, took), append(ours, w.readersRefused(b).Sub(began)), append(floor, outside)
 	}
-	scoreboard.add(b, result{Name: "emergency_jwks", Unit: "ms", Ours: milliseconds(median(ours)), Floor: milliseconds(median(floor)), limit: 2 * milliseconds(setLife)})
+	scoreboard.add(b, result{Name: "emergency_jwks_readers", Unit: "ms", Ours: milliseconds(median(ours)), Floor: milliseconds(median(floor)), limit: 2 * milliseconds(setLife+clockSkew)})
+	scoreboard.add(b, result{Name: "emergency_jwks", Unit: "ms", Ours: milliseconds(median(all)), Floor: milliseconds(setLife + clockSkew), limit: 2 * milliseconds(setLife+clockSkew)})
+}
+
+// readersRefused is when the last registered reader was proven to refuse what the last
+// emergency contained.
+func (w *world) readersRefused(b *testing.B) (last time.Time) {
+	b.Helper()
+	list, err := w.control.ListRotations(b.Context(), &keyturnv1.ListRotationsRequest{Key: keyName, PageSize: 1})
+	if err != nil || len(list.GetRotations()) == 0 {
+		b.Fatal(list, err)
+	}
+	r, err := w.control.GetRotation(b.Context(), &keyturnv1.GetRotationRequest{Id: list.GetRotations()[0].GetId()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	refused := 0
+	for _, e := range r.GetTimeline() {
+		if e.GetEvent() == "verifier.acceptance" && strings.Contains(e.GetMessage(), "reader-") && strings.Contains(e.GetMessage(), "→ refused") {
+			refused++
+			last = e.GetAt().AsTime()
+		}
+	}
+	if refused != readerCount {
+		b.Fatalf("%d readers refused, want %d", refused, readerCount)
+	}
+	return last
 }
 
 // containWatched is contain for one key, and returns besides after which time nobody
