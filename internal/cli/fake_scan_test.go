@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"strings"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 )
@@ -20,4 +21,14 @@ func (f *fake) MatchLeaks(_ context.Context, request *keyturnv1.MatchLeaksReques
 		}
 	}
 	return response, nil
+}
+
+// ListLeaks has two, in two pages.
+func (f *fake) ListLeaks(_ context.Context, request *keyturnv1.ListLeaksRequest) (*keyturnv1.ListLeaksResponse, error) {
+	if request.GetPageToken() == "" {
+		return &keyturnv1.ListLeaksResponse{NextPageToken: "next", Leaks: []*keyturnv1.Leak{
+			{Key: "prod/orders/db", Version: 3, FirstAt: at(-5), LastAt: at(-1), Place: "config.env:3", Times: 4, Action: "emergency", RotationId: strings.Repeat("d", 32)},
+		}}, nil
+	}
+	return &keyturnv1.ListLeaksResponse{Leaks: []*keyturnv1.Leak{{Key: "prod/web/api", Version: 1, FirstAt: at(-5), LastAt: at(-5), Place: "GitHub commit https://github.com/a/b", Times: 1, Action: "page"}}}, nil
 }

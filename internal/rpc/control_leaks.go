@@ -57,3 +57,52 @@ func (c Control) MatchLeaks(ctx context.Context, request *keyturnv1.MatchLeaksRe
 	}
 	return response, nil
 }
+
+// ListLeaks implements ControlService.
+func (c Control) ListLeaks(ctx context.Context, request *keyturnv1.ListLeaksRequest) (*keyturnv1.ListLeaksResponse, error) {
+	principal, err := c.allow(ctx, authz.Read, "")
+	if err != nil {
+		return nil, err
+	}
+	limit, err := pageSize(request.GetPageSize())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPage(request.GetPageToken()); err != nil {
+		return nil, err
+	}
+	response := &keyturnv1.ListLeaksResponse{}
+	for after := request.GetPageToken(); ; {
+		// Those that are not visible leave the page short; it is filled, so that no token
+		// names one of them.
+		open, next, err := c.config.Engine.OpenLeaks(ctx, after, limit-len(response.GetLeaks()))
+		if err != nil {
+			return nil, wire(err)
+		}
+		for i := range open {
+			if authz.Covers(principal.Keys, open[i].Key) {
+				response.Leaks = append(response.Leaks, leakMessage(&open[i]))
+			}
+		}
+		if after = next; after == "" {
+			return response, nil
+		}
+		if len(response.GetLeaks()) == limit {
+			response.NextPageToken = after
+			return response, nil
+		}
+	}
+}
+
+func leakMessage(l *engine.OpenLeak) *keyturnv1.Leak {
+	message := &keyturnv1.Leak{
+		Key: string(l.Key), Version: uint64(l.Version), FirstAt: timestamp(l.First), LastAt: timestamp(l.Last), Place: l.Place, Times: int64(l.Count),
+	}
+	if l.Action != 0 {
+		message.Action = l.Action.String()
+	}
+	if !l.Rotation.IsZero() {
+		message.RotationId = l.Rotation.String()
+	}
+	return message
+}

@@ -38,6 +38,7 @@ type Engine interface {
 	Parties(ctx context.Context, after string, limit int) ([]engine.PartyRecord, error)
 	Party(ctx context.Context, id string) (engine.PartyRecord, error)
 
+	OpenLeaks(ctx context.Context, after string, limit int) (open []engine.OpenLeak, next string, err error)
 	MatchLeaks(ctx context.Context, actor audit.Actor, candidates []engine.LeakCandidate, visible func(key.Name) bool) ([]engine.LeakMatch, error)
 	Rules(ctx context.Context) ([]engine.RuleView, error)
 	Learned(ctx context.Context, name key.Name) (engine.Learned, error)

@@ -171,6 +171,10 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := d.Report(ctx, &keyturnv1.ReportRequest{PartyId: "me", Samples: []*keyturnv1.Sample{{Key: name, Healthy: true}}})
 			return err
 		}},
+		{"ListLeaks", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
+			_, err := c.ListLeaks(ctx, &keyturnv1.ListLeaksRequest{})
+			return err
+		}},
 		{"MatchLeaks", "admin scanner", false, func(c control, _ delivery, _ string) error {
 			_, err := c.MatchLeaks(ctx, &keyturnv1.MatchLeaksRequest{Candidates: []*keyturnv1.LeakCandidate{{Text: []byte("not-a-secret-of-ours"), Place: "a test"}}})
 			return err

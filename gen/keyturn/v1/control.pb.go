@@ -5006,6 +5006,214 @@ func (x *MatchLeaksRequest) GetCandidates() []*LeakCandidate {
 	return nil
 }
 
+type ListLeaksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageToken     string                 `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLeaksRequest) Reset() {
+	*x = ListLeaksRequest{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLeaksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLeaksRequest) ProtoMessage() {}
+
+func (x *ListLeaksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLeaksRequest.ProtoReflect.Descriptor instead.
+func (*ListLeaksRequest) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ListLeaksRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListLeaksRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListLeaksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leaks         []*Leak                `protobuf:"bytes,1,rep,name=leaks,proto3" json:"leaks,omitempty"`
+	NextPageToken string                 `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLeaksResponse) Reset() {
+	*x = ListLeaksResponse{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLeaksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLeaksResponse) ProtoMessage() {}
+
+func (x *ListLeaksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLeaksResponse.ProtoReflect.Descriptor instead.
+func (*ListLeaksResponse) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ListLeaksResponse) GetLeaks() []*Leak {
+	if x != nil {
+		return x.Leaks
+	}
+	return nil
+}
+
+func (x *ListLeaksResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Leak is a version that was found where it should not be.
+type Leak struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Key     string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Version uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	FirstAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=first_at,json=firstAt,proto3" json:"first_at,omitempty"`
+	LastAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_at,json=lastAt,proto3" json:"last_at,omitempty"`
+	// Where it was found first, and how often it was.
+	Place string `protobuf:"bytes,5,opt,name=place,proto3" json:"place,omitempty"`
+	Times int64  `protobuf:"varint,6,opt,name=times,proto3" json:"times,omitempty"`
+	// "page", "approval" or "emergency": what was done about it.
+	Action string `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
+	// The rotation that replaces it, if one does.
+	RotationId    string `protobuf:"bytes,8,opt,name=rotation_id,json=rotationId,proto3" json:"rotation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Leak) Reset() {
+	*x = Leak{}
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Leak) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Leak) ProtoMessage() {}
+
+func (x *Leak) ProtoReflect() protoreflect.Message {
+	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Leak.ProtoReflect.Descriptor instead.
+func (*Leak) Descriptor() ([]byte, []int) {
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *Leak) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Leak) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Leak) GetFirstAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstAt
+	}
+	return nil
+}
+
+func (x *Leak) GetLastAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAt
+	}
+	return nil
+}
+
+func (x *Leak) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *Leak) GetTimes() int64 {
+	if x != nil {
+		return x.Times
+	}
+	return 0
+}
+
+func (x *Leak) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Leak) GetRotationId() string {
+	if x != nil {
+		return x.RotationId
+	}
+	return ""
+}
+
 type LeakCandidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The text, at most 16 KiB.
@@ -5018,7 +5226,7 @@ type LeakCandidate struct {
 
 func (x *LeakCandidate) Reset() {
 	*x = LeakCandidate{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5238,7 @@ func (x *LeakCandidate) String() string {
 func (*LeakCandidate) ProtoMessage() {}
 
 func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[75]
+	mi := &file_keyturn_v1_control_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5251,7 @@ func (x *LeakCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakCandidate.ProtoReflect.Descriptor instead.
 func (*LeakCandidate) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{75}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *LeakCandidate) GetText() []byte {
@@ -5069,7 +5277,7 @@ type MatchLeaksResponse struct {
 
 func (x *MatchLeaksResponse) Reset() {
 	*x = MatchLeaksResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5081,7 +5289,7 @@ func (x *MatchLeaksResponse) String() string {
 func (*MatchLeaksResponse) ProtoMessage() {}
 
 func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[76]
+	mi := &file_keyturn_v1_control_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5094,7 +5302,7 @@ func (x *MatchLeaksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MatchLeaksResponse.ProtoReflect.Descriptor instead.
 func (*MatchLeaksResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{76}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *MatchLeaksResponse) GetMatches() []*LeakMatch {
@@ -5129,7 +5337,7 @@ type LeakMatch struct {
 
 func (x *LeakMatch) Reset() {
 	*x = LeakMatch{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5141,7 +5349,7 @@ func (x *LeakMatch) String() string {
 func (*LeakMatch) ProtoMessage() {}
 
 func (x *LeakMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[77]
+	mi := &file_keyturn_v1_control_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5154,7 +5362,7 @@ func (x *LeakMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeakMatch.ProtoReflect.Descriptor instead.
 func (*LeakMatch) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{77}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *LeakMatch) GetCandidate() uint32 {
@@ -5235,7 +5443,7 @@ type ListRulesRequest struct {
 
 func (x *ListRulesRequest) Reset() {
 	*x = ListRulesRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5247,7 +5455,7 @@ func (x *ListRulesRequest) String() string {
 func (*ListRulesRequest) ProtoMessage() {}
 
 func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[78]
+	mi := &file_keyturn_v1_control_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5260,7 +5468,7 @@ func (x *ListRulesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesRequest.ProtoReflect.Descriptor instead.
 func (*ListRulesRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{78}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{81}
 }
 
 type ListRulesResponse struct {
@@ -5273,7 +5481,7 @@ type ListRulesResponse struct {
 
 func (x *ListRulesResponse) Reset() {
 	*x = ListRulesResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5285,7 +5493,7 @@ func (x *ListRulesResponse) String() string {
 func (*ListRulesResponse) ProtoMessage() {}
 
 func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[79]
+	mi := &file_keyturn_v1_control_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5298,7 +5506,7 @@ func (x *ListRulesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRulesResponse.ProtoReflect.Descriptor instead.
 func (*ListRulesResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{79}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListRulesResponse) GetRules() []*Rule {
@@ -5339,7 +5547,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +5559,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[80]
+	mi := &file_keyturn_v1_control_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +5572,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{80}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Rule) GetName() string {
@@ -5475,7 +5683,7 @@ type GetLearnedRequest struct {
 
 func (x *GetLearnedRequest) Reset() {
 	*x = GetLearnedRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +5695,7 @@ func (x *GetLearnedRequest) String() string {
 func (*GetLearnedRequest) ProtoMessage() {}
 
 func (x *GetLearnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[81]
+	mi := &file_keyturn_v1_control_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +5708,7 @@ func (x *GetLearnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLearnedRequest.ProtoReflect.Descriptor instead.
 func (*GetLearnedRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{81}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetLearnedRequest) GetName() string {
@@ -5531,7 +5739,7 @@ type GetLearnedResponse struct {
 
 func (x *GetLearnedResponse) Reset() {
 	*x = GetLearnedResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5543,7 +5751,7 @@ func (x *GetLearnedResponse) String() string {
 func (*GetLearnedResponse) ProtoMessage() {}
 
 func (x *GetLearnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[82]
+	mi := &file_keyturn_v1_control_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5556,7 +5764,7 @@ func (x *GetLearnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLearnedResponse.ProtoReflect.Descriptor instead.
 func (*GetLearnedResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{82}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetLearnedResponse) GetSince() *timestamppb.Timestamp {
@@ -5616,7 +5824,7 @@ type LearnedUse struct {
 
 func (x *LearnedUse) Reset() {
 	*x = LearnedUse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	mi := &file_keyturn_v1_control_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5628,7 +5836,7 @@ func (x *LearnedUse) String() string {
 func (*LearnedUse) ProtoMessage() {}
 
 func (x *LearnedUse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[83]
+	mi := &file_keyturn_v1_control_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5641,7 +5849,7 @@ func (x *LearnedUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedUse.ProtoReflect.Descriptor instead.
 func (*LearnedUse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{83}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LearnedUse) GetKind() string {
@@ -5692,7 +5900,7 @@ type LearnedRule struct {
 
 func (x *LearnedRule) Reset() {
 	*x = LearnedRule{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	mi := &file_keyturn_v1_control_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5704,7 +5912,7 @@ func (x *LearnedRule) String() string {
 func (*LearnedRule) ProtoMessage() {}
 
 func (x *LearnedRule) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[84]
+	mi := &file_keyturn_v1_control_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5717,7 +5925,7 @@ func (x *LearnedRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LearnedRule.ProtoReflect.Descriptor instead.
 func (*LearnedRule) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{84}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *LearnedRule) GetName() string {
@@ -5756,7 +5964,7 @@ type Doubt struct {
 
 func (x *Doubt) Reset() {
 	*x = Doubt{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	mi := &file_keyturn_v1_control_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5768,7 +5976,7 @@ func (x *Doubt) String() string {
 func (*Doubt) ProtoMessage() {}
 
 func (x *Doubt) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[85]
+	mi := &file_keyturn_v1_control_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5781,7 +5989,7 @@ func (x *Doubt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doubt.ProtoReflect.Descriptor instead.
 func (*Doubt) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{85}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Doubt) GetKind() string {
@@ -5840,7 +6048,7 @@ type ChangeLearnedRequest struct {
 
 func (x *ChangeLearnedRequest) Reset() {
 	*x = ChangeLearnedRequest{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[86]
+	mi := &file_keyturn_v1_control_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5852,7 +6060,7 @@ func (x *ChangeLearnedRequest) String() string {
 func (*ChangeLearnedRequest) ProtoMessage() {}
 
 func (x *ChangeLearnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[86]
+	mi := &file_keyturn_v1_control_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5865,7 +6073,7 @@ func (x *ChangeLearnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeLearnedRequest.ProtoReflect.Descriptor instead.
 func (*ChangeLearnedRequest) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{86}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ChangeLearnedRequest) GetName() string {
@@ -5927,7 +6135,7 @@ type ChangeLearnedResponse struct {
 
 func (x *ChangeLearnedResponse) Reset() {
 	*x = ChangeLearnedResponse{}
-	mi := &file_keyturn_v1_control_proto_msgTypes[87]
+	mi := &file_keyturn_v1_control_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5939,7 +6147,7 @@ func (x *ChangeLearnedResponse) String() string {
 func (*ChangeLearnedResponse) ProtoMessage() {}
 
 func (x *ChangeLearnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keyturn_v1_control_proto_msgTypes[87]
+	mi := &file_keyturn_v1_control_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5952,7 +6160,7 @@ func (x *ChangeLearnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeLearnedResponse.ProtoReflect.Descriptor instead.
 func (*ChangeLearnedResponse) Descriptor() ([]byte, []int) {
-	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{87}
+	return file_keyturn_v1_control_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ChangeLearnedResponse) GetNames() []string {
@@ -6370,7 +6578,24 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x11MatchLeaksRequest\x129\n" +
 	"\n" +
 	"candidates\x18\x01 \x03(\v2\x19.keyturn.v1.LeakCandidateR\n" +
-	"candidates\"9\n" +
+	"candidates\"N\n" +
+	"\x10ListLeaksRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"c\n" +
+	"\x11ListLeaksResponse\x12&\n" +
+	"\x05leaks\x18\x01 \x03(\v2\x10.keyturn.v1.LeakR\x05leaks\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x83\x02\n" +
+	"\x04Leak\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x125\n" +
+	"\bfirst_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\afirstAt\x123\n" +
+	"\alast_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06lastAt\x12\x14\n" +
+	"\x05place\x18\x05 \x01(\tR\x05place\x12\x14\n" +
+	"\x05times\x18\x06 \x01(\x03R\x05times\x12\x16\n" +
+	"\x06action\x18\a \x01(\tR\x06action\x12\x1f\n" +
+	"\vrotation_id\x18\b \x01(\tR\n" +
+	"rotationId\"9\n" +
 	"\rLeakCandidate\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\fR\x04text\x12\x14\n" +
 	"\x05place\x18\x02 \x01(\tR\x05place\"E\n" +
@@ -6456,7 +6681,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x14STEER_ACTION_APPROVE\x10\x01\x12\x16\n" +
 	"\x12STEER_ACTION_PAUSE\x10\x02\x12\x17\n" +
 	"\x13STEER_ACTION_RESUME\x10\x03\x12\x17\n" +
-	"\x13STEER_ACTION_CANCEL\x10\x042\x80\x12\n" +
+	"\x13STEER_ACTION_CANCEL\x10\x042\xca\x12\n" +
 	"\x0eControlService\x12<\n" +
 	"\x05Apply\x12\x18.keyturn.v1.ApplyRequest\x1a\x19.keyturn.v1.ApplyResponse\x12E\n" +
 	"\bListKeys\x12\x1b.keyturn.v1.ListKeysRequest\x1a\x1c.keyturn.v1.ListKeysResponse\x12?\n" +
@@ -6487,6 +6712,7 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x0eWatchEmergency\x12!.keyturn.v1.WatchEmergencyRequest\x1a\".keyturn.v1.WatchEmergencyResponse0\x01\x12K\n" +
 	"\n" +
 	"MatchLeaks\x12\x1d.keyturn.v1.MatchLeaksRequest\x1a\x1e.keyturn.v1.MatchLeaksResponse\x12H\n" +
+	"\tListLeaks\x12\x1c.keyturn.v1.ListLeaksRequest\x1a\x1d.keyturn.v1.ListLeaksResponse\x12H\n" +
 	"\tListRules\x12\x1c.keyturn.v1.ListRulesRequest\x1a\x1d.keyturn.v1.ListRulesResponse\x12K\n" +
 	"\n" +
 	"GetLearned\x12\x1d.keyturn.v1.GetLearnedRequest\x1a\x1e.keyturn.v1.GetLearnedResponse\x12T\n" +
@@ -6505,7 +6731,7 @@ func file_keyturn_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_keyturn_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
+var file_keyturn_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_keyturn_v1_control_proto_goTypes = []any{
 	(SteerAction)(0),                 // 0: keyturn.v1.SteerAction
 	(*Document)(nil),                 // 1: keyturn.v1.Document
@@ -6583,178 +6809,186 @@ var file_keyturn_v1_control_proto_goTypes = []any{
 	(*WatchEmergencyRequest)(nil),    // 73: keyturn.v1.WatchEmergencyRequest
 	(*WatchEmergencyResponse)(nil),   // 74: keyturn.v1.WatchEmergencyResponse
 	(*MatchLeaksRequest)(nil),        // 75: keyturn.v1.MatchLeaksRequest
-	(*LeakCandidate)(nil),            // 76: keyturn.v1.LeakCandidate
-	(*MatchLeaksResponse)(nil),       // 77: keyturn.v1.MatchLeaksResponse
-	(*LeakMatch)(nil),                // 78: keyturn.v1.LeakMatch
-	(*ListRulesRequest)(nil),         // 79: keyturn.v1.ListRulesRequest
-	(*ListRulesResponse)(nil),        // 80: keyturn.v1.ListRulesResponse
-	(*Rule)(nil),                     // 81: keyturn.v1.Rule
-	(*GetLearnedRequest)(nil),        // 82: keyturn.v1.GetLearnedRequest
-	(*GetLearnedResponse)(nil),       // 83: keyturn.v1.GetLearnedResponse
-	(*LearnedUse)(nil),               // 84: keyturn.v1.LearnedUse
-	(*LearnedRule)(nil),              // 85: keyturn.v1.LearnedRule
-	(*Doubt)(nil),                    // 86: keyturn.v1.Doubt
-	(*ChangeLearnedRequest)(nil),     // 87: keyturn.v1.ChangeLearnedRequest
-	(*ChangeLearnedResponse)(nil),    // 88: keyturn.v1.ChangeLearnedResponse
-	nil,                              // 89: keyturn.v1.Key.LabelsEntry
-	nil,                              // 90: keyturn.v1.KeyVersion.AttributesEntry
-	nil,                              // 91: keyturn.v1.GetSecretResponse.AttributesEntry
-	nil,                              // 92: keyturn.v1.GetSecretResponse.SecretsEntry
-	nil,                              // 93: keyturn.v1.Rule.FindingsEntry
-	nil,                              // 94: keyturn.v1.GetLearnedResponse.SourcesEntry
-	(*timestamppb.Timestamp)(nil),    // 95: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 96: google.protobuf.Duration
-	(*Party)(nil),                    // 97: keyturn.v1.Party
+	(*ListLeaksRequest)(nil),         // 76: keyturn.v1.ListLeaksRequest
+	(*ListLeaksResponse)(nil),        // 77: keyturn.v1.ListLeaksResponse
+	(*Leak)(nil),                     // 78: keyturn.v1.Leak
+	(*LeakCandidate)(nil),            // 79: keyturn.v1.LeakCandidate
+	(*MatchLeaksResponse)(nil),       // 80: keyturn.v1.MatchLeaksResponse
+	(*LeakMatch)(nil),                // 81: keyturn.v1.LeakMatch
+	(*ListRulesRequest)(nil),         // 82: keyturn.v1.ListRulesRequest
+	(*ListRulesResponse)(nil),        // 83: keyturn.v1.ListRulesResponse
+	(*Rule)(nil),                     // 84: keyturn.v1.Rule
+	(*GetLearnedRequest)(nil),        // 85: keyturn.v1.GetLearnedRequest
+	(*GetLearnedResponse)(nil),       // 86: keyturn.v1.GetLearnedResponse
+	(*LearnedUse)(nil),               // 87: keyturn.v1.LearnedUse
+	(*LearnedRule)(nil),              // 88: keyturn.v1.LearnedRule
+	(*Doubt)(nil),                    // 89: keyturn.v1.Doubt
+	(*ChangeLearnedRequest)(nil),     // 90: keyturn.v1.ChangeLearnedRequest
+	(*ChangeLearnedResponse)(nil),    // 91: keyturn.v1.ChangeLearnedResponse
+	nil,                              // 92: keyturn.v1.Key.LabelsEntry
+	nil,                              // 93: keyturn.v1.KeyVersion.AttributesEntry
+	nil,                              // 94: keyturn.v1.GetSecretResponse.AttributesEntry
+	nil,                              // 95: keyturn.v1.GetSecretResponse.SecretsEntry
+	nil,                              // 96: keyturn.v1.Rule.FindingsEntry
+	nil,                              // 97: keyturn.v1.GetLearnedResponse.SourcesEntry
+	(*timestamppb.Timestamp)(nil),    // 98: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 99: google.protobuf.Duration
+	(*Party)(nil),                    // 100: keyturn.v1.Party
 }
 var file_keyturn_v1_control_proto_depIdxs = []int32{
 	1,   // 0: keyturn.v1.ApplyRequest.documents:type_name -> keyturn.v1.Document
-	95,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
+	98,  // 1: keyturn.v1.ApplyRequest.past_since:type_name -> google.protobuf.Timestamp
 	4,   // 2: keyturn.v1.ApplyResponse.changes:type_name -> keyturn.v1.Change
 	6,   // 3: keyturn.v1.ApplyResponse.problems:type_name -> keyturn.v1.Problem
 	5,   // 4: keyturn.v1.Change.fields:type_name -> keyturn.v1.FieldChange
-	89,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
-	95,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
-	95,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
+	92,  // 5: keyturn.v1.Key.labels:type_name -> keyturn.v1.Key.LabelsEntry
+	98,  // 6: keyturn.v1.Key.current_since:type_name -> google.protobuf.Timestamp
+	98,  // 7: keyturn.v1.Key.next_rotation:type_name -> google.protobuf.Timestamp
 	8,   // 8: keyturn.v1.Key.versions:type_name -> keyturn.v1.KeyVersion
-	95,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
-	90,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
+	98,  // 9: keyturn.v1.KeyVersion.created_at:type_name -> google.protobuf.Timestamp
+	93,  // 10: keyturn.v1.KeyVersion.attributes:type_name -> keyturn.v1.KeyVersion.AttributesEntry
 	7,   // 11: keyturn.v1.ListKeysResponse.keys:type_name -> keyturn.v1.Key
 	7,   // 12: keyturn.v1.GetKeyResponse.key:type_name -> keyturn.v1.Key
-	91,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
-	92,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
-	95,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
-	95,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
-	95,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
-	95,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
+	94,  // 13: keyturn.v1.GetSecretResponse.attributes:type_name -> keyturn.v1.GetSecretResponse.AttributesEntry
+	95,  // 14: keyturn.v1.GetSecretResponse.secrets:type_name -> keyturn.v1.GetSecretResponse.SecretsEntry
+	98,  // 15: keyturn.v1.Rotation.started_at:type_name -> google.protobuf.Timestamp
+	98,  // 16: keyturn.v1.Rotation.phase_since:type_name -> google.protobuf.Timestamp
+	98,  // 17: keyturn.v1.Rotation.cut_over_at:type_name -> google.protobuf.Timestamp
+	98,  // 18: keyturn.v1.Rotation.ended_at:type_name -> google.protobuf.Timestamp
 	23,  // 19: keyturn.v1.Rotation.hold:type_name -> keyturn.v1.Hold
 	24,  // 20: keyturn.v1.Rotation.waiting:type_name -> keyturn.v1.Waiting
 	25,  // 21: keyturn.v1.Rotation.holders:type_name -> keyturn.v1.Holder
-	95,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
+	98,  // 22: keyturn.v1.Rotation.measured_at:type_name -> google.protobuf.Timestamp
 	26,  // 23: keyturn.v1.Rotation.stages:type_name -> keyturn.v1.StageProgress
 	22,  // 24: keyturn.v1.Rotation.regions:type_name -> keyturn.v1.RegionProgress
-	95,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
-	95,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
-	95,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
+	98,  // 25: keyturn.v1.RegionProgress.late_since:type_name -> google.protobuf.Timestamp
+	98,  // 26: keyturn.v1.Hold.since:type_name -> google.protobuf.Timestamp
+	98,  // 27: keyturn.v1.StageProgress.bake_ends_at:type_name -> google.protobuf.Timestamp
 	21,  // 28: keyturn.v1.ListRotationsResponse.rotations:type_name -> keyturn.v1.Rotation
 	21,  // 29: keyturn.v1.GetRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	32,  // 30: keyturn.v1.GetRotationResponse.timeline:type_name -> keyturn.v1.TimelineEntry
 	31,  // 31: keyturn.v1.GetRotationResponse.policy:type_name -> keyturn.v1.PolicyText
-	95,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	98,  // 32: keyturn.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
 	21,  // 33: keyturn.v1.WatchRotationResponse.rotation:type_name -> keyturn.v1.Rotation
 	0,   // 34: keyturn.v1.SteerRequest.action:type_name -> keyturn.v1.SteerAction
 	39,  // 35: keyturn.v1.PlanResponse.steps:type_name -> keyturn.v1.PlanStep
 	6,   // 36: keyturn.v1.PlanResponse.problems:type_name -> keyturn.v1.Problem
-	95,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
-	96,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
+	98,  // 37: keyturn.v1.PlanStep.earliest:type_name -> google.protobuf.Timestamp
+	99,  // 38: keyturn.v1.PlanStep.lasts:type_name -> google.protobuf.Duration
 	42,  // 39: keyturn.v1.ListPartiesResponse.parties:type_name -> keyturn.v1.PartyStatus
-	97,  // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
-	95,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
+	100, // 40: keyturn.v1.PartyStatus.party:type_name -> keyturn.v1.Party
+	98,  // 41: keyturn.v1.PartyStatus.last_seen:type_name -> google.protobuf.Timestamp
 	43,  // 42: keyturn.v1.PartyStatus.keys:type_name -> keyturn.v1.PartyKey
-	96,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	97,  // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
-	95,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	95,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	95,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	95,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
+	99,  // 43: keyturn.v1.CreateTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	100, // 44: keyturn.v1.CreateTokenRequest.party:type_name -> keyturn.v1.Party
+	98,  // 45: keyturn.v1.CreateTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	98,  // 46: keyturn.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	98,  // 47: keyturn.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	98,  // 48: keyturn.v1.Token.last_used_at:type_name -> google.protobuf.Timestamp
 	48,  // 49: keyturn.v1.ListTokensResponse.tokens:type_name -> keyturn.v1.Token
 	59,  // 50: keyturn.v1.BackupResponse.manifest:type_name -> keyturn.v1.BackupManifest
-	95,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
+	98,  // 51: keyturn.v1.BackupManifest.created_at:type_name -> google.protobuf.Timestamp
 	62,  // 52: keyturn.v1.DoctorResponse.checks:type_name -> keyturn.v1.Check
-	96,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
-	95,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
+	99,  // 53: keyturn.v1.DeclareEmergencyRequest.since:type_name -> google.protobuf.Duration
+	98,  // 54: keyturn.v1.DeclareEmergencyRequest.since_time:type_name -> google.protobuf.Timestamp
 	67,  // 55: keyturn.v1.DeclareEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	95,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
-	95,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
-	95,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
-	95,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
+	98,  // 56: keyturn.v1.Emergency.since:type_name -> google.protobuf.Timestamp
+	98,  // 57: keyturn.v1.Emergency.started_at:type_name -> google.protobuf.Timestamp
+	98,  // 58: keyturn.v1.Emergency.declared_at:type_name -> google.protobuf.Timestamp
+	98,  // 59: keyturn.v1.Emergency.refused_at:type_name -> google.protobuf.Timestamp
 	68,  // 60: keyturn.v1.Emergency.keys:type_name -> keyturn.v1.EmergencyKey
 	21,  // 61: keyturn.v1.EmergencyKey.rotation:type_name -> keyturn.v1.Rotation
-	95,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
+	98,  // 62: keyturn.v1.EmergencyKey.refused_at:type_name -> google.protobuf.Timestamp
 	67,  // 63: keyturn.v1.ListEmergenciesResponse.emergencies:type_name -> keyturn.v1.Emergency
 	67,  // 64: keyturn.v1.GetEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
 	67,  // 65: keyturn.v1.WatchEmergencyResponse.emergency:type_name -> keyturn.v1.Emergency
-	76,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
-	78,  // 67: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
-	81,  // 68: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
-	96,  // 69: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
-	93,  // 70: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
-	95,  // 71: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
-	95,  // 72: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
-	95,  // 73: keyturn.v1.GetLearnedResponse.since:type_name -> google.protobuf.Timestamp
-	94,  // 74: keyturn.v1.GetLearnedResponse.sources:type_name -> keyturn.v1.GetLearnedResponse.SourcesEntry
-	84,  // 75: keyturn.v1.GetLearnedResponse.uses:type_name -> keyturn.v1.LearnedUse
-	85,  // 76: keyturn.v1.GetLearnedResponse.rules:type_name -> keyturn.v1.LearnedRule
-	95,  // 77: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
-	95,  // 78: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
-	86,  // 79: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
-	95,  // 80: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
-	95,  // 81: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
-	95,  // 82: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
-	2,   // 83: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,   // 84: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11,  // 85: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13,  // 86: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15,  // 87: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19,  // 88: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17,  // 89: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27,  // 90: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29,  // 91: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	33,  // 92: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	35,  // 93: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	37,  // 94: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	40,  // 95: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	44,  // 96: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	46,  // 97: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	49,  // 98: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	51,  // 99: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	53,  // 100: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	55,  // 101: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	63,  // 102: keyturn.v1.ControlService.SignEvidence:input_type -> keyturn.v1.SignEvidenceRequest
-	57,  // 103: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	60,  // 104: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	65,  // 105: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	69,  // 106: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	71,  // 107: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	73,  // 108: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	75,  // 109: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	79,  // 110: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
-	82,  // 111: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
-	87,  // 112: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
-	3,   // 113: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10,  // 114: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12,  // 115: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14,  // 116: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16,  // 117: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20,  // 118: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18,  // 119: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28,  // 120: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30,  // 121: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	34,  // 122: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	36,  // 123: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	38,  // 124: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	41,  // 125: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	45,  // 126: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	47,  // 127: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	50,  // 128: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	52,  // 129: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	54,  // 130: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	56,  // 131: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	64,  // 132: keyturn.v1.ControlService.SignEvidence:output_type -> keyturn.v1.SignEvidenceResponse
-	58,  // 133: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	61,  // 134: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	66,  // 135: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	70,  // 136: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	72,  // 137: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	74,  // 138: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	77,  // 139: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	80,  // 140: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
-	83,  // 141: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
-	88,  // 142: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
-	113, // [113:143] is the sub-list for method output_type
-	83,  // [83:113] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	79,  // 66: keyturn.v1.MatchLeaksRequest.candidates:type_name -> keyturn.v1.LeakCandidate
+	78,  // 67: keyturn.v1.ListLeaksResponse.leaks:type_name -> keyturn.v1.Leak
+	98,  // 68: keyturn.v1.Leak.first_at:type_name -> google.protobuf.Timestamp
+	98,  // 69: keyturn.v1.Leak.last_at:type_name -> google.protobuf.Timestamp
+	81,  // 70: keyturn.v1.MatchLeaksResponse.matches:type_name -> keyturn.v1.LeakMatch
+	84,  // 71: keyturn.v1.ListRulesResponse.rules:type_name -> keyturn.v1.Rule
+	99,  // 72: keyturn.v1.Rule.window:type_name -> google.protobuf.Duration
+	96,  // 73: keyturn.v1.Rule.findings:type_name -> keyturn.v1.Rule.FindingsEntry
+	98,  // 74: keyturn.v1.Rule.findings_since:type_name -> google.protobuf.Timestamp
+	98,  // 75: keyturn.v1.Rule.last_at:type_name -> google.protobuf.Timestamp
+	98,  // 76: keyturn.v1.GetLearnedResponse.since:type_name -> google.protobuf.Timestamp
+	97,  // 77: keyturn.v1.GetLearnedResponse.sources:type_name -> keyturn.v1.GetLearnedResponse.SourcesEntry
+	87,  // 78: keyturn.v1.GetLearnedResponse.uses:type_name -> keyturn.v1.LearnedUse
+	88,  // 79: keyturn.v1.GetLearnedResponse.rules:type_name -> keyturn.v1.LearnedRule
+	98,  // 80: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
+	98,  // 81: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
+	89,  // 82: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
+	98,  // 83: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
+	98,  // 84: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
+	98,  // 85: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
+	2,   // 86: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,   // 87: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11,  // 88: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13,  // 89: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15,  // 90: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19,  // 91: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17,  // 92: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27,  // 93: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29,  // 94: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	33,  // 95: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	35,  // 96: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	37,  // 97: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	40,  // 98: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	44,  // 99: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	46,  // 100: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	49,  // 101: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	51,  // 102: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	53,  // 103: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	55,  // 104: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	63,  // 105: keyturn.v1.ControlService.SignEvidence:input_type -> keyturn.v1.SignEvidenceRequest
+	57,  // 106: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60,  // 107: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	65,  // 108: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	69,  // 109: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	71,  // 110: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	73,  // 111: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	75,  // 112: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	76,  // 113: keyturn.v1.ControlService.ListLeaks:input_type -> keyturn.v1.ListLeaksRequest
+	82,  // 114: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
+	85,  // 115: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
+	90,  // 116: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
+	3,   // 117: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10,  // 118: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12,  // 119: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14,  // 120: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16,  // 121: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20,  // 122: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18,  // 123: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28,  // 124: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30,  // 125: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34,  // 126: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36,  // 127: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38,  // 128: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41,  // 129: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45,  // 130: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47,  // 131: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50,  // 132: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52,  // 133: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54,  // 134: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56,  // 135: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	64,  // 136: keyturn.v1.ControlService.SignEvidence:output_type -> keyturn.v1.SignEvidenceResponse
+	58,  // 137: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61,  // 138: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	66,  // 139: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	70,  // 140: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	72,  // 141: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	74,  // 142: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	80,  // 143: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	77,  // 144: keyturn.v1.ControlService.ListLeaks:output_type -> keyturn.v1.ListLeaksResponse
+	83,  // 145: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
+	86,  // 146: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
+	91,  // 147: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
+	117, // [117:148] is the sub-list for method output_type
+	86,  // [86:117] is the sub-list for method input_type
+	86,  // [86:86] is the sub-list for extension type_name
+	86,  // [86:86] is the sub-list for extension extendee
+	0,   // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
@@ -6773,7 +7007,7 @@ func file_keyturn_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keyturn_v1_control_proto_rawDesc), len(file_keyturn_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   94,
+			NumMessages:   97,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -105,6 +105,9 @@ const (
 	// ControlServiceMatchLeaksProcedure is the fully-qualified name of the ControlService's MatchLeaks
 	// RPC.
 	ControlServiceMatchLeaksProcedure = "/keyturn.v1.ControlService/MatchLeaks"
+	// ControlServiceListLeaksProcedure is the fully-qualified name of the ControlService's ListLeaks
+	// RPC.
+	ControlServiceListLeaksProcedure = "/keyturn.v1.ControlService/ListLeaks"
 	// ControlServiceListRulesProcedure is the fully-qualified name of the ControlService's ListRules
 	// RPC.
 	ControlServiceListRulesProcedure = "/keyturn.v1.ControlService/ListRules"
@@ -169,6 +172,9 @@ type ControlServiceClient interface {
 	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
 	// does what the policies of those that match say. Role scanner; every call is audited.
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
+	// ListLeaks returns the versions that were found where they should not be and may
+	// still be accepted somewhere, by key. Role viewer.
+	ListLeaks(context.Context, *v1.ListLeaksRequest) (*v1.ListLeaksResponse, error)
 	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 	// GetLearned returns what rules know of the use of a key. Role viewer.
@@ -350,6 +356,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
 			connect.WithClientOptions(opts...),
 		),
+		listLeaks: connect.NewClient[v1.ListLeaksRequest, v1.ListLeaksResponse](
+			httpClient,
+			baseURL+ControlServiceListLeaksProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListLeaks")),
+			connect.WithClientOptions(opts...),
+		),
 		listRules: connect.NewClient[v1.ListRulesRequest, v1.ListRulesResponse](
 			httpClient,
 			baseURL+ControlServiceListRulesProcedure,
@@ -400,6 +412,7 @@ type controlServiceClient struct {
 	getEmergency     *connect.Client[v1.GetEmergencyRequest, v1.GetEmergencyResponse]
 	watchEmergency   *connect.Client[v1.WatchEmergencyRequest, v1.WatchEmergencyResponse]
 	matchLeaks       *connect.Client[v1.MatchLeaksRequest, v1.MatchLeaksResponse]
+	listLeaks        *connect.Client[v1.ListLeaksRequest, v1.ListLeaksResponse]
 	listRules        *connect.Client[v1.ListRulesRequest, v1.ListRulesResponse]
 	getLearned       *connect.Client[v1.GetLearnedRequest, v1.GetLearnedResponse]
 	changeLearned    *connect.Client[v1.ChangeLearnedRequest, v1.ChangeLearnedResponse]
@@ -632,6 +645,15 @@ func (c *controlServiceClient) MatchLeaks(ctx context.Context, req *v1.MatchLeak
 	return nil, err
 }
 
+// ListLeaks calls keyturn.v1.ControlService.ListLeaks.
+func (c *controlServiceClient) ListLeaks(ctx context.Context, req *v1.ListLeaksRequest) (*v1.ListLeaksResponse, error) {
+	response, err := c.listLeaks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListRules calls keyturn.v1.ControlService.ListRules.
 func (c *controlServiceClient) ListRules(ctx context.Context, req *v1.ListRulesRequest) (*v1.ListRulesResponse, error) {
 	response, err := c.listRules.CallUnary(ctx, connect.NewRequest(req))
@@ -712,6 +734,9 @@ type ControlServiceHandler interface {
 	// MatchLeaks compares what a scanner found with the secrets of managed versions, and
 	// does what the policies of those that match say. Role scanner; every call is audited.
 	MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error)
+	// ListLeaks returns the versions that were found where they should not be and may
+	// still be accepted somewhere, by key. Role viewer.
+	ListLeaks(context.Context, *v1.ListLeaksRequest) (*v1.ListLeaksResponse, error)
 	// ListRules returns the rules about anomalous use, and what they found. Role viewer.
 	ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error)
 	// GetLearned returns what rules know of the use of a key. Role viewer.
@@ -889,6 +914,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("MatchLeaks")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListLeaksHandler := connect.NewUnaryHandlerSimple(
+		ControlServiceListLeaksProcedure,
+		svc.ListLeaks,
+		connect.WithSchema(controlServiceMethods.ByName("ListLeaks")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceListRulesHandler := connect.NewUnaryHandlerSimple(
 		ControlServiceListRulesProcedure,
 		svc.ListRules,
@@ -963,6 +994,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceWatchEmergencyHandler.ServeHTTP(w, r)
 		case ControlServiceMatchLeaksProcedure:
 			controlServiceMatchLeaksHandler.ServeHTTP(w, r)
+		case ControlServiceListLeaksProcedure:
+			controlServiceListLeaksHandler.ServeHTTP(w, r)
 		case ControlServiceListRulesProcedure:
 			controlServiceListRulesHandler.ServeHTTP(w, r)
 		case ControlServiceGetLearnedProcedure:
@@ -1084,6 +1117,10 @@ func (UnimplementedControlServiceHandler) WatchEmergency(context.Context, *v1.Wa
 
 func (UnimplementedControlServiceHandler) MatchLeaks(context.Context, *v1.MatchLeaksRequest) (*v1.MatchLeaksResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.MatchLeaks is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListLeaks(context.Context, *v1.ListLeaksRequest) (*v1.ListLeaksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keyturn.v1.ControlService.ListLeaks is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ListRules(context.Context, *v1.ListRulesRequest) (*v1.ListRulesResponse, error) {
