@@ -5,7 +5,9 @@
 // name was looked up, so that a name that changes its address gains nothing. Only
 // public unicast addresses are called, and those that the operator allows; also
 // when an IPv4 address is wrapped in an IPv6 one. No proxy is taken from the
-// environment: it would make the connection in our place.
+// environment: it would make the connection in our place, to whatever the name is
+// there. One that is configured is asked for the address that was judged here, or for
+// a name that the operator allows as such.
 package egress
 
 import (
@@ -15,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -24,22 +27,26 @@ var ErrForbidden = errors.New("the address is not public")
 
 // Guard says which addresses may be called.
 type Guard struct {
-	// Allow are networks that may be called although they are not public.
+	// Allow are networks that may be called although they are not public. They are called
+	// directly, also where there is a proxy.
 	Allow []netip.Prefix
+	// Proxy makes the connections to all other addresses; nil: they are made directly.
+	Proxy *Proxy
+	// Lookup finds the addresses of a host for which a proxy is asked. Default: the
+	// system's.
+	Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Check returns ErrForbidden unless ip may be called.
 func (g Guard) Check(ip netip.Addr) error {
-	ip = ip.WithZone("").Unmap()
-	for _, network := range g.Allow {
-		if network.Contains(ip) {
-			return nil
-		}
-	}
-	if !public(ip) {
+	if ip = ip.WithZone("").Unmap(); !g.allowed(ip) && !public(ip) {
 		return fmt.Errorf("%w: %v", ErrForbidden, ip)
 	}
 	return nil
+}
+
+func (g Guard) allowed(ip netip.Addr) bool {
+	return slices.ContainsFunc(g.Allow, func(network netip.Prefix) bool { return network.Contains(ip) })
 }
 
 // Control is for net.Dialer: it is called with the address that is connected to.
@@ -57,10 +64,16 @@ func (g Guard) Client(timeout time.Duration) *http.Client {
 	dialer := &net.Dialer{Timeout: timeout, ControlContext: func(_ context.Context, network, address string, c syscall.RawConn) error {
 		return g.Control(network, address, c)
 	}}
+	dial := dialer.DialContext
+	if g.Proxy != nil {
+		dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			return g.through(ctx, network, address, dialer.DialContext, timeout)
+		}
+	}
 	return &http.Client{
 		Timeout: timeout,
 		Transport: &http.Transport{
-			DialContext: dialer.DialContext, ForceAttemptHTTP2: true, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
+			DialContext: dial, ForceAttemptHTTP2: true, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
 			MaxResponseHeaderBytes: 64 << 10, MaxIdleConns: 20, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

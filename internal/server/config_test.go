@@ -59,6 +59,12 @@ func TestConfigErrors(t *testing.T) {
 		"- dataDir\n":                                                                        "server.yaml:1:",
 		"dataDir: d\nlog: {level: loud, format: xml}\nlimits:\n  burst: -1\n  parties: -1\n": "server.yaml:5: limits.parties",
 
+		"dataDir: d\napiKeys: {webhooks: {proxy: 'http://me:pw@proxy:3128'}}\n":               "server.yaml:2: apiKeys.webhooks.proxy: it is no address of a proxy",
+		"dataDir: d\napiKeys: {webhooks: {proxy: 'proxy:3128'}}\n":                            "server.yaml:2: apiKeys.webhooks.proxy: it is no address of a proxy",
+		"dataDir: d\napiKeys: {webhooks: {proxyNames: [hooks.acme.example]}}\n":               "server.yaml:2: apiKeys.webhooks.proxy: it is missing",
+		"dataDir: d\napiKeys: {webhooks: {proxy: 'http://p:1', proxyNames: ['*']}}\n":         "server.yaml:2: apiKeys.webhooks.proxyNames[0]",
+		"dataDir: d\napiKeys: {webhooks: {proxy: 'http://p:1', proxyNames: ['10.0.0.1']}}\n":  "server.yaml:2: apiKeys.webhooks.proxyNames[0]",
+		"dataDir: d\napiKeys: {webhooks: {proxy: 'http://p:1', proxyUsername: me}}\n":         "server.yaml:2: apiKeys.webhooks.proxyUsername: proxyUsername and proxyPasswordFile belong together",
 		"dataDir: d\napiKeys: {page: somewhere}\n":                                            `server.yaml:2: apiKeys.page: "somewhere" is no address`,
 		"dataDir: d\napiKeys:\n  mail:\n    server: mail\n":                                   "server.yaml:4: apiKeys.mail.server: it is no host and port",
 		"dataDir: d\napiKeys:\n  mail: {server: 'mail:25', from: a@b.example, username: u}\n": "server.yaml:3: apiKeys.mail.username: username and passwordFile belong together",

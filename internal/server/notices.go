@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/keyturn/keyturn/internal/egress"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/notices"
@@ -65,26 +63,16 @@ type WebhooksConfig struct {
 	// Allow are networks, as 10.1.0.0/16, that are called although they are not
 	// public. Default: none.
 	Allow []string `yaml:"allow"`
-}
-
-func (c *WebhooksConfig) check() []problem {
-	var problems []problem
-	for i, text := range c.Allow {
-		if _, err := netip.ParsePrefix(text); err != nil {
-			problems = append(problems, problem{field: fmt.Sprintf("apiKeys.webhooks.allow[%d]", i), message: fmt.Sprintf("%q is no network; write for example 10.1.0.0/16", text)})
-		}
-	}
-	return problems
-}
-
-// guard keeps webhooks away from the inner network.
-func (c *WebhooksConfig) guard() egress.Guard {
-	var guard egress.Guard
-	for _, text := range c.Allow {
-		network, _ := netip.ParsePrefix(text) // it was checked
-		guard.Allow = append(guard.Allow, network)
-	}
-	return guard
+	// Proxy is an HTTP proxy, http://proxy.example:3128, that makes the connections to all
+	// other networks; it is asked for addresses that were judged here. None is taken from
+	// the environment. Default: none.
+	Proxy string `yaml:"proxy"`
+	// ProxyNames are hosts that the proxy is asked for by name, whatever their addresses
+	// are: hooks.acme.example, or *.acme.example for all below. Default: none.
+	ProxyNames []string `yaml:"proxyNames"`
+	// ProxyUsername and ProxyPasswordFile authenticate at the proxy; none if empty.
+	ProxyUsername     string `yaml:"proxyUsername"`
+	ProxyPasswordFile string `yaml:"proxyPasswordFile"`
 }
 
 func isPort(s string) bool {
