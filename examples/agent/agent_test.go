@@ -27,6 +27,9 @@ func TestAgentConfigLoads(t *testing.T) {
 	if len(config.Targets) != 1 || config.Targets[0].Health == nil {
 		t.Fatalf("got %+v, want one target with a health check", config.Targets)
 	}
+	if m := config.Metadata; m == nil || m.AuthorizationFile == "" || !m.Azure || len(m.Tokens) != 1 || m.Tokens[0].Name != "orders" || config.MetricsListen == "" {
+		t.Errorf("got %+v, want an endpoint with one token", m)
+	}
 	template, err := render.Parse(config.Targets[0].Template, nil)
 	if err != nil {
 		t.Fatal(err)

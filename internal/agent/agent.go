@@ -90,9 +90,20 @@ func run1(ctx context.Context, cfg Config, deps Deps, targets []*target, state s
 			return fmt.Errorf("%w: %w", ErrConfig, err)
 		}
 	}
+	counted := newMetrics()
+	if cfg.MetricsListen != "" {
+		ctx, cancel := context.WithCancel(ctx)
+		wait, err := counted.serve(ctx, cfg.MetricsListen, deps)
+		if err != nil {
+			cancel()
+			return err
+		}
+		defer wait()
+		defer cancel()
+	}
 	if cfg.Metadata != nil {
 		ctx, cancel := context.WithCancel(ctx)
-		wait, err := serveTokens(ctx, cfg, deps, ownToken(cfg, who))
+		wait, err := serveTokens(ctx, cfg, deps, ownToken(cfg, who), counted)
 		if err != nil {
 			cancel()
 			return err

@@ -45,6 +45,8 @@ type Config struct {
 	Targets []Target
 	// Metadata is the endpoint by which processes get tokens; nil: there is none.
 	Metadata *Metadata
+	// MetricsListen is host and port where metrics are served; empty: nowhere.
+	MetricsListen string
 }
 
 // Target is a file that is rendered from keys.

@@ -33,6 +33,7 @@ type document struct {
 	Party         documentParty     `yaml:"party"`
 	Targets       []documentTarget  `yaml:"targets"`
 	Metadata      *documentMetadata `yaml:"metadata"`
+	MetricsListen string            `yaml:"metricsListen"`
 }
 
 type documentParty struct {

@@ -96,6 +96,9 @@ func (r *reader) config(doc document) Config {
 		cfg.PartyID = host
 	}
 	r.connection(&cfg)
+	if cfg.MetricsListen = doc.MetricsListen; cfg.MetricsListen != "" && !isAddress(cfg.MetricsListen) {
+		r.fail("metricsListen", fmt.Sprintf("%q is no host and port", cfg.MetricsListen), "write for example 127.0.0.1:9171")
+	}
 	if doc.Metadata != nil {
 		cfg.Metadata = r.metadata(doc.Metadata, cfg)
 	}

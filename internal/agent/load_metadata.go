@@ -21,6 +21,7 @@ type documentMetadata struct {
 	Owner             string                  `yaml:"owner"`
 	Group             string                  `yaml:"group"`
 	Google            bool                    `yaml:"google"`
+	Azure             bool                    `yaml:"azure"`
 	Tokens            []documentMetadataToken `yaml:"tokens"`
 }
 
@@ -36,7 +37,7 @@ type documentMetadataToken struct {
 // metadata checks the endpoint for tokens.
 func (r *reader) metadata(d *documentMetadata, cfg Config) *Metadata {
 	const at = "metadata"
-	m := &Metadata{AuthorizationFile: d.AuthorizationFile, Google: d.Google}
+	m := &Metadata{AuthorizationFile: d.AuthorizationFile, Google: d.Google, Azure: d.Azure}
 	var err error
 	if m.Listen, err = metadata.ParseAddress(d.Listen); err != nil {
 		r.fail(at+".listen", fmt.Sprintf("%q could be reached by others, or is no address", d.Listen), err.Error())

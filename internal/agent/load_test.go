@@ -74,12 +74,17 @@ func TestParseMetadata(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	_, alone, _ := strings.Cut(metadataConfig, "metadata:")
+	azure := strings.Replace(metadataConfig, "google: true", "azure: true\n  authorizationFile: /run/a", 1) + "metricsListen: 127.0.0.1:9171\n"
+	if cfg, err := agent.ParseConfig("agent.yaml", []byte(azure)); err != nil || !cfg.Metadata.Azure || cfg.MetricsListen != "127.0.0.1:9171" {
+		t.Errorf("Azure's form with a secret: %v", err)
+	}
 	if cfg, err := agent.ParseConfig("agent.yaml", []byte("server: localhost:8443\nmetadata:"+alone)); err != nil || len(cfg.Targets) != 0 || cfg.Metadata == nil {
 		t.Errorf("without targets: %v", err)
 	}
 	for _, tc := range []struct{ old, new, at, says string }{
 		{"127.0.0.1:8171", "0.0.0.0:8171", "23:11", "reached by others"},
 		{"127.0.0.1:8171", "localhost:8171", "23:11", "loopback address"},
+		{"metadata:\n", "metricsListen: nowhere\nmetadata:\n", "22:16", "127.0.0.1:9171"},
 		{`mode: "0640"` + "\n  group: root\n  google", `mode: "0666"` + "\n  google", "24:9", "everybody"},
 		{"group: root\n  google", "group: nobody-knows-us\n  google", "25:10", "create the account"},
 		{"google: true", "google: true\n  authorizationFile: /run/a", "26:11", "cannot show"},

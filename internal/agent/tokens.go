@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"time"
 
 	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/client/tokensource"
@@ -21,8 +22,9 @@ type Metadata struct {
 	// Mode, UID and GID are those of the socket and of the file; -1 leaves the agent's own.
 	Mode     fs.FileMode
 	UID, GID int
-	// Google answers in the form of Google's metadata server as well.
-	Google bool
+	// Google answers in the form of Google's metadata server as well, Azure in those of
+	// Azure's managed identities.
+	Google, Azure bool
 	// Tokens are what may be asked for, at least one.
 	Tokens []MetadataToken
 }
@@ -48,13 +50,13 @@ func (t *MetadataToken) source(cfg Config, own client.TokenSource) tokensource.C
 }
 
 // serveTokens opens the endpoint; what it returns waits for its end, which is that of ctx.
-func serveTokens(ctx context.Context, cfg Config, deps Deps, own client.TokenSource) (wait func(), err error) {
+func serveTokens(ctx context.Context, cfg Config, deps Deps, own client.TokenSource, counted *metrics) (wait func(), err error) {
 	m, owner := cfg.Metadata, metadata.Owner{Mode: cfg.Metadata.Mode, UID: cfg.Metadata.UID, GID: cfg.Metadata.GID}
-	rules := metadata.Rules{Port: m.Listen.Port, Google: m.Google, Tokens: map[string]metadata.Given{}, Now: deps.Now}
+	rules := metadata.Rules{Port: m.Listen.Port, Google: m.Google, Azure: m.Azure, Tokens: map[string]metadata.Given{}, Now: deps.Now}
 	tally := &metadata.Tally{Now: deps.Now, Tell: func(refused int, why string) {
 		deps.Logger.WarnContext(ctx, "requests for tokens were refused", "requests", refused, "last", why)
 	}}
-	rules.Refused = tally.Add
+	rules.Refused, rules.Answered = tally.Add, counted.answered
 	if m.AuthorizationFile != "" {
 		if rules.Authorization, err = metadata.Secret(m.AuthorizationFile, owner); err != nil {
 			return nil, err
@@ -81,6 +83,7 @@ func serveTokens(ctx context.Context, cfg Config, deps Deps, own client.TokenSou
 			return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 		}
 		sources = append(sources, s)
+		counted.holds(t.Name, func() time.Time { return s.Status().Expires })
 		rules.Tokens[t.Name] = metadata.Given{Source: s, Audiences: t.Audiences, Scopes: t.Scopes}
 	}
 	deps.Logger.InfoContext(ctx, "processes get tokens", "listen", m.Listen.Address, "tokens", len(sources))

@@ -11,7 +11,7 @@
 //     resolve to loopback gets nothing.
 //   - A request that was forwarded, that a browser made for a page, or that lacks the
 //     header which a server-side request forgery cannot set, is refused: a session comes
-//     first (PUT, then its token), or the secret of a file, or Metadata-Flavor.
+//     first (PUT, then its token), or the secret of a file, or Metadata-Flavor, or Metadata.
 //   - Requests, connections, headers and waiting are bounded.
 //   - Tokens come from memory, and are given to their end while the issuer is away.
 //   - No log line and no refusal contains a token or secret.

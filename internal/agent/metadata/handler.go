@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,14 +41,71 @@ type Rules struct {
 	// Authorization, if it is not empty, must be shown with each request; without it a
 	// session comes first.
 	Authorization secret.Value
-	// Google answers in the form of Google's metadata server as well.
-	Google bool
+	// Google answers in the form of Google's metadata server as well, Azure in those of
+	// Azure's managed identities.
+	Google, Azure bool
 	// Tokens are those that there are, by name.
 	Tokens map[string]Given
 	// Now is the clock.
 	Now func() time.Time
 	// Refused is told why a request was refused; it must return quickly.
 	Refused func(why string)
+	// Answered is told of each request: in which form it was made, and the result. It must
+	// return quickly; nil: nobody is told.
+	Answered func(form Form, result Result)
+}
+
+// Form is how a request is made. The zero value is invalid.
+type Form string
+
+// The forms.
+const (
+	FormSession Form = "session"
+	FormToken   Form = "token"
+	FormGoogle  Form = "google"
+	FormAzure   Form = "azure"
+	FormOther   Form = "other"
+)
+
+// Result is what became of a request. The zero value is invalid.
+type Result string
+
+// resultOf is the result for a status of HTTP.
+func resultOf(status int) Result {
+	switch status {
+	case http.StatusOK:
+		return "ok"
+	case http.StatusBadRequest:
+		return "bad-request"
+	case http.StatusUnauthorized:
+		return "unauthorized"
+	case http.StatusForbidden:
+		return "forbidden"
+	case http.StatusNotFound:
+		return "not-found"
+	case http.StatusMethodNotAllowed:
+		return "method"
+	case http.StatusTooManyRequests:
+		return "too-many"
+	case http.StatusServiceUnavailable:
+		return "unavailable"
+	}
+	return "failed"
+}
+
+// formOf is the form of a request, by its path.
+func (h *Handler) formOf(path string) Form {
+	switch {
+	case path == sessionPath:
+		return FormSession
+	case strings.HasPrefix(path, tokensPrefix):
+		return FormToken
+	case h.rules.Google && strings.HasPrefix(path, googlePrefix):
+		return FormGoogle
+	case h.rules.Azure && path == azurePath:
+		return FormAzure
+	}
+	return FormOther
 }
 
 // Handler answers. It may be used concurrently.
@@ -69,11 +125,15 @@ const (
 	wait = 5 * time.Second
 	// perSecond and burst bound what all processes together may ask.
 	perSecond, burst = 500, 1000
-	googlePrefix     = "/computeMetadata/v1/instance/service-accounts/"
+	sessionPath      = "/v1/session"
+	tokensPrefix     = "/v1/tokens/" //nolint:gosec // a path
 )
 
 // New returns a handler.
 func New(rules Rules) *Handler {
+	if rules.Answered == nil {
+		rules.Answered = func(Form, Result) {}
+	}
 	return &Handler{rules: rules, session: []byte(rand.Text()), limit: rate.NewLimiter(perSecond, burst)}
 }
 
@@ -91,12 +151,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	err := h.admit(r)
+	form := h.formOf(r.URL.Path)
 	if err == nil {
-		err = h.serve(w, r)
+		err = h.serve(w, r, form)
 	}
 	if err == nil {
+		h.rules.Answered(form, resultOf(http.StatusOK))
 		return
 	}
+	h.rules.Answered(form, resultOf(err.status))
 	if err.status == http.StatusServiceUnavailable || err.status == http.StatusTooManyRequests {
 		header.Set("Retry-After", "1")
 	}
@@ -146,22 +209,26 @@ func isLocal(host, port string) bool {
 	return err == nil && of == port && (strings.EqualFold(name, "localhost") || ip != nil && ip.IsLoopback())
 }
 
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request) *refusal {
-	name, isToken := strings.CutPrefix(r.URL.Path, "/v1/tokens/")
-	rest, isGoogle := strings.CutPrefix(r.URL.Path, googlePrefix)
-	switch {
-	case r.URL.Path == "/v1/session" && h.rules.Authorization.Len() == 0:
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request, form Form) *refusal {
+	switch form {
+	case FormSession:
+		if h.rules.Authorization.Len() > 0 {
+			break
+		}
 		return h.begin(w, r)
-	case isToken:
+	case FormToken:
 		if r.Method != http.MethodGet {
 			return no(http.StatusMethodNotAllowed, "ask with GET")
 		}
 		if err := h.authorized(r); err != nil {
 			return err
 		}
-		return h.give(w, r, name)
-	case isGoogle && h.rules.Google:
-		return h.google(w, r, rest)
+		return h.give(w, r, strings.TrimPrefix(r.URL.Path, tokensPrefix))
+	case FormGoogle:
+		return h.google(w, r, strings.TrimPrefix(r.URL.Path, googlePrefix))
+	case FormAzure:
+		return h.azure(w, r)
+	case FormOther:
 	}
 	return no(http.StatusNotFound, "there is nothing here; see docs/reference/agent.md")
 }
@@ -243,52 +310,6 @@ func (h *Handler) give(w http.ResponseWriter, r *http.Request, name string) *ref
 	}
 	answer(w, http.StatusOK, h.bodyOf(&token))
 	return nil
-}
-
-// google answers as Google's metadata server does; the service account is the name of
-// the token. What is asked for must be what it has, neither more nor less.
-func (h *Handler) google(w http.ResponseWriter, r *http.Request, rest string) *refusal {
-	w.Header().Set("Metadata-Flavor", "Google")
-	w.Header().Set("Server", "Metadata Server for VM")
-	if values := r.Header.Values("Metadata-Flavor"); len(values) != 1 || values[0] != "Google" {
-		return no(http.StatusForbidden, "the header Metadata-Flavor: Google is missing")
-	}
-	if r.Method != http.MethodGet {
-		return no(http.StatusMethodNotAllowed, "ask with GET")
-	}
-	name, what, _ := strings.Cut(rest, "/")
-	query := r.URL.Query()
-	switch what {
-	case "token":
-		token, given, err := h.token(r, name)
-		if err != nil {
-			return err
-		}
-		if asked := strings.FieldsFunc(query.Get("scopes"), func(c rune) bool { return c == ',' || c == ' ' }); len(asked) > 0 && !same(asked, given.Scopes) {
-			return no(http.StatusBadRequest, "the scopes must be those of the agent's configuration, or left out")
-		}
-		answer(w, http.StatusOK, h.bodyOf(&token))
-	case "identity":
-		token, given, err := h.token(r, name)
-		if err != nil {
-			return err
-		}
-		if !same([]string{query.Get("audience")}, given.Audiences) {
-			return no(http.StatusBadRequest, "the audience must be that of the agent's configuration")
-		}
-		w.Header().Set("Content-Type", "text/html")
-		_, _ = fmt.Fprint(w, token.Value.RevealString())
-	default:
-		return no(http.StatusNotFound, "only token and identity are answered here")
-	}
-	return nil
-}
-
-func same(a, b []string) bool {
-	a, b = slices.Clone(a), slices.Clone(b)
-	slices.Sort(a)
-	slices.Sort(b)
-	return slices.Equal(slices.Compact(a), slices.Compact(b))
 }
 
 // answer writes v as JSON.

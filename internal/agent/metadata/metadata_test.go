@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	cloud "cloud.google.com/go/compute/metadata"
+	"github.com/AzureAD/microsoft-authentication-library-for-go/apps/managedidentity"
 	"golang.org/x/oauth2/google"
 
 	"github.com/keyturn/keyturn/client/tokensource"
@@ -259,6 +261,139 @@ func TestGoogleClients(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAzureClients: Microsoft's own client gets its tokens here, as from App Service
+// where there is a secret, and as from a virtual machine where there is none.
+func TestAzureClients(t *testing.T) {
+	secretly := rules()
+	secretly.Authorization = secret.NewString("of-the-file")
+	secretly.Azure = true
+	openly := rules()
+	openly.Azure = true
+	ask := func(all metadata.Rules, id managedidentity.ID, resource string, options ...managedidentity.ClientOption) (managedidentity.AuthResult, error) {
+		t.Helper()
+		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, all.Port, _ = net.SplitHostPort(l.Addr().String())
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- metadata.Serve(ctx, l, metadata.New(all)) }()
+		if all.Authorization.Len() > 0 {
+			t.Setenv("IDENTITY_ENDPOINT", "http://"+l.Addr().String()+"/metadata/identity/oauth2/token")
+			t.Setenv("IDENTITY_HEADER", all.Authorization.RevealString())
+		} else {
+			t.Setenv("IDENTITY_ENDPOINT", "")
+			t.Setenv("IDENTITY_HEADER", "")
+			// Its address of the service is fixed.
+			options = append(options, managedidentity.WithHTTPClient(&http.Client{Transport: elsewhere(l.Addr().String())}))
+		}
+		client, err := managedidentity.New(id, append(options, managedidentity.WithRetryPolicyDisabled())...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		result, err := client.AcquireToken(t.Context(), resource)
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		return result, err
+	}
+	for what, all := range map[string]metadata.Rules{"as App Service": secretly, "as a virtual machine": openly} {
+		for _, id := range []managedidentity.ID{managedidentity.SystemAssigned(), managedidentity.UserAssignedClientID("orders")} {
+			if result, err := ask(all, id, "orders"); err != nil || result.AccessToken != theToken || time.Until(result.ExpiresOn) < 4*time.Minute || time.Until(result.ExpiresOn) > 5*time.Minute {
+				t.Errorf("%s, %v: %+v, %v", what, id, result, err)
+			}
+			if _, err := ask(all, id, "billing"); err == nil {
+				t.Errorf("%s, %v: a token for another resource", what, id)
+			}
+		}
+		if _, err := ask(all, managedidentity.UserAssignedClientID("admin"), "orders"); err == nil {
+			t.Errorf("%s: a token of an identity that is not configured", what)
+		}
+	}
+}
+
+// elsewhere sends each request to one address.
+type elsewhere string
+
+func (e elsewhere) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Host, r.Host = string(e), string(e)
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// TestAzureRefuses: without the header that a forged request cannot set, or what is in
+// the file, nothing is given; nor is anything of the other form.
+func TestAzureRefuses(t *testing.T) {
+	const path = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=orders"
+	openly := rules()
+	openly.Azure = true
+	openly.Tokens["also"] = metadata.Given{Source: held{}, Audiences: []string{"stock"}}
+	openly.Tokens["too"] = metadata.Given{Source: held{}, Audiences: []string{"stock"}}
+	secretly := openly
+	secretly.Authorization = secret.NewString("of-the-file")
+	for what, one := range map[string]struct {
+		rules        metadata.Rules
+		method, path string
+		header       []string
+		status       int
+	}{
+		"good":                        {openly, http.MethodGet, path, []string{"Metadata", "true"}, 200},
+		"good, by its name":           {openly, http.MethodGet, path + "&client_id=orders", []string{"Metadata", "True"}, 200},
+		"good, with the secret":       {secretly, http.MethodGet, path, []string{"X-IDENTITY-HEADER", "of-the-file"}, 200},
+		"without a header":            {openly, http.MethodGet, path, nil, 400},
+		"another header":              {openly, http.MethodGet, path, []string{"Metadata", "false"}, 400},
+		"by POST":                     {openly, http.MethodPost, path, []string{"Metadata", "true"}, 405},
+		"no secret":                   {secretly, http.MethodGet, path, []string{"Metadata", "true"}, 401},
+		"a wrong secret":              {secretly, http.MethodGet, path, []string{"X-IDENTITY-HEADER", "x", "Metadata", "true"}, 401},
+		"the secret, for a token":     {secretly, http.MethodGet, "/v1/tokens/orders", []string{"X-IDENTITY-HEADER", "of-the-file"}, 401},
+		"no resource":                 {openly, http.MethodGet, "/metadata/identity/oauth2/token", []string{"Metadata", "true"}, 400},
+		"a resource of nobody":        {openly, http.MethodGet, strings.Replace(path, "orders", "billing", 1), []string{"Metadata", "true"}, 400},
+		"a resource of two":           {openly, http.MethodGet, strings.Replace(path, "orders", "stock", 1), []string{"Metadata", "true"}, 400},
+		"a resource of two, by name":  {openly, http.MethodGet, strings.Replace(path, "orders", "stock", 1) + "&client_id=too", []string{"Metadata", "true"}, 200},
+		"the resource of another one": {openly, http.MethodGet, path + "&client_id=too", []string{"Metadata", "true"}, 400},
+		"forwarded":                   {openly, http.MethodGet, path, []string{"Metadata", "true", "X-Forwarded-For", "127.0.0.1"}, 403},
+		"not configured":              {rules(), http.MethodGet, path, []string{"Metadata", "true"}, 404},
+		"other metadata":              {openly, http.MethodGet, "/metadata/instance?api-version=2021-02-01", []string{"Metadata", "true"}, 404},
+	} {
+		var answered []string
+		one.rules.Answered = func(form metadata.Form, result metadata.Result) {
+			answered = append(answered, string(form)+" "+string(result))
+		}
+		w := ask(metadata.New(one.rules), one.method, one.path, nil, one.header...)
+		if w.Code != one.status || strings.Contains(w.Body.String(), theToken) != (one.status == 200) || strings.Contains(w.Body.String(), "of-the-file") {
+			t.Errorf("%s: %d %s", what, w.Code, w.Body)
+		}
+		if len(answered) != 1 || strings.HasSuffix(answered[0], " ok") != (one.status == 200) {
+			t.Errorf("%s: counted as %q", what, answered)
+		}
+	}
+}
+
+// TestRequestsAreCounted: each request once, by its form and result, of which there are
+// a few, whatever is asked for.
+func TestRequestsAreCounted(t *testing.T) {
+	counted := map[string]int{}
+	all := rules()
+	all.Google = true
+	all.Answered = func(form metadata.Form, result metadata.Result) { counted[string(form)+" "+string(result)]++ }
+	h := metadata.New(all)
+	token := session(t, h)
+	for i, path := range []string{"/v1/tokens/orders", "/v1/tokens/nobody", "/v1/tokens/away", "/v1/session", "/", "/metadata/identity/oauth2/token", "/computeMetadata/v1/instance/service-accounts/orders/token"} {
+		ask(h, http.MethodGet, path, nil, metadata.SessionHeader, token)
+		ask(h, http.MethodGet, fmt.Sprintf("/made/up/%d", i), nil)
+		ask(h, http.MethodGet, path, func(r *http.Request) { r.Host = "evil.example.com" })
+	}
+	want := map[string]int{
+		"session ok": 1, "session method": 1, "session forbidden": 1, "token ok": 1, "token not-found": 1, "token unavailable": 1, "token forbidden": 3,
+		"google forbidden": 2, "other not-found": 9, "other forbidden": 2,
+	}
+	if !maps.Equal(counted, want) {
+		t.Errorf("%v, want %v", counted, want)
 	}
 }
 
