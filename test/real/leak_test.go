@@ -139,6 +139,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	found := places{}
 	w.first(t)
 	issued := w.issueTokens(t)
+	maps.Copy(issued, w.bindTokens(t, issued["the service's token"], found))
 	maps.Copy(issued, w.apiKeyRun(t, found))
 	l := w.fleet(t, 2)
 	a := w.agentApp(t, "agent-0", "rest", "eu", "")
@@ -213,7 +214,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "evidence summary.md", "webhooks of partners", "apikey show"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "evidence summary.md", "webhooks of partners", "apikey show", "the log of the SDK", "what a resource was sent"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0
