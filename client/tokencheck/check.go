@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -58,6 +59,8 @@ type Shown struct {
 	Method, URL string
 	// Certificate is the client's, if the connection has one: TLS has proven its key.
 	Certificate *x509.Certificate
+	// Address is the IP address of whoever shows it, for reports; may be empty.
+	Address string
 }
 
 func bad(why string) error { return fmt.Errorf("%w: %s", ErrRefused, why) }
@@ -71,6 +74,9 @@ func (c *Checker) Request(r *http.Request) (Claims, error) {
 	}
 	scheme, compact, _ := strings.Cut(values[0], " ")
 	shown := Shown{Token: strings.TrimLeft(compact, " "), Proofs: r.Header.Values("DPoP"), Method: r.Method}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		shown.Address = host
+	}
 	switch strings.ToLower(scheme) {
 	case "bearer":
 	case "dpop":
@@ -112,10 +118,11 @@ func cutFold(text, prefix string) (rest string, found bool) {
 // no longer than ctx.
 func (c *Checker) Check(ctx context.Context, shown *Shown) (Claims, error) {
 	claims, err := c.read(ctx, shown.Token)
-	if err != nil {
-		return Claims{}, err
+	if err == nil {
+		err = c.possession(&claims, shown)
 	}
-	if err := c.possession(&claims, shown); err != nil {
+	if err != nil {
+		c.refused(&claims, shown, err)
 		return Claims{}, err
 	}
 	return claims, nil

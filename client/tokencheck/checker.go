@@ -18,6 +18,8 @@ type Checker struct {
 	set    atomic.Pointer[keySet]
 	proofs *dpop.Seen
 	nonces nonces
+	// told are refused tokens that the server is to be told of.
+	told refusals
 
 	mu sync.Mutex
 	// asked is when the last fetch began, asking that it goes on, failure why the last
@@ -52,6 +54,9 @@ func Open(ctx context.Context, config Config) (*Checker, error) {
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel = cancel
 	c.running.Go(func() { c.follow(running) })
+	if config.Report != nil {
+		c.running.Go(func() { c.reportRefusals(running) })
+	}
 	for c.set.Load() == nil {
 		c.mu.Lock()
 		changed, failure := c.changed, c.failure
@@ -72,7 +77,7 @@ func Open(ctx context.Context, config Config) (*Checker, error) {
 	return c, nil
 }
 
-// Close ends the fetches. Afterwards Check uses the last set, until that is too old.
+// Close ends the fetches, and reports what was not reported yet, for two seconds at most. Afterwards Check uses the last set, until that is too old.
 func (c *Checker) Close() {
 	c.cancel()
 	c.running.Wait()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/keyturn/keyturn/client"
 	"github.com/keyturn/keyturn/internal/webtoken"
 )
 
@@ -64,6 +65,13 @@ type Config struct {
 	// MaxProofs is how many proofs are remembered in two minutes, 100,000 when zero;
 	// more are answered with ErrUnsure. Each takes about 60 bytes.
 	MaxProofs int
+	// Report supplies a token of Keyturn, of role verifier and for the signing key, by
+	// which whom this service refuses is reported to the server, whose rules judge it: by
+	// client, address and count, and whether a proof was shown again. Nil: nobody is told.
+	Report client.TokenSource
+	// ReportURL is where, if not below Issuer; ReportEvery how often: 5 s when zero.
+	ReportURL   string
+	ReportEvery time.Duration
 	// RootCAs are the authorities of the server's certificate, CACertFile a PEM file of
 	// them, read once. Neither: the system's.
 	RootCAs    *x509.CertPool
@@ -81,6 +89,7 @@ const (
 	defaultMaxAge = 10 * time.Minute
 	mostMaxAge    = 24 * time.Hour
 	defaultProofs = 100_000
+	defaultReport = 5 * time.Second
 )
 
 // complete fills in what is missing.
@@ -99,6 +108,8 @@ func (c *Config) complete() error {
 		return fmt.Errorf("%w: Skew %v is not between 0 and 1m", ErrConfig, c.Skew)
 	case c.MaxAge < 0 || c.MaxAge > mostMaxAge:
 		return fmt.Errorf("%w: MaxAge %v is not between 0 and %v", ErrConfig, c.MaxAge, mostMaxAge)
+	case c.ReportEvery < 0:
+		return fmt.Errorf("%w: ReportEvery is negative", ErrConfig)
 	case c.MaxProofs < 0:
 		return fmt.Errorf("%w: MaxProofs is negative", ErrConfig)
 	}
@@ -109,6 +120,12 @@ func (c *Config) complete() error {
 		c.KeySet = c.Issuer + "/.well-known/jwks.json"
 	}
 	if err := checkURL("KeySet", c.KeySet); err != nil {
+		return err
+	}
+	if c.ReportURL == "" {
+		c.ReportURL = c.Issuer + reportPath
+	}
+	if err := checkURL("ReportURL", c.ReportURL); err != nil {
 		return err
 	}
 	for _, origin := range c.Origins {
@@ -135,6 +152,9 @@ func (c *Config) complete() error {
 	}
 	if c.MaxProofs == 0 {
 		c.MaxProofs = defaultProofs
+	}
+	if c.ReportEvery == 0 {
+		c.ReportEvery = defaultReport
 	}
 	if c.Now == nil {
 		c.Now = time.Now

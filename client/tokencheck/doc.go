@@ -16,6 +16,9 @@
 //     Config.MaxAge at most; then Check fails with ErrUnsure, which is no refusal.
 //   - An unknown kid makes the set be fetched once, and at most every few seconds,
 //     however many such tokens are shown. It is refused only by a set of that moment.
+//   - With Config.Report the server is told whom this service refuses, for its rules: a
+//     bounded number of clients and addresses, the others in sum, never by holding up a
+//     request. What could not be sent is sent later, while the process lives.
 //   - Input, sets and memory are bounded; no error contains a token or proof.
 //
 // Revocation of single tokens is not known here: tokens live for minutes, and who must

@@ -97,7 +97,7 @@ func (s *Server) brokerRoutes(gate *gate, next http.Handler) http.Handler {
 			_, err := s.bearer(ctx, text, authz.Verify, name)
 			return err
 		},
-		Revoker: s.revoker,
+		Revoker: s.revoker, Reported: s.observeReported,
 		Admit: func(r *http.Request) bool {
 			admitted := limits.of(addressOf(r)).AllowN(s.clock.Now(), 1)
 			if !admitted {

@@ -374,6 +374,45 @@ func TestBoundTokens(t *testing.T) {
 	})
 }
 
+// TestReportsOfVerifiers: what a service that verifies tokens reports of replayed proofs
+// is judged by the rules; who may not verify reports nothing.
+func TestReportsOfVerifiers(t *testing.T) {
+	t.Parallel()
+	w := brokering(t, signingConfig(t.TempDir()), newUpstream(t))
+	w.apply(t, w.root, `{apiVersion: keyturn/v1, kind: Rule, metadata: {name: replays}, spec: {when: 'use.source == "token-verifier" && use.replay && use.known && use.application == "deploy"', then: alert, mode: enforce}}`)
+	report := func(bearer string) int {
+		t.Helper()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.Address()+"/orders"+token.ReportPath,
+			strings.NewReader(`{"refused":[{"client":"deploy","address":"198.51.100.9","count":3,"replay":true},{"address":"198.51.100.9","count":1}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/json")
+		request.Header.Set("Authorization", "Bearer "+bearer)
+		response, err := w.http.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close() // its status is enough
+		return response.StatusCode
+	}
+	for role, want := range map[string]int{"viewer": http.StatusBadRequest, "verifier": http.StatusNoContent} {
+		if status := report(w.token(t, "a-"+role, role, "prod/**")); status != want {
+			t.Errorf("%s: %d, want %d", role, status, want)
+		}
+	}
+	if status := report(w.token(t, "elsewhere", "verifier", "dev/**")); status == http.StatusNoContent {
+		t.Error("a verifier of other keys may report")
+	}
+	until(t, "a finding", func() bool {
+		response, err := w.control(w.root).ListRules(t.Context(), &keyturnv1.ListRulesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.GetRules()[0].GetFindings()["alert"] == 1 && response.GetRules()[0].GetLastVersion() == 1
+	})
+}
+
 // TestClientCredentials: a service with a token of Keyturn gets one for others.
 func TestClientCredentials(t *testing.T) {
 	t.Parallel()

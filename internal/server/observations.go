@@ -5,6 +5,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/apikey"
 	"github.com/keyturn/keyturn/internal/broker"
+	"github.com/keyturn/keyturn/internal/compat/oauth"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/signals"
@@ -19,6 +20,8 @@ const (
 	sourcePresenter = "presenter"
 	// sourceBroker is the token broker.
 	sourceBroker = "broker"
+	// sourceVerifier are services that are shown access tokens, by their own reports.
+	sourceVerifier = "token-verifier"
 )
 
 // observeAPIKeys lets the rules judge who used API keys, or tried to.
@@ -40,6 +43,20 @@ func (s *Server) observeRefused(r broker.Refusal) {
 		Key: r.Key, Source: sourceBroker, Application: r.Client, Address: r.Address, Count: 1, Refused: true, Identified: r.Client != "",
 		Replay: policy.Truth(r.Replay), At: s.clock.Now(),
 	})
+}
+
+// observeReported lets the rules judge whom services refused that were shown access
+// tokens.
+func (s *Server) observeReported(name key.Name, list []oauth.Reported) {
+	observations := make([]engine.Observation, 0, len(list))
+	for i := range list {
+		r := &list[i]
+		observations = append(observations, engine.Observation{
+			Key: name, Source: sourceVerifier, Application: r.Client, Address: r.Address, Count: r.Count, Refused: true, Identified: r.Client != "",
+			Replay: policy.Truth(r.Replay), At: s.clock.Now(),
+		})
+	}
+	s.engine.Observe(observations...)
 }
 
 // sampled counts what a presenter reports, and lets the rules judge it: who was let

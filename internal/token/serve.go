@@ -149,6 +149,7 @@ const (
 	TokenPath      = "/oauth/token" //nolint:gosec // a path
 	IntrospectPath = "/oauth/introspect"
 	RevokePath     = "/oauth/revoke"
+	ReportPath     = "/oauth/report"
 )
 
 // issuerOf is whose issuer has a path; until is when it is over, zero: never.

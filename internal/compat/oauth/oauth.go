@@ -46,6 +46,9 @@ type Config struct {
 	// many bad credentials; Refused is told of each.
 	Admit, Blocked func(r *http.Request) bool
 	Refused        func(r *http.Request)
+	// Reported hears whom a service refused that was shown tokens of a key; it must not
+	// block.
+	Reported func(name key.Name, list []Reported)
 }
 
 // Handler answers.
@@ -56,7 +59,8 @@ func New(config Config) *Handler { return &Handler{config} }
 
 // Is reports whether a path could be one that a Handler answers.
 func Is(path string) bool {
-	return strings.HasSuffix(path, token.TokenPath) || strings.HasSuffix(path, token.IntrospectPath) || strings.HasSuffix(path, token.RevokePath)
+	return strings.HasSuffix(path, token.TokenPath) || strings.HasSuffix(path, token.IntrospectPath) || strings.HasSuffix(path, token.RevokePath) ||
+		strings.HasSuffix(path, token.ReportPath)
 }
 
 const (
@@ -100,6 +104,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		serve = h.revoke
 		path, found = strings.CutSuffix(r.URL.Path, token.RevokePath)
 	}
+	reports := false
+	if !found {
+		path, reports = strings.CutSuffix(r.URL.Path, token.ReportPath)
+		found = reports
+	}
 	name, issuer, err := h.config.Issuers.Issuer(path)
 	if !found || err != nil {
 		refuse(w, &problem{http.StatusNotFound, "invalid_request", "there is nothing here"})
@@ -115,6 +124,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !h.config.Admit(r):
 		header.Set("Retry-After", "1")
 		refuse(w, &problem{http.StatusTooManyRequests, "temporarily_unavailable", "too many requests; keep tokens as long as they live"})
+	case reports:
+		if err := h.report(w, r, name); err != nil {
+			h.fail(w, r, err)
+		}
 	default:
 		form, err := read(w, r)
 		if err == nil {

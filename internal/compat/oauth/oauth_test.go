@@ -36,6 +36,7 @@ type fake struct {
 	refused  int
 	fails    error
 	bound    bool
+	reported []oauth.Reported
 }
 
 func (f *fake) Give(_ context.Context, request *broker.Request) (broker.Issued, error) {
@@ -84,7 +85,7 @@ func (f *fake) Issuer(path string) (key.Name, string, error) {
 
 func (f *fake) handler() *oauth.Handler {
 	return oauth.New(oauth.Config{
-		Broker: f, Issuers: f,
+		Broker: f, Issuers: f, Reported: func(_ key.Name, list []oauth.Reported) { f.reported = list },
 		Inspector: func(_ context.Context, bearer secret.Value, _ key.Name) error {
 			if bearer.RevealString() != "verifier" {
 				return broker.ErrClient
