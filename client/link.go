@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,11 @@ const (
 	// strikesToFallBack is how many failures in a row make a party try the next
 	// mode. It does so only if a poll gets through: otherwise the server is down.
 	strikesToFallBack = 3
+	// homeAfter is after how long on average a party that had to leave a server goes
+	// back: else one that was restarted stays empty, and the others full.
+	homeAfter = 30 * time.Minute
+	// homeLate is how long it has to answer.
+	homeLate = 10 * time.Second
 	// refreshEvery is the least time between two polls that the party asks for itself.
 	refreshEvery = time.Second
 )
@@ -94,6 +100,11 @@ func (l *link) run(ctx context.Context) {
 		if err == nil {
 			continue
 		}
+		if errors.Is(err, errHome) {
+			l.wire.renew()
+			l.wire.nodes().goHome()
+			continue
+		}
 		var stops *stopsError
 		if errors.As(err, &stops) {
 			l.stayAway(ctx, stops.within)
@@ -126,6 +137,9 @@ func (l *link) run(ctx context.Context) {
 		_ = sleep(ctx, wait)
 	}
 }
+
+// errHome is why a stream ended whose party goes back to the server that it left.
+var errHome = errors.New("the server that was left serves again")
 
 // stopsError is why a stream ended whose server stops in good order.
 type stopsError struct{ within time.Duration }
@@ -219,6 +233,9 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 	soon, began := firstAnswerSoon+l.crowded(), time.Now()
 	watchdog := time.NewTimer(soon)
 	defer watchdog.Stop()
+	homeward := time.NewTimer(around(homeAfter, l.random()))
+	defer homeward.Stop()
+	ready := make(chan error, 1)
 	if l.patient() {
 		watchdog.Reset(connectLate)
 	}
@@ -283,10 +300,27 @@ func (l *link) serveStream(ctx context.Context, connected <-chan time.Duration, 
 			}
 			probed = true
 			watchdog.Reset(firstAnswerLate - firstAnswerSoon)
+		case <-homeward.C:
+			homeward.Reset(around(homeAfter, l.random()))
+			if home := l.wire.nodes().home(); home != nil && l.answers > 0 {
+				go func() { ready <- l.isReady(ctx, home) }()
+			}
+		case err := <-ready:
+			if err == nil {
+				return errHome
+			}
+			l.cfg.Logger.DebugContext(ctx, "the server that was left does not serve yet", "error", err)
 		case <-l.refreshDue():
 			l.refreshNow(ctx)
 		}
 	}
+}
+
+// isReady asks a server before the one that serves is left for it.
+func (l *link) isReady(ctx context.Context, server *url.URL) error {
+	ctx, cancel := context.WithTimeout(ctx, homeLate)
+	defer cancel()
+	return l.wire.ready(ctx, server)
 }
 
 // crowded is how much longer than usual a server may take to connect: those who were

@@ -15,7 +15,7 @@ const maxServers = 16
 // servers are the nodes that a client may speak to. They are equal: it stays with
 // one as long as that one answers, and goes to the next when it does not. Each
 // client has an order of its own, so that those of a node that died spread over
-// all that are left.
+// all that are left. The first of it is its home, to which it returns.
 type servers struct {
 	first *url.URL
 
@@ -55,6 +55,23 @@ func (s *servers) leave(from *url.URL) {
 	if s.list[s.at] == from {
 		s.at = (s.at + 1) % len(s.list)
 	}
+}
+
+// home is the server to return to; nil while the client is there.
+func (s *servers) home() *url.URL {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at == 0 {
+		return nil
+	}
+	return s.list[0]
+}
+
+// goHome makes it the present one.
+func (s *servers) goHome() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = 0
 }
 
 // address makes a request, which was written for the first address, one to a server.

@@ -90,6 +90,51 @@ func TestGoesToAnotherServer(t *testing.T) {
 	})
 }
 
+// TestGoesHome: clients return to a server that was away, each at a time of its own,
+// and nobody hears of it. Those whose own server never answers stay where they are.
+func TestGoesHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		list, config := several(t, 2)
+		for _, srv := range list {
+			srv.Set(clienttest.Login(orders, "orders_a", "pw-1"))
+		}
+		const clients = 60
+		list[0].Stop()
+		var parties []*party
+		for i := range clients {
+			parties = append(parties, watch(t, config(i), nil, client.Known{Key: orders}))
+		}
+		for _, p := range parties {
+			p.next(time.Minute)
+		}
+		list[0].Start()
+		<-time.NewTimer(14 * time.Minute).C
+		if n := list[0].Streams(); n > 0 {
+			t.Errorf("%d are back soon after", n)
+		}
+		told := 0
+		for _, p := range parties {
+			told += len(p.told())
+		}
+		<-time.NewTimer(11 * time.Minute).C
+		some := list[0].Streams()
+		<-time.NewTimer(25 * time.Minute).C
+		all := list[0].Streams()
+		if some == 0 || all <= some || all < clients/6 || all > clients/2 {
+			t.Errorf("%d are back in the middle, %d in the end", some, all)
+		}
+		if n := list[1].Streams(); n+all != clients {
+			t.Errorf("%d and %d streams", all, n)
+		}
+		for _, p := range parties {
+			told -= len(p.told())
+		}
+		if told != 0 {
+			t.Errorf("users heard of it %d times", -told)
+		}
+	})
+}
+
 // TestBusyServerIsNotLeft: of several servers one that takes connections in good
 // time and is slow to answer is busy. Its parties wait: going round would give the
 // others as much to do.

@@ -56,6 +56,8 @@ func (f *flaky) patience(time.Duration) {}
 
 func (f *flaky) nodes() *servers { return oneServer() }
 
+func (f *flaky) ready(context.Context, *url.URL) error { return errors.New("there is one server only") }
+
 func (f *flaky) set(up bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -333,6 +335,8 @@ func (m *mute) watch(ctx context.Context, _ *keyturnv1.WatchRequest) (stream, er
 func (m *mute) renew() { m.renewed++ } // by the link's goroutine only
 
 func (m *mute) nodes() *servers { return oneServer() }
+
+func (m *mute) ready(context.Context, *url.URL) error { return errors.New("there is one server only") }
 
 func oneServer() *servers {
 	only := &url.URL{Scheme: "https", Host: "localhost"}

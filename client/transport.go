@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -38,6 +39,8 @@ type transport interface {
 	patience(d time.Duration)
 	// nodes are the servers that requests go to.
 	nodes() *servers
+	// ready asks a server whether it serves.
+	ready(ctx context.Context, server *url.URL) error
 }
 
 // stream is an open Watch.
@@ -187,6 +190,23 @@ func (w *wire) patience(d time.Duration) {
 
 func (w *wire) nodes() *servers { return w.http.servers }
 
+func (w *wire) ready(ctx context.Context, server *url.URL) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.JoinPath("readyz").String(), http.NoBody)
+	if err != nil {
+		return err
+	}
+	resp, err := w.http.send(req)
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	// What stands before the servers may not pass the path on.
+	if resp.StatusCode >= http.StatusInternalServerError {
+		return fmt.Errorf("%s answers %s", req.URL, resp.Status)
+	}
+	return nil
+}
+
 type wireStream struct {
 	s *connect.ServerStreamForClient[keyturnv1.WatchResponse]
 	// leave goes to another server; ctx is that of the stream.
@@ -269,13 +289,7 @@ func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
 	}
 	to := rt.servers.current()
 	rt.servers.address(req, to)
-	var resp *http.Response
-	var err error
-	if rt.fixed != nil {
-		resp, err = rt.fixed.Do(req)
-	} else {
-		resp, err = rt.current.Load().RoundTrip(req)
-	}
+	resp, err := rt.send(req)
 	if err != nil {
 		if rt.lost(req.Context()) {
 			rt.servers.leave(to)
@@ -287,6 +301,13 @@ func (rt *roundTripper) Do(req *http.Request) (*http.Response, error) {
 		rt.servers.leave(to)
 	}
 	return rt.checkBusy(req, resp)
+}
+
+func (rt *roundTripper) send(req *http.Request) (*http.Response, error) {
+	if rt.fixed != nil {
+		return rt.fixed.Do(req)
+	}
+	return rt.current.Load().RoundTrip(req)
 }
 
 // checkBusy turns the "come back later" of a proxy into an error that keeps the
