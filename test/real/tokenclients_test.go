@@ -273,6 +273,7 @@ func TestTokenClients(t *testing.T) {
 		t.Run("outage", w.ridesOutAnOutage)
 		t.Run("exchange", w.exchanges)
 		t.Run("certificate", w.byCertificate)
+		t.Run("thief", w.reportsAThief)
 		t.Run("agent", w.agentGivesTokens)
 	})
 }
@@ -361,6 +362,56 @@ func (w *tokenWorld) exchanges(t *testing.T) {
 	if _, err := plain.Token(t.Context()); !errors.As(err, &refusal) || refusal.Code != "invalid_request" || !strings.Contains(refusal.Description, "proof") {
 		t.Errorf("unbound: %v", err)
 	}
+}
+
+// copying keeps the header of the last request.
+type copying struct {
+	next http.RoundTripper
+	last *http.Header
+}
+
+func (c copying) RoundTrip(r *http.Request) (*http.Response, error) {
+	*c.last = r.Header.Clone()
+	return c.next.RoundTrip(r)
+}
+
+// reportsAThief: a token that is bound to a key is copied with its proof, and both are
+// shown again. The service refuses them, and a rule of the server finds it.
+func (w *tokenWorld) reportsAThief(t *testing.T) {
+	t.Parallel()
+	made, err := w.control.CreateToken(t.Context(), &keyturnv1.CreateTokenRequest{Name: "orders-api", Role: "verifier", Keys: []string{"prod/**"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.apply(t, `{apiVersion: keyturn/v1, kind: Rule, metadata: {name: thief}, spec: {when: 'use.source == "token-verifier" && use.replay && use.application == "jobs"', then: alert, mode: enforce}}`)
+	api := w.service(t, w.address(), w.roots, func(c *tokencheck.Config) {
+		c.Report, c.ReportEvery = client.StaticToken(secret.NewString(made.GetToken())), 200*time.Millisecond
+	})
+	source := w.source(t, tokensource.Config{Subject: client.TokenFile(w.job), DPoP: true})
+	var copied http.Header
+	through, err := source.Transport(copying{api.Client().Transport, &copied}, strings.TrimPrefix(api.URL, "https://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _, err := get(t.Context(), &http.Client{Transport: through}, api.URL); err != nil || status != http.StatusOK {
+		t.Fatal(status, err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, api.URL, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = copied
+	response, err := api.Client().Do(r)
+	if err != nil || response.Body.Close() != nil || response.StatusCode != http.StatusUnauthorized {
+		t.Fatalf("the replay: %v, %v", response, err)
+	}
+	eventually(t, "a rule finds the thief", func() bool {
+		listed, err := w.control.ListRules(t.Context(), &keyturnv1.ListRulesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return listed.GetRules()[0].GetFindings()["alert"] == 1
+	})
 }
 
 // byCertificate: a token that is bound to a client certificate (RFC 8705).
