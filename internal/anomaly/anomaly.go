@@ -150,6 +150,7 @@ type RuleSeen struct {
 type Fired struct {
 	Version key.Version `json:"version"`
 	At      time.Time   `json:"at"`
+	Force   Force       `json:"force,omitempty"`
 }
 
 // Verdict is what a rule says of a use.
@@ -184,7 +185,11 @@ func (v Verdict) String() string {
 	if v.Use.Refused {
 		refused = ", refused"
 	}
-	said := fmt.Sprintf("rule %s: %d uses of %v within %s, at last by %s%s (%s%s)", v.Rule, v.Uses, v.Use.Version, v.Spec.Window, who, where, v.Use.Source, refused)
+	uses := fmt.Sprintf("%d uses", v.Uses)
+	if v.Uses == 1 {
+		uses = "1 use"
+	}
+	said := fmt.Sprintf("rule %s: %s of %v within %s, at last by %s%s (%s%s)", v.Rule, uses, v.Use.Version, v.Spec.Window, who, where, v.Use.Source, refused)
 	if v.Repeated {
 		said += ", which was told of before and is confirmed by nobody"
 	}
@@ -322,9 +327,9 @@ func (m *Memory) judge(rule *policy.CompiledRule, k policy.KeyInfo, u *Use) (Ver
 		fires = seen.remind(u.At)
 	default:
 		if !u.Refused { // what was refused teaches nothing, nothing of it need be doubted
-			m.doubt(&seen, why, u, spec.Confirm.Std())
+			m.doubt(&seen, why, u, &spec)
 		}
-		fires = seen.fresh(u.Version, u.At, max(Again, spec.Window.Std()))
+		fires = seen.fresh(u.Version, u.At, max(Again, spec.Window.Std()), forceOf(&spec))
 	}
 	if fires && why.news() {
 		seen.Told = u.At
@@ -334,7 +339,7 @@ func (m *Memory) judge(rule *policy.CompiledRule, k policy.KeyInfo, u *Use) (Ver
 }
 
 // doubt has a rule doubt what was new.
-func (m *Memory) doubt(seen *RuleSeen, why cause, u *Use, keep time.Duration) {
+func (m *Memory) doubt(seen *RuleSeen, why cause, u *Use, spec *policy.RuleSpec) {
 	first := func(list []Seen, name string) time.Time {
 		if i := slices.IndexFunc(list, func(s Seen) bool { return s.Name == name && s.Source == u.Source }); i >= 0 {
 			return list[i].First
@@ -342,10 +347,10 @@ func (m *Memory) doubt(seen *RuleSeen, why cause, u *Use, keep time.Duration) {
 		return u.At
 	}
 	if network := Network(u.Address); why.network {
-		seen.doubt(KindNetwork, u, network, first(m.Networks, network), m.Since, keep)
+		seen.doubt(KindNetwork, u, network, first(m.Networks, network), m.Since, spec)
 	}
 	if why.application {
-		seen.doubt(KindApplication, u, u.Application, first(m.Applications, u.Application), m.Since, keep)
+		seen.doubt(KindApplication, u, u.Application, first(m.Applications, u.Application), m.Since, spec)
 	}
 }
 
@@ -382,12 +387,14 @@ func (m *Memory) variable(u *Use, spec *policy.RuleSpec, seen *RuleSeen) variabl
 	switch {
 	case out.NewNetwork == policy.Yes && out.Roaming:
 		out.NewNetwork = policy.No // to meet new networks is what this key does
-	case out.NewNetwork == policy.No && !out.Roaming && seen.doubts(KindNetwork, u.Source, out.Network):
-		out.NewNetwork, out.networkDoubted = policy.Yes, true
+	case out.NewNetwork == policy.No && !out.Roaming:
+		if is, done := seen.doubts(KindNetwork, u.Source, out.Network, forceOf(spec)); is {
+			out.NewNetwork, out.networkDoubted = policy.Yes, done
+		}
 	}
 	out.NewApplication = m.isNew(m.Applications, u.Source, u.Application, u.At, begin, spec.Learn.Std())
-	if out.NewApplication == policy.No && seen.doubts(KindApplication, u.Source, u.Application) {
-		out.NewApplication, out.applicationDoubted = policy.Yes, true
+	if is, done := seen.doubts(KindApplication, u.Source, u.Application, forceOf(spec)); is && out.NewApplication == policy.No {
+		out.NewApplication, out.applicationDoubted = policy.Yes, done
 	}
 	networks := map[string]bool{}
 	for i := range m.Recent {

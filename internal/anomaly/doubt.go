@@ -37,11 +37,39 @@ type Doubt struct {
 	// First is when it was met.
 	First time.Time `json:"first"`
 	Until time.Time `json:"until"`
+	// Force is what followed.
+	Force Force `json:"force,omitempty"`
 }
 
-// doubts reports whether the rule doubts something.
-func (s *RuleSeen) doubts(kind Kind, source, name string) bool {
-	return name != "" && slices.ContainsFunc(s.Doubts, func(d Doubt) bool { return d.Kind == kind && d.Source == source && d.Name == name })
+// Force is how much follows when a rule fires: 0 in a dry run, 1 for an alert, 2 for an
+// emergency, 3 for one that contains first. What was found with less is found again.
+type Force int
+
+func forceOf(spec *policy.RuleSpec) Force {
+	switch {
+	case spec.Mode == policy.ModeDryRun:
+		return 0
+	case spec.Then == policy.ReactAlert:
+		return 1
+	case spec.Then == policy.ReactSuspend, spec.Strategy == policy.ContainFirst:
+		return 3
+	}
+	return 2
+}
+
+// doubted returns the place of a doubt in the list; -1 if there is none.
+func (s *RuleSeen) doubted(kind Kind, source, name string) int {
+	return slices.IndexFunc(s.Doubts, func(d Doubt) bool { return d.Kind == kind && d.Source == source && d.Name == name })
+}
+
+// doubts reports whether the rule doubts something, and whether as much as now follows
+// has followed already.
+func (s *RuleSeen) doubts(kind Kind, source, name string, force Force) (is, done bool) {
+	i := s.doubted(kind, source, name)
+	if name == "" || i < 0 {
+		return false, false
+	}
+	return true, s.Doubts[i].Force >= force
 }
 
 // settle drops what was doubted for long enough, and reports whether anything did.
@@ -67,14 +95,21 @@ func (s *RuleSeen) undoubt(d *Doubt) bool {
 
 // doubt notes what was new about a use and made the rule fire. since is when the key
 // was seen first: networks of its first day do not count as new ones, nor as doubted.
-func (s *RuleSeen) doubt(kind Kind, u *Use, name string, first, since time.Time, keep time.Duration) {
-	if keep <= 0 || name == "" || s.doubts(kind, u.Source, name) {
+func (s *RuleSeen) doubt(kind Kind, u *Use, name string, first, since time.Time, spec *policy.RuleSpec) {
+	keep, force := spec.Confirm.Std(), forceOf(spec)
+	if keep <= 0 || name == "" {
+		return
+	}
+	if i := s.doubted(kind, u.Source, name); i >= 0 {
+		if d := &s.Doubts[i]; d.Force < force {
+			d.Force, d.Until = force, u.At.Add(keep)
+		}
 		return
 	}
 	if kind == KindNetwork && first.Sub(since) >= firstDay {
 		s.Doubted = countNew(s.Doubted, first, 1, maxConfirm+roamWithin)
 	}
-	s.Doubts = append(s.Doubts, Doubt{Kind: kind, Source: u.Source, Name: name, First: first, Until: u.At.Add(keep)})
+	s.Doubts = append(s.Doubts, Doubt{Kind: kind, Source: u.Source, Name: name, First: first, Until: u.At.Add(keep), Force: force})
 	s.Doubts = s.Doubts[max(0, len(s.Doubts)-MaxDoubts):]
 }
 
@@ -226,12 +261,13 @@ func (m *Memory) Roams(rule string, confirm time.Duration, at time.Time) bool {
 func (s *RuleSeen) remind(at time.Time) bool { return at.Sub(s.Told) >= Reminds }
 
 // fresh reports whether a rule may fire for a version now, and notes that it does.
-func (s *RuleSeen) fresh(v key.Version, at time.Time, again time.Duration) bool {
+func (s *RuleSeen) fresh(v key.Version, at time.Time, again time.Duration, force Force) bool {
 	s.Fired = slices.DeleteFunc(s.Fired, func(f Fired) bool { return at.Sub(f.At) >= again })
-	if slices.ContainsFunc(s.Fired, func(f Fired) bool { return f.Version == v }) {
+	if slices.ContainsFunc(s.Fired, func(f Fired) bool { return f.Version == v && f.Force >= force }) {
 		return false
 	}
-	s.Fired = append(s.Fired, Fired{Version: v, At: at})
+	s.Fired = slices.DeleteFunc(s.Fired, func(f Fired) bool { return f.Version == v })
+	s.Fired = append(s.Fired, Fired{Version: v, At: at, Force: force})
 	s.Fired = s.Fired[max(0, len(s.Fired)-MaxFired):]
 	return true
 }

@@ -143,3 +143,33 @@ func TestDoubtIsOfWhatIsNew(t *testing.T) {
 		t.Errorf("two hours later: %s", told(verdicts))
 	}
 }
+
+// TestMoreFollows: a rule that noted something in a dry run, or told of it, fires on
+// the same again once more is to follow, at once and for what it doubts; not for less.
+func TestMoreFollows(t *testing.T) {
+	uses := append(quiet(), use(8*day, "203.0.113.9"))
+	var m anomaly.Memory
+	at := 8 * day
+	for i, step := range []struct {
+		rule  string
+		fires bool
+	}{
+		{`{when: use.newNetwork, then: emergency}`, true}, // a dry run
+		{`{when: use.newNetwork, then: alert}`, false},
+		{`{when: use.newNetwork, then: alert, mode: enforce}`, true},
+		{`{when: use.newNetwork, then: alert, mode: enforce}`, false},
+		{`{when: use.newNetwork, then: emergency, mode: enforce}`, true},
+		{`{when: use.newNetwork, then: alert, mode: enforce}`, false},
+		{`{when: use.newNetwork, then: suspend, mode: enforce}`, true},
+		{`{when: use.newNetwork, then: suspend, mode: enforce}`, false},
+		{`{when: use.newNetwork, then: emergency}`, false},
+	} {
+		var verdicts []anomaly.Verdict
+		m, verdicts = anomaly.Fold(m, rules(t, step.rule), orders, uses)
+		if (len(verdicts) == 1) != step.fires || step.fires && verdicts[0].Repeated {
+			t.Errorf("step %d, %s: %s", i, step.rule, told(verdicts))
+		}
+		at += 20 * time.Minute // longer than the window, shorter than the hour
+		uses = []anomaly.Use{use(at, "203.0.113.9")}
+	}
+}

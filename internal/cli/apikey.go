@@ -319,6 +319,7 @@ type keyState struct {
 	Waiting   []string `json:"waiting,omitempty"`
 	Rotation  string   `json:"rotation,omitempty"`
 	Phase     string   `json:"phase,omitempty"`
+	Emergency bool     `json:"emergency,omitempty"`
 	Hold      string   `json:"hold,omitempty"`
 	Versions  []keyUse `json:"versions"`
 }
@@ -360,7 +361,7 @@ func (a *app) keyState(ctx context.Context, name string) (*keyState, error) {
 			return nil, err
 		}
 		r := detail.GetRotation()
-		s.Rotation, s.Phase, s.Hold = r.GetId(), r.GetPhase(), r.GetHold().GetMessage()
+		s.Rotation, s.Phase, s.Hold, s.Emergency = r.GetId(), r.GetPhase(), r.GetHold().GetMessage(), r.GetKind() == "emergency"
 		if r.GetFrom() != 0 && r.GetTo() != 0 {
 			s.Successor = r.GetTo()
 		}
@@ -420,6 +421,8 @@ func (s *keyState) toDo() string {
 		return "no version yet: keyturn apikey issue " + s.Key
 	case s.Phase == rotation.Presenting.String() && s.Successor != 0:
 		return fmt.Sprintf("the client is to fetch v%d, take it into use, and show it once; v%d stays good until then", s.Successor, s.Current)
+	case s.Phase == rotation.Draining.String() && s.Emergency:
+		return "the old version is compromised: it is refused when nobody uses it, or the emergency's grace is over; keyturn rotation show " + shortID(s.Rotation) + " says when"
 	case s.Phase == rotation.Draining.String():
 		return "the old version is refused when nobody uses it any more; keyturn rotation show " + shortID(s.Rotation) + " names who does"
 	}

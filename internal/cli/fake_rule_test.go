@@ -39,7 +39,7 @@ func (f *fake) ListRules(context.Context, *keyturnv1.ListRulesRequest) (*keyturn
 	return &keyturnv1.ListRulesResponse{Rules: []*keyturnv1.Rule{
 		{
 			Name: "elsewhere", When: "use.newNetwork", Then: "emergency", Mode: "enforce", Findings: map[string]uint64{"emergency": 1, "limit": 2},
-			FindingsSince: at(-600), LastAt: at(-90), LastResult: "limit", LastKey: "prod/orders/db", LastVersion: 2, LastMessage: "rule elsewhere: 1 uses",
+			FindingsSince: at(-600), LastAt: at(-90), LastResult: "limit", LastKey: "prod/orders/db", LastVersion: 2, LastMessage: "rule elsewhere: 1 use",
 		},
 		{Name: "noted", When: "use.rate > 100.0", Then: "alert", Mode: "dry-run"},
 	}}, nil
@@ -60,7 +60,7 @@ func (f *fake) GetLearned(_ context.Context, request *keyturnv1.GetLearnedReques
 		},
 		Rules: []*keyturnv1.LearnedRule{
 			{Name: "elsewhere", Doubts: []*keyturnv1.Doubt{{Kind: "network", Source: "api-key", Name: "203.0.113.0/24", First: at(-60), Until: at(10020)}}},
-			{Name: "noted", Roaming: true},
+			{Name: "noted", Roaming: true, LearnsUntil: at(120)},
 		},
 	}, nil
 }

@@ -51,6 +51,11 @@ func (a *app) learned(w io.Writer, learned *keyturnv1.GetLearnedResponse) {
 	for _, source := range slices.Sorted(maps.Keys(learned.GetSources())) {
 		fmt.Fprintf(w, "%s tells since %s\n", clean(source), a.since(learned.GetSources()[source]))
 	}
+	for _, r := range learned.GetRules() {
+		if r.GetLearnsUntil() != nil {
+			fmt.Fprintf(w, "rule %s learns until %s: nothing is new to it before\n", clean(r.GetName()), a.since(r.GetLearnsUntil()))
+		}
+	}
 	switch {
 	case learned.GetRoaming():
 		fmt.Fprintln(w, "new networks are usual for it: use.newNetwork is false")

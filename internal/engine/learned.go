@@ -26,7 +26,7 @@ type Learned struct {
 	More int
 	// Roaming: new networks are usual for the key, to rules that never fired.
 	Roaming bool
-	// Rules are those that remember anything of the key, by name.
+	// Rules are those that watch the key, by name.
 	Rules []LearnedRule
 }
 
@@ -35,12 +35,16 @@ type LearnedRule struct {
 	Name    string
 	Roaming bool
 	Doubts  []anomaly.Doubt
+	// LearnsUntil is when something can be new to the rule first, if that is to come;
+	// zero also for a rule that asks for nothing new.
+	LearnsUntil time.Time
 }
 
 // Learned returns what rules know of the use of a key.
 func (e *Engine) Learned(ctx context.Context, name key.Name) (learned Learned, err error) {
 	err = e.store.View(ctx, func(tx store.Tx) error {
-		if _, _, _, err := e.readKey(ctx, tx, name); err != nil {
+		_, k, _, err := e.readKey(ctx, tx, name)
+		if err != nil {
 			return err
 		}
 		c := &change{e: e, ctx: ctx, tx: tx, now: e.now()}
@@ -61,10 +65,17 @@ func (e *Engine) Learned(ctx context.Context, name key.Name) (learned Learned, e
 			return err
 		}
 		for _, rule := range rules {
-			if _, remembers := m.Rules[rule.Name()]; remembers {
-				roams := m.Roams(rule.Name(), rule.Spec().Confirm.Std(), c.now)
-				learned.Rules = append(learned.Rules, LearnedRule{Name: rule.Name(), Roaming: roams, Doubts: m.Doubts(rule.Name(), c.now)})
+			if is, err := rule.Watches(k.Info()); err != nil || !is {
+				continue // one that cannot tell has paged
 			}
+			spec := rule.Spec()
+			one := LearnedRule{Name: rule.Name(), Roaming: m.Roams(rule.Name(), spec.Confirm.Std(), c.now), Doubts: m.Doubts(rule.Name(), c.now)}
+			for _, since := range m.Sources {
+				if until := since.Add(spec.Learn.Std()); asksForNews(&spec) && until.After(c.now) && until.After(one.LearnsUntil) {
+					one.LearnsUntil = until
+				}
+			}
+			learned.Rules = append(learned.Rules, one)
 		}
 		return nil
 	})
@@ -81,7 +92,7 @@ type RelearnRequest struct {
 }
 
 // maxToldNames bounds the names in the audit entry of a Relearn.
-const maxToldNames = 20
+const maxToldNames = 10
 
 // Relearn accepts what rules doubt of a key, or forgets what they know, and returns
 // the names of what that was, sorted. Its error wraps ErrNotFound when there is none.
@@ -120,11 +131,15 @@ func (e *Engine) Relearn(ctx context.Context, actor audit.Actor, request Relearn
 		if _, err := c.tx.Docs.Put(c.ctx, doc); err != nil {
 			return err
 		}
-		detail := map[string]string{"names": strings.Join(names[:min(len(names), maxToldNames)], " "), "count": fmt.Sprint(len(names))}
+		told := strings.Join(names[:min(len(names), maxToldNames)], " ")
+		if more := len(names) - maxToldNames; more > 0 {
+			told += fmt.Sprintf(" and %d more", more)
+		}
+		detail := map[string]string{}
 		if request.Which.Roaming || request.Forget && request.Which.All {
 			detail["roaming"] = "forgotten"
 		}
-		c.audit(audit.Entry{Action: action, Key: request.Key, Reason: request.Reason, Detail: nonEmpty(detail)})
+		c.audit(audit.Entry{Action: action, Target: told, Key: request.Key, Reason: request.Reason, Detail: nonEmpty(detail)})
 		return nil
 	})
 	return names, err

@@ -23,6 +23,10 @@ func TestFoundIsNotLearnt(t *testing.T) {
 		t.Fatalf("before any use: %+v, %v", learned, err)
 	}
 	w.judge(t, w.used("a", 1, "10.0.0.1"))
+	learned, err := w.Learned(t.Context(), "a")
+	if err != nil || len(learned.Rules) != 1 || !learned.Rules[0].LearnsUntil.After(w.config.Now()) {
+		t.Fatalf("while it learns: %+v, %v", learned, err)
+	}
 	w.jump(2 * time.Hour)
 	w.judge(t, w.used("a", 1, "192.0.2.1"))
 	w.through(t, w.rotations(t, "a")[0].ID)
@@ -34,8 +38,8 @@ func TestFoundIsNotLearnt(t *testing.T) {
 	if got := w.found(t); !slices.Equal(got, want) {
 		t.Fatalf("got %q, want %q", got, want)
 	}
-	learned, err := w.Learned(t.Context(), "a")
-	if err != nil || len(learned.Networks) != 2 || learned.Networks[0].Name != "192.0.2.0/24" || len(learned.Rules) != 1 || learned.Roaming {
+	learned, err = w.Learned(t.Context(), "a")
+	if err != nil || !learned.Rules[0].LearnsUntil.IsZero() || len(learned.Networks) != 2 || learned.Networks[0].Name != "192.0.2.0/24" || len(learned.Rules) != 1 || learned.Roaming {
 		t.Fatalf("%+v, %v", learned, err)
 	}
 	if d := learned.Rules[0].Doubts; len(d) != 1 || d[0].Name != "192.0.2.0/24" || d[0].Kind != anomaly.KindNetwork || d[0].Source != "api-key" {
@@ -65,7 +69,7 @@ func TestFoundIsNotLearnt(t *testing.T) {
 	var actions []string
 	for _, entry := range w.log(t) {
 		if entry.Action == "learned.accepted" || entry.Action == "learned.forgotten" {
-			actions = append(actions, string(entry.Action)+" "+entry.Actor.ID+" "+entry.Detail["names"]+" "+entry.Reason)
+			actions = append(actions, string(entry.Action)+" "+entry.Actor.ID+" "+entry.Target+" "+entry.Reason)
 		}
 	}
 	if want := []string{"learned.accepted alice 192.0.2.0/24 new office", "learned.forgotten alice 192.0.2.0/24 "}; !slices.Equal(actions, want) {

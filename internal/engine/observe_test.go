@@ -79,7 +79,7 @@ func TestRuleDeclaresEmergency(t *testing.T) {
 	for _, p := range result.Problems {
 		told += p.Error() + "\n"
 	}
-	if !strings.Contains(told, "would have found 1 anomalies") || !strings.Contains(told, "key b: rule elsewhere: 1 uses of v1 within 5m, at last by shop at 192.0.2.7") {
+	if !strings.Contains(told, "would have found 1 anomaly") || !strings.Contains(told, "key b: rule elsewhere: 1 use of v1 within 5m, at last by shop at 192.0.2.7") {
 		t.Errorf("the dry run says:\n%s", told)
 	}
 	if len(w.found(t)) != 0 || len(w.rotations(t, "b")) != 1 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/anomaly"
@@ -91,7 +92,7 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 	}
 	found := map[string][]string{}
 	counts := map[string]int{}
-	keys := 0
+	keys, oldest := 0, c.now
 	err = eachKeyDoc(c.ctx, c.tx, func(doc store.Doc) error {
 		if !request.allows(key.Name(doc.Name)) {
 			return nil
@@ -106,6 +107,9 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 		uses, err := c.past(k.Metadata.Name)
 		if err != nil {
 			return err
+		}
+		if len(uses) > 0 && uses[0].At.Before(oldest) {
+			oldest = uses[0].At
 		}
 		_, verdicts := anomaly.Fold(anomaly.Memory{}, rules, k.Info(), uses)
 		for _, v := range verdicts {
@@ -127,7 +131,14 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 		if request.PastSince.After(c.now.Add(-usesKept)) {
 			over = "since " + request.PastSince.UTC().Format(time.RFC3339)
 		}
-		message := fmt.Sprintf("rule %s would have found %d anomalies %s", name, counts[name], over)
+		anomalies := fmt.Sprintf("%d anomalies", counts[name])
+		if counts[name] == 1 {
+			anomalies = "1 anomaly"
+		}
+		message := fmt.Sprintf("rule %s would have found %s %s", name, anomalies, over)
+		if spec := rule.Spec(); counts[name] == 0 && asksForNews(&spec) && oldest.Add(spec.Learn.Std()).After(c.now) {
+			message += fmt.Sprintf("; it learns for %s, and no use is recorded from before %s", spec.Learn, oldest.UTC().Format(time.RFC3339))
+		}
 		if keys > maxPast {
 			message += fmt.Sprintf(" at the first %d keys", maxPast)
 		}
@@ -138,6 +149,9 @@ func (c *change) tryRules(request ApplyRequest, resources []policy.Resource, res
 	}
 	return err
 }
+
+// asksForNews reports whether a rule can depend on what it has learnt.
+func asksForNews(spec *policy.RuleSpec) bool { return strings.Contains(spec.When, "use.new") }
 
 // triedRules are those of the documents; without a document and with PastSince those
 // that are in force.

@@ -21,7 +21,7 @@ func TestRuleOverThePastSince(t *testing.T) {
 	w.judge(t, w.used("a", 1, "192.0.2.1"), w.used("a", 1, "198.51.100.1"))
 	for since, want := range map[time.Duration]string{
 		-time.Hour:        "would have found 2 anomalies since ",
-		90 * time.Minute:  "would have found 1 anomalies since ",
+		90 * time.Minute:  "would have found 1 anomaly since ",
 		4 * time.Hour:     "would have found 0 anomalies since ",
 		-1000 * time.Hour: "would have found 2 anomalies over the recorded past",
 	} {

@@ -51,6 +51,13 @@ func (s *State) Explain(r *Rotation) []Waiting {
 		if !r.QuietSince.IsZero() {
 			w.Until = r.QuietSince.Add(r.Plan.DrainQuiet)
 		}
+		if r.Plan.Strategy != 0 {
+			// Whoever is not registered is not waited for any longer than that.
+			w.Message += ", or the emergency's grace to be over"
+			if end := r.PhaseSince.Add(r.Plan.Grace); w.Until.IsZero() || end.Before(w.Until) {
+				w.Until = end
+			}
+		}
 		s.explainUnreached(r, w, add)
 	case Revoking:
 		s.explainPresenters("to stop using", r, func(p *Presenter) bool { return p.MayUse(r.From) }, add)

@@ -41,7 +41,7 @@ func (c Control) GetLearned(ctx context.Context, request *keyturnv1.GetLearnedRe
 	add(anomaly.KindNetwork, learned.Networks)
 	add(anomaly.KindApplication, learned.Applications)
 	for _, r := range learned.Rules {
-		rule := &keyturnv1.LearnedRule{Name: r.Name, Roaming: r.Roaming}
+		rule := &keyturnv1.LearnedRule{Name: r.Name, Roaming: r.Roaming, LearnsUntil: timestamp(r.LearnsUntil)}
 		for _, d := range r.Doubts {
 			rule.Doubts = append(rule.Doubts, &keyturnv1.Doubt{Kind: string(d.Kind), Source: d.Source, Name: d.Name, First: timestamp(d.First), Until: timestamp(d.Until)})
 		}

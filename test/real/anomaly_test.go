@@ -72,10 +72,11 @@ func TestAnomalyContainsAStolenAPIKey(t *testing.T) {
 	if list := w.rotationsOf(t); len(list) != 1 {
 		t.Fatalf("a dry run began %d rotations", len(list)-1)
 	}
-	w.apply(t, strings.ReplaceAll(fmt.Sprintf(anomalyRule, "enforce"), "elsewhere", "enforced"))
-	eventually(t, "the old key is refused", func() bool { return !steal("198.51.100.3") })
+	// The dry run found him a moment ago; enforced, the same rule acts where he is.
+	w.apply(t, fmt.Sprintf(anomalyRule, "enforce"))
+	eventually(t, "the old key is refused", func() bool { return !steal("203.0.113.9") })
 	list := w.rotationsOf(t)
-	if len(list) != 2 || list[0].GetKind() != "emergency" || list[0].GetActor() != "rule/enforced" || !strings.Contains(list[0].GetReason(), "by curl at ") {
+	if len(list) != 2 || list[0].GetKind() != "emergency" || list[0].GetActor() != "rule/elsewhere" || !strings.Contains(list[0].GetReason(), "by curl at ") {
 		t.Fatalf("%v", list)
 	}
 	w.finish(t, list[0].GetId(), "done")

@@ -5731,7 +5731,7 @@ type GetLearnedResponse struct {
 	MoreNetworks uint32 `protobuf:"varint,4,opt,name=more_networks,json=moreNetworks,proto3" json:"more_networks,omitempty"`
 	// New networks are usual for the key, as far as rules that never fired know.
 	Roaming bool `protobuf:"varint,5,opt,name=roaming,proto3" json:"roaming,omitempty"`
-	// Rules that remember anything of the key, by name.
+	// Rules that watch the key, by name.
 	Rules         []*LearnedRule `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -5893,7 +5893,9 @@ type LearnedRule struct {
 	// New networks are usual for the key, as far as this rule knows.
 	Roaming bool `protobuf:"varint,2,opt,name=roaming,proto3" json:"roaming,omitempty"`
 	// What the rule fired on because it was new, and goes on to take for new.
-	Doubts        []*Doubt `protobuf:"bytes,3,rep,name=doubts,proto3" json:"doubts,omitempty"`
+	Doubts []*Doubt `protobuf:"bytes,3,rep,name=doubts,proto3" json:"doubts,omitempty"`
+	// Until when nothing is new to the rule, because it learns; absent if that is over.
+	LearnsUntil   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=learns_until,json=learnsUntil,proto3" json:"learns_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5945,6 +5947,13 @@ func (x *LearnedRule) GetRoaming() bool {
 func (x *LearnedRule) GetDoubts() []*Doubt {
 	if x != nil {
 		return x.Doubts
+	}
+	return nil
+}
+
+func (x *LearnedRule) GetLearnsUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LearnsUntil
 	}
 	return nil
 }
@@ -6655,11 +6664,12 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x120\n" +
 	"\x05first\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"f\n" +
+	"\x04last\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"\xa5\x01\n" +
 	"\vLearnedRule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aroaming\x18\x02 \x01(\bR\aroaming\x12)\n" +
-	"\x06doubts\x18\x03 \x03(\v2\x11.keyturn.v1.DoubtR\x06doubts\"\xab\x01\n" +
+	"\x06doubts\x18\x03 \x03(\v2\x11.keyturn.v1.DoubtR\x06doubts\x12=\n" +
+	"\flearns_until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vlearnsUntil\"\xab\x01\n" +
 	"\x05Doubt\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
@@ -6919,76 +6929,77 @@ var file_keyturn_v1_control_proto_depIdxs = []int32{
 	98,  // 80: keyturn.v1.LearnedUse.first:type_name -> google.protobuf.Timestamp
 	98,  // 81: keyturn.v1.LearnedUse.last:type_name -> google.protobuf.Timestamp
 	89,  // 82: keyturn.v1.LearnedRule.doubts:type_name -> keyturn.v1.Doubt
-	98,  // 83: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
-	98,  // 84: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
-	98,  // 85: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
-	2,   // 86: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
-	9,   // 87: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
-	11,  // 88: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
-	13,  // 89: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
-	15,  // 90: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
-	19,  // 91: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
-	17,  // 92: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
-	27,  // 93: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
-	29,  // 94: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
-	33,  // 95: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
-	35,  // 96: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
-	37,  // 97: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
-	40,  // 98: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
-	44,  // 99: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
-	46,  // 100: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
-	49,  // 101: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
-	51,  // 102: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
-	53,  // 103: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
-	55,  // 104: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
-	63,  // 105: keyturn.v1.ControlService.SignEvidence:input_type -> keyturn.v1.SignEvidenceRequest
-	57,  // 106: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
-	60,  // 107: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
-	65,  // 108: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
-	69,  // 109: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
-	71,  // 110: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
-	73,  // 111: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
-	75,  // 112: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
-	76,  // 113: keyturn.v1.ControlService.ListLeaks:input_type -> keyturn.v1.ListLeaksRequest
-	82,  // 114: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
-	85,  // 115: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
-	90,  // 116: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
-	3,   // 117: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
-	10,  // 118: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
-	12,  // 119: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
-	14,  // 120: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
-	16,  // 121: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
-	20,  // 122: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
-	18,  // 123: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
-	28,  // 124: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
-	30,  // 125: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
-	34,  // 126: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
-	36,  // 127: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
-	38,  // 128: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
-	41,  // 129: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
-	45,  // 130: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
-	47,  // 131: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
-	50,  // 132: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
-	52,  // 133: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
-	54,  // 134: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
-	56,  // 135: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
-	64,  // 136: keyturn.v1.ControlService.SignEvidence:output_type -> keyturn.v1.SignEvidenceResponse
-	58,  // 137: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
-	61,  // 138: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
-	66,  // 139: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
-	70,  // 140: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
-	72,  // 141: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
-	74,  // 142: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
-	80,  // 143: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
-	77,  // 144: keyturn.v1.ControlService.ListLeaks:output_type -> keyturn.v1.ListLeaksResponse
-	83,  // 145: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
-	86,  // 146: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
-	91,  // 147: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
-	117, // [117:148] is the sub-list for method output_type
-	86,  // [86:117] is the sub-list for method input_type
-	86,  // [86:86] is the sub-list for extension type_name
-	86,  // [86:86] is the sub-list for extension extendee
-	0,   // [0:86] is the sub-list for field type_name
+	98,  // 83: keyturn.v1.LearnedRule.learns_until:type_name -> google.protobuf.Timestamp
+	98,  // 84: keyturn.v1.Doubt.first:type_name -> google.protobuf.Timestamp
+	98,  // 85: keyturn.v1.Doubt.until:type_name -> google.protobuf.Timestamp
+	98,  // 86: keyturn.v1.GetLearnedResponse.SourcesEntry.value:type_name -> google.protobuf.Timestamp
+	2,   // 87: keyturn.v1.ControlService.Apply:input_type -> keyturn.v1.ApplyRequest
+	9,   // 88: keyturn.v1.ControlService.ListKeys:input_type -> keyturn.v1.ListKeysRequest
+	11,  // 89: keyturn.v1.ControlService.GetKey:input_type -> keyturn.v1.GetKeyRequest
+	13,  // 90: keyturn.v1.ControlService.GetSecret:input_type -> keyturn.v1.GetSecretRequest
+	15,  // 91: keyturn.v1.ControlService.Rotate:input_type -> keyturn.v1.RotateRequest
+	19,  // 92: keyturn.v1.ControlService.Rollback:input_type -> keyturn.v1.RollbackRequest
+	17,  // 93: keyturn.v1.ControlService.Reconcile:input_type -> keyturn.v1.ReconcileRequest
+	27,  // 94: keyturn.v1.ControlService.ListRotations:input_type -> keyturn.v1.ListRotationsRequest
+	29,  // 95: keyturn.v1.ControlService.GetRotation:input_type -> keyturn.v1.GetRotationRequest
+	33,  // 96: keyturn.v1.ControlService.WatchRotation:input_type -> keyturn.v1.WatchRotationRequest
+	35,  // 97: keyturn.v1.ControlService.Steer:input_type -> keyturn.v1.SteerRequest
+	37,  // 98: keyturn.v1.ControlService.Plan:input_type -> keyturn.v1.PlanRequest
+	40,  // 99: keyturn.v1.ControlService.ListParties:input_type -> keyturn.v1.ListPartiesRequest
+	44,  // 100: keyturn.v1.ControlService.RemoveParty:input_type -> keyturn.v1.RemovePartyRequest
+	46,  // 101: keyturn.v1.ControlService.CreateToken:input_type -> keyturn.v1.CreateTokenRequest
+	49,  // 102: keyturn.v1.ControlService.ListTokens:input_type -> keyturn.v1.ListTokensRequest
+	51,  // 103: keyturn.v1.ControlService.RevokeToken:input_type -> keyturn.v1.RevokeTokenRequest
+	53,  // 104: keyturn.v1.ControlService.ReadLog:input_type -> keyturn.v1.ReadLogRequest
+	55,  // 105: keyturn.v1.ControlService.ExportLog:input_type -> keyturn.v1.ExportLogRequest
+	63,  // 106: keyturn.v1.ControlService.SignEvidence:input_type -> keyturn.v1.SignEvidenceRequest
+	57,  // 107: keyturn.v1.ControlService.Backup:input_type -> keyturn.v1.BackupRequest
+	60,  // 108: keyturn.v1.ControlService.Doctor:input_type -> keyturn.v1.DoctorRequest
+	65,  // 109: keyturn.v1.ControlService.DeclareEmergency:input_type -> keyturn.v1.DeclareEmergencyRequest
+	69,  // 110: keyturn.v1.ControlService.ListEmergencies:input_type -> keyturn.v1.ListEmergenciesRequest
+	71,  // 111: keyturn.v1.ControlService.GetEmergency:input_type -> keyturn.v1.GetEmergencyRequest
+	73,  // 112: keyturn.v1.ControlService.WatchEmergency:input_type -> keyturn.v1.WatchEmergencyRequest
+	75,  // 113: keyturn.v1.ControlService.MatchLeaks:input_type -> keyturn.v1.MatchLeaksRequest
+	76,  // 114: keyturn.v1.ControlService.ListLeaks:input_type -> keyturn.v1.ListLeaksRequest
+	82,  // 115: keyturn.v1.ControlService.ListRules:input_type -> keyturn.v1.ListRulesRequest
+	85,  // 116: keyturn.v1.ControlService.GetLearned:input_type -> keyturn.v1.GetLearnedRequest
+	90,  // 117: keyturn.v1.ControlService.ChangeLearned:input_type -> keyturn.v1.ChangeLearnedRequest
+	3,   // 118: keyturn.v1.ControlService.Apply:output_type -> keyturn.v1.ApplyResponse
+	10,  // 119: keyturn.v1.ControlService.ListKeys:output_type -> keyturn.v1.ListKeysResponse
+	12,  // 120: keyturn.v1.ControlService.GetKey:output_type -> keyturn.v1.GetKeyResponse
+	14,  // 121: keyturn.v1.ControlService.GetSecret:output_type -> keyturn.v1.GetSecretResponse
+	16,  // 122: keyturn.v1.ControlService.Rotate:output_type -> keyturn.v1.RotateResponse
+	20,  // 123: keyturn.v1.ControlService.Rollback:output_type -> keyturn.v1.RollbackResponse
+	18,  // 124: keyturn.v1.ControlService.Reconcile:output_type -> keyturn.v1.ReconcileResponse
+	28,  // 125: keyturn.v1.ControlService.ListRotations:output_type -> keyturn.v1.ListRotationsResponse
+	30,  // 126: keyturn.v1.ControlService.GetRotation:output_type -> keyturn.v1.GetRotationResponse
+	34,  // 127: keyturn.v1.ControlService.WatchRotation:output_type -> keyturn.v1.WatchRotationResponse
+	36,  // 128: keyturn.v1.ControlService.Steer:output_type -> keyturn.v1.SteerResponse
+	38,  // 129: keyturn.v1.ControlService.Plan:output_type -> keyturn.v1.PlanResponse
+	41,  // 130: keyturn.v1.ControlService.ListParties:output_type -> keyturn.v1.ListPartiesResponse
+	45,  // 131: keyturn.v1.ControlService.RemoveParty:output_type -> keyturn.v1.RemovePartyResponse
+	47,  // 132: keyturn.v1.ControlService.CreateToken:output_type -> keyturn.v1.CreateTokenResponse
+	50,  // 133: keyturn.v1.ControlService.ListTokens:output_type -> keyturn.v1.ListTokensResponse
+	52,  // 134: keyturn.v1.ControlService.RevokeToken:output_type -> keyturn.v1.RevokeTokenResponse
+	54,  // 135: keyturn.v1.ControlService.ReadLog:output_type -> keyturn.v1.ReadLogResponse
+	56,  // 136: keyturn.v1.ControlService.ExportLog:output_type -> keyturn.v1.ExportLogResponse
+	64,  // 137: keyturn.v1.ControlService.SignEvidence:output_type -> keyturn.v1.SignEvidenceResponse
+	58,  // 138: keyturn.v1.ControlService.Backup:output_type -> keyturn.v1.BackupResponse
+	61,  // 139: keyturn.v1.ControlService.Doctor:output_type -> keyturn.v1.DoctorResponse
+	66,  // 140: keyturn.v1.ControlService.DeclareEmergency:output_type -> keyturn.v1.DeclareEmergencyResponse
+	70,  // 141: keyturn.v1.ControlService.ListEmergencies:output_type -> keyturn.v1.ListEmergenciesResponse
+	72,  // 142: keyturn.v1.ControlService.GetEmergency:output_type -> keyturn.v1.GetEmergencyResponse
+	74,  // 143: keyturn.v1.ControlService.WatchEmergency:output_type -> keyturn.v1.WatchEmergencyResponse
+	80,  // 144: keyturn.v1.ControlService.MatchLeaks:output_type -> keyturn.v1.MatchLeaksResponse
+	77,  // 145: keyturn.v1.ControlService.ListLeaks:output_type -> keyturn.v1.ListLeaksResponse
+	83,  // 146: keyturn.v1.ControlService.ListRules:output_type -> keyturn.v1.ListRulesResponse
+	86,  // 147: keyturn.v1.ControlService.GetLearned:output_type -> keyturn.v1.GetLearnedResponse
+	91,  // 148: keyturn.v1.ControlService.ChangeLearned:output_type -> keyturn.v1.ChangeLearnedResponse
+	118, // [118:149] is the sub-list for method output_type
+	87,  // [87:118] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_keyturn_v1_control_proto_init() }
