@@ -44,6 +44,7 @@ func floors() []Place {
 		{Path: "internal/store", Floor: 2, Only: []string{"key", "internal/passfile"}, Apart: true},
 		{Path: "internal/store/storetest", Floor: 2, Only: []string{"key"}, Beside: []string{"internal/store"}, ForTests: true},
 		{Path: "internal/keeper", Floor: 2, Only: words, Apart: true},
+		{Path: "internal/sealed", Floor: 2, Only: words, Beside: []string{"internal/store", "internal/keeper"}, Foreign: none},
 		{Path: "internal/keeper/keepertest", Floor: 2, Only: words, Beside: []string{"internal/keeper"}, ForTests: true},
 
 		// 3: where the decisions take effect. The engine knows interfaces only; the hub
@@ -98,7 +99,7 @@ func floors() []Place {
 func interfaces() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
-		"internal/keytable", "provider", "internal/store", "internal/keeper",
+		"internal/keytable", "provider", "internal/store", "internal/keeper", "internal/sealed",
 	}
 }
 

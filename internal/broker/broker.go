@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/keyturn/keyturn/internal/dpop"
 	"github.com/keyturn/keyturn/internal/grant"
 	"github.com/keyturn/keyturn/internal/keeper"
+	"github.com/keyturn/keyturn/internal/sealed"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/token"
 	"github.com/keyturn/keyturn/key"
@@ -155,7 +157,8 @@ func New(config Config) *Broker {
 // Start begins to enter decisions and to follow revocations, until Stop. It fails
 // when the store or the keeper does not answer. Nothing is asked before.
 func (b *Broker) Start(ctx context.Context) error {
-	shared, err := openNonces(ctx, &b.config)
+	box := sealed.Box{Store: b.config.Store, Keeper: b.config.Keeper, Random: rand.Reader}
+	shared, err := box.Draw(ctx, Nonces())
 	if err != nil {
 		return err
 	}

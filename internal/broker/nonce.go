@@ -1,18 +1,14 @@
 package broker
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
-	"github.com/keyturn/keyturn/internal/keeper"
-	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/sealed"
 )
 
 const (
@@ -20,11 +16,12 @@ const (
 	nonceSpan = 2 * time.Minute
 	// kindNonces holds the sealed secret that nonces are made with.
 	kindNonces = "token-nonces"
-	nonceSize  = 32
 )
 
-// noncePlace is what the sealed secret is bound to.
-func noncePlace() keeper.Place { return keeper.Place{Key: "keyturn/tokens/nonces", Version: 1} }
+// Nonces is what nonces are made with.
+func Nonces() sealed.Secret {
+	return sealed.Secret{Purpose: "keyturn/tokens/nonces", Kind: kindNonces, Size: 32, Called: "the secret of nonces"}
+}
 
 // nonceOf says where a nonce is good. The zero value is invalid.
 type nonceOf uint8
@@ -61,53 +58,6 @@ func newNonces(secret []byte, alone bool, skew time.Duration) nonces {
 	_, _ = rand.Read(n.node[:]) // it never fails
 	n.node[0] |= 0x80           // no name of a process stands for all
 	return n
-}
-
-// openNonces reads the secret, and draws one if there is none.
-func openNonces(ctx context.Context, config *Config) ([]byte, error) {
-	sealed, err := readNonces(ctx, config)
-	if errors.Is(err, store.ErrNotFound) {
-		sealed, err = makeNonces(ctx, config)
-	}
-	var opened []byte
-	if err == nil {
-		opened, err = keeper.Open(ctx, config.Keeper, noncePlace(), sealed)
-	}
-	if err == nil && len(opened) != nonceSize {
-		err = keeper.ErrCorrupt
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the secret of nonces: %w", err)
-	}
-	return opened, nil
-}
-
-func readNonces(ctx context.Context, config *Config) (sealed []byte, err error) {
-	err = config.Store.View(ctx, func(tx store.Tx) error {
-		doc, err := tx.Docs.Get(ctx, kindNonces, "1")
-		sealed = doc.Body
-		return err
-	})
-	return sealed, err
-}
-
-// makeNonces stores a new secret, and returns that of another node if one was faster.
-func makeNonces(ctx context.Context, config *Config) ([]byte, error) {
-	drawn := make([]byte, nonceSize)
-	defer clear(drawn)
-	_, _ = rand.Read(drawn) // it never fails
-	sealed, err := keeper.Seal(ctx, config.Keeper, noncePlace(), drawn)
-	if err != nil {
-		return nil, err
-	}
-	err = config.Store.Update(ctx, func(tx store.Tx) error {
-		_, err := tx.Docs.Put(ctx, store.Doc{Kind: kindNonces, Name: "1", Body: sealed})
-		return err
-	})
-	if errors.Is(err, store.ErrConflict) {
-		return readNonces(ctx, config)
-	}
-	return sealed, err
 }
 
 func (n nonces) at(span int64, of nonceNode) string {

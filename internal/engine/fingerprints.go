@@ -5,13 +5,12 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync/atomic"
 
 	"github.com/keyturn/keyturn/internal/keeper"
+	"github.com/keyturn/keyturn/internal/sealed"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
@@ -45,9 +44,10 @@ type leakPepper struct {
 	made atomic.Pointer[keeper.Fingerprinter]
 }
 
-const pepperSize = 32
-
-func pepperPlace() keeper.Place { return keeper.Place{Key: "keyturn/leaks/pepper", Version: 1} }
+// LeakPepper is what fingerprints are keyed with.
+func LeakPepper() sealed.Secret {
+	return sealed.Secret{Purpose: "keyturn/leaks/pepper", Kind: kindLeakPepper, Size: 32, Called: "the pepper of fingerprints"}
+}
 
 // fingerprinter opens the pepper, and draws one if there is none.
 func (e *Engine) fingerprinter(ctx context.Context) (*keeper.Fingerprinter, error) {
@@ -63,55 +63,15 @@ func (e *Engine) fingerprinter(ctx context.Context) (*keeper.Fingerprinter, erro
 	if made := e.leaks.made.Load(); made != nil {
 		return made, nil
 	}
-	sealed, err := e.readPepper(ctx)
-	if errors.Is(err, store.ErrNotFound) {
-		sealed, err = e.makePepper(ctx)
-	}
-	var pepper []byte
-	if err == nil {
-		pepper, err = keeper.Open(ctx, e.config.Keeper, pepperPlace(), sealed)
-	}
-	if err == nil && len(pepper) != pepperSize {
-		err = keeper.ErrCorrupt
-	}
+	box := sealed.Box{Store: e.store, Keeper: e.config.Keeper, Random: e.config.Random}
+	pepper, err := box.Draw(ctx, LeakPepper())
 	if err != nil {
-		return nil, fmt.Errorf("the pepper of fingerprints: %w", err)
+		return nil, err
 	}
 	defer clear(pepper)
 	made := keeper.NewFingerprinter(pepper)
 	e.leaks.made.Store(made)
 	return made, nil
-}
-
-func (e *Engine) readPepper(ctx context.Context) (sealed []byte, err error) {
-	err = e.store.View(ctx, func(tx store.Tx) error {
-		doc, err := tx.Docs.Get(ctx, kindLeakPepper, "1")
-		sealed = doc.Body
-		return err
-	})
-	return sealed, err
-}
-
-// makePepper stores a new pepper, and returns that of another node if one was
-// faster.
-func (e *Engine) makePepper(ctx context.Context) ([]byte, error) {
-	pepper := make([]byte, pepperSize)
-	defer clear(pepper)
-	if _, err := io.ReadFull(e.config.Random, pepper); err != nil {
-		return nil, err
-	}
-	sealed, err := keeper.Seal(ctx, e.config.Keeper, pepperPlace(), pepper)
-	if err != nil {
-		return nil, err
-	}
-	err = e.store.Update(ctx, func(tx store.Tx) error {
-		_, err := tx.Docs.Put(ctx, store.Doc{Kind: kindLeakPepper, Name: "1", Body: sealed})
-		return err
-	})
-	if errors.Is(err, store.ErrConflict) {
-		return e.readPepper(ctx)
-	}
-	return sealed, err
 }
 
 // fingerprintsOf are the documents of a version's secrets, by which they are
