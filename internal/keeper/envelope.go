@@ -114,6 +114,9 @@ func open(ctx context.Context, k Keeper, place Place, sealed []byte) ([]byte, er
 	return plaintext, nil
 }
 
+// IsEnvelope reports whether bytes begin as those of an envelope do.
+func IsEnvelope(b []byte) bool { return bytes.HasPrefix(b, []byte(magic)) }
+
 // KEK returns the ID of the KEK that the envelope needs, without opening it. It
 // fails with ErrCorrupt when sealed is no envelope.
 func KEK(sealed []byte) (string, error) {

@@ -217,3 +217,46 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// TestRewrapper: only what another KEK has wrapped is wrapped again, and counted.
+func TestRewrapper(t *testing.T) {
+	k, err := file.Open(file.Config{Path: filepath.Join(t.TempDir(), "kek.json")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := keeper.Seal(t.Context(), k, place, []byte("plaintext"))
+	if err != nil || !keeper.IsEnvelope(sealed) || keeper.IsEnvelope([]byte("plaintext")) {
+		t.Fatalf("%q, %v", sealed, err)
+	}
+	old := k.Primary()
+	kek, err := k.Rotate(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := keeper.NewRewrapper(t.Context(), k)
+	if err != nil || r.KEK() != kek {
+		t.Fatalf("wraps by %s, %v", r.KEK(), err)
+	}
+	again, err := r.Again(t.Context(), place, sealed)
+	if err != nil || again == nil {
+		t.Fatal(err)
+	}
+	if twice, err := r.Again(t.Context(), place, again); twice != nil || err != nil || r.Count() != 1 {
+		t.Errorf("%d bytes, %v, count %d", len(twice), err, r.Count())
+	}
+	if _, err := r.Again(t.Context(), keeper.Place{Key: "prod/other", Version: 7}, sealed); !errors.Is(err, keeper.ErrCorrupt) {
+		t.Errorf("for another place: %v", err)
+	}
+	if _, err := r.Again(t.Context(), place, []byte("KTE")); !errors.Is(err, keeper.ErrCorrupt) {
+		t.Errorf("half an envelope: %v", err)
+	}
+	if err := k.Remove(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	if plaintext, err := keeper.Open(t.Context(), k, place, again); string(plaintext) != "plaintext" || err != nil {
+		t.Errorf("%q, %v", plaintext, err)
+	}
+	if _, err := keeper.NewRewrapper(t.Context(), &spy{outage: errors.New("away")}); err == nil {
+		t.Error("a keeper that is away has a current KEK")
+	}
+}

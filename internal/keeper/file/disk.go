@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/tink-crypto/tink-go/v2/aead"
 	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
@@ -121,7 +122,8 @@ func load(path string) (*keys, error) {
 		return nil, fmt.Errorf("key file: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	if err := checkSafe(file); err != nil {
+	at, err := checkSafe(file)
+	if err != nil {
 		return nil, err
 	}
 	content, err := io.ReadAll(io.LimitReader(file, maxSize+1))
@@ -137,30 +139,55 @@ func load(path string) (*keys, error) {
 		// The decoder's own error could quote the file.
 		return nil, fmt.Errorf("key file: %w: %s is not a Tink keyset in JSON (restore it from its backup; do not delete it while the database is needed)", ErrFormat, path)
 	}
-	return inspect(handle)
+	keys, err := inspect(handle)
+	if err != nil {
+		return nil, err
+	}
+	keys.file = at
+	return keys, nil
+}
+
+// identity tells one file from another, or from itself before it was written to.
+type identity struct {
+	device, inode uint64
+	size          int64
+	modified      time.Time
+}
+
+func identityOf(stat *unix.Stat_t) identity {
+	return identity{device: stat.Dev, inode: stat.Ino, size: stat.Size, modified: time.Unix(stat.Mtim.Unix())}
+}
+
+func identityAt(path string) (identity, error) {
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return identity{}, err
+	}
+	return identityOf(&stat), nil
 }
 
 // checkSafe refuses a file that others can read or replace.
-func checkSafe(file *os.File) error {
+func checkSafe(file *os.File) (identity, error) {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
-		return fmt.Errorf("key file: %w", err)
+		return identity{}, fmt.Errorf("key file: %w", err)
 	}
+	at := identityOf(&stat)
 	path := file.Name()
 	switch {
 	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fmt.Errorf("key file: %w: %s is not a regular file", ErrPermissions, path)
+		return identity{}, fmt.Errorf("key file: %w: %s is not a regular file", ErrPermissions, path)
 	case int(stat.Uid) != os.Geteuid():
-		return fmt.Errorf("key file: %w: %s belongs to user %d, this process runs as %d (run: chown %d %s)", ErrPermissions, path, stat.Uid, os.Geteuid(), os.Geteuid(), path)
+		return identity{}, fmt.Errorf("key file: %w: %s belongs to user %d, this process runs as %d (run: chown %d %s)", ErrPermissions, path, stat.Uid, os.Geteuid(), os.Geteuid(), path)
 	case stat.Mode&0o077 != 0:
-		return fmt.Errorf("key file: %w: %s has mode %04o (find out who could read it, rotate the KEK if anybody did, then run: chmod 0600 %s)", ErrPermissions, path, stat.Mode&0o7777, path)
+		return identity{}, fmt.Errorf("key file: %w: %s has mode %04o (find out who could read it, rotate the KEK if anybody did, then run: chmod 0600 %s)", ErrPermissions, path, stat.Mode&0o7777, path)
 	}
 	folder := filepath.Dir(path)
 	if err := unix.Stat(folder, &stat); err != nil {
-		return fmt.Errorf("key file: %w", err)
+		return identity{}, fmt.Errorf("key file: %w", err)
 	}
 	if stat.Mode&0o002 != 0 && stat.Mode&unix.S_ISVTX == 0 {
-		return fmt.Errorf("key file: %w: everybody may write to its folder %s (run: chmod o-w %s)", ErrPermissions, folder, folder)
+		return identity{}, fmt.Errorf("key file: %w: everybody may write to its folder %s (run: chmod o-w %s)", ErrPermissions, folder, folder)
 	}
-	return nil
+	return at, nil
 }

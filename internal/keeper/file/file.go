@@ -8,6 +8,8 @@
 //     another owner, a symbolic link, a folder that everybody may write to.
 //   - The file may hold several KEKs. The primary one wraps, all unwrap, so that
 //     the KEK itself can be rotated and its data rewrapped at leisure.
+//   - A process that has the file open wraps by the primary KEK of the file as it is
+//     now, whoever has changed it. While it cannot be read, by the one before.
 //
 // The format is Tink's JSON keyset (AES-256-GCM). Whoever holds a copy of the
 // file and of the database reads every secret: back them up apart.
@@ -63,6 +65,7 @@ type keys struct {
 	aead    tink.AEAD
 	primary uint32
 	ids     map[uint32]bool // the enabled ones
+	file    identity
 }
 
 // Open reads the key file, creating it first when there is none. It fails with
@@ -86,7 +89,7 @@ func Open(config Config) (*Keeper, error) {
 
 // Wrap implements keeper.Keeper.
 func (k *Keeper) Wrap(_ context.Context, dek, aad []byte) (string, []byte, error) {
-	keys := k.current()
+	keys := k.newest()
 	wrapped, err := keys.aead.Encrypt(dek, aad)
 	if err != nil {
 		return "", nil, fmt.Errorf("key file: wrap: %w", err)
@@ -124,11 +127,11 @@ func (k *Keeper) Unwrap(_ context.Context, kek string, wrapped, aad []byte) ([]b
 }
 
 // Primary returns the ID of the KEK that wraps.
-func (k *Keeper) Primary() string { return format(k.current().primary) }
+func (k *Keeper) Primary() string { return format(k.newest().primary) }
 
 // KEKs returns the IDs of all KEKs in the file, the primary one first.
 func (k *Keeper) KEKs() []string {
-	keys := k.current()
+	keys := k.newest()
 	all := []string{format(keys.primary)}
 	for i := range keys.handle.Len() {
 		if entry, err := keys.handle.Entry(i); err == nil && entry.KeyID() != keys.primary && keys.ids[entry.KeyID()] {
@@ -152,6 +155,36 @@ func (k *Keeper) Rotate(context.Context) (string, error) {
 		return "", err
 	}
 	return format(added), nil
+}
+
+// Add adds a KEK that wraps nothing until Use, and returns its ID: where several
+// servers have a copy of the file each, all must have it before one wraps by it. When
+// it fails, the file is as it was.
+func (k *Keeper) Add(context.Context) (string, error) {
+	var added uint32
+	err := k.change(func(manager *keyset.Manager, _ *keys) (err error) {
+		added, err = manager.Add(aead.AES256GCMKeyTemplate())
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return format(added), nil
+}
+
+// Use makes a KEK of the file the primary one. It fails with keeper.ErrUnknownKEK for
+// one that is not there.
+func (k *Keeper) Use(_ context.Context, kek string) error {
+	id, err := parse(kek)
+	if err != nil {
+		return err
+	}
+	return k.change(func(manager *keyset.Manager, keys *keys) error {
+		if !keys.ids[id] {
+			return fmt.Errorf("%w: %s", keeper.ErrUnknownKEK, kek)
+		}
+		return manager.SetPrimary(id)
+	})
 }
 
 // Remove deletes a KEK for ever: what it wrapped and nobody rewrapped is lost,
@@ -197,7 +230,7 @@ func (k *Keeper) change(edit func(*keyset.Manager, *keys) error) error {
 	if err := replace(k.path, handle); err != nil {
 		return err
 	}
-	changed, err := inspect(handle)
+	changed, err := load(k.path)
 	if err != nil {
 		return err
 	}
@@ -209,6 +242,16 @@ func (k *Keeper) current() *keys {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.keys
+}
+
+// newest is what the file holds now, as far as it can be read: another process may
+// have made another KEK the primary one.
+func (k *Keeper) newest() *keys {
+	keys := k.current()
+	if file, err := identityAt(k.path); err != nil || file == keys.file || k.reload() != nil {
+		return keys
+	}
+	return k.current()
 }
 
 func (k *Keeper) reload() error {

@@ -195,3 +195,49 @@ func TestRotation(t *testing.T) {
 		t.Errorf("rotation in an unsafe file: %v", err)
 	}
 }
+
+// TestOthersAreFollowed: a process wraps by what another one has made the primary KEK,
+// by one that was only added never, and by what it knows while the file is away.
+func TestOthersAreFollowed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kek.json")
+	one, two := open(t, path), open(t, path)
+	ctx := t.Context()
+	wraps := func(kek string) {
+		t.Helper()
+		used, wrapped, err := one.Wrap(ctx, []byte("dek"), nil)
+		must(t, err)
+		if used != kek || one.Primary() != kek || one.KEKs()[0] != kek {
+			t.Errorf("wrapped by %s, primary %s of %v, want %s", used, one.Primary(), one.KEKs(), kek)
+		}
+		if dek, err := two.Unwrap(ctx, used, wrapped, nil); string(dek) != "dek" || err != nil {
+			t.Errorf("the other process: %q, %v", dek, err)
+		}
+	}
+	first := one.Primary()
+	added, err := two.Add(ctx)
+	must(t, err)
+	wraps(first)
+	if len(one.KEKs()) != 2 {
+		t.Errorf("KEKs %v", one.KEKs())
+	}
+	must(t, two.Use(ctx, added))
+	wraps(added)
+	if err := two.Use(ctx, "file:1"); !errors.Is(err, keeper.ErrUnknownKEK) {
+		t.Errorf("use of an unknown KEK: %v", err)
+	}
+	must(t, two.Use(ctx, first))
+	wraps(first)
+	must(t, two.Remove(ctx, added))
+	if len(one.KEKs()) != 1 {
+		t.Errorf("KEKs %v", one.KEKs())
+	}
+
+	content, err := os.ReadFile(path)
+	must(t, err)
+	must(t, os.WriteFile(path, []byte("half"), 0o600))
+	wraps(first)
+	must(t, os.Remove(path))
+	wraps(first)
+	must(t, os.WriteFile(path, content, 0o600))
+	wraps(first)
+}
