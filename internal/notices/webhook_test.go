@@ -17,6 +17,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"github.com/keyturn/keyturn/internal/audit"
+	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/notices"
 	"github.com/keyturn/keyturn/internal/store"
@@ -30,6 +31,7 @@ type keeping struct {
 	store   store.Store
 	journal *journal
 	secrets *notices.Secrets
+	keys    *file.Keeper
 	now     time.Time
 }
 
@@ -45,7 +47,7 @@ func newKeeping(t *testing.T) *keeping {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &keeping{store: s, journal: &journal{store: s}, now: time.Now()}
+	k := &keeping{store: s, journal: &journal{store: s}, keys: sealing, now: time.Now()}
 	k.secrets = notices.NewSecrets(notices.SecretsConfig{Store: s, Journal: k.journal, Keeper: sealing, Now: func() time.Time { return k.now }, Random: rand.Reader})
 	return k
 }
@@ -57,6 +59,48 @@ func (k *keeping) show(t *testing.T, name key.Name, renew bool) notices.Shown {
 		t.Fatal(err)
 	}
 	return shown
+}
+
+// TestRewrapSecrets: after the KEK was rotated, and what is sealed rewrapped, the old
+// one can go, and all secrets are what they were.
+func TestRewrapSecrets(t *testing.T) {
+	k := newKeeping(t)
+	first := k.show(t, "partners/acme", false)
+	second := k.show(t, "partners/acme", true)
+	other := k.show(t, "partners/other", false)
+	old := k.keys.Primary()
+	if _, err := k.keys.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again, err := keeper.NewRewrapper(t.Context(), k.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuses := errors.New("it cannot be read")
+	err = notices.RewrapSecrets(t.Context(), k.store, func(ctx context.Context, place keeper.Place, sealed []byte) ([]byte, error) {
+		if place.Version == 2 {
+			return nil, refuses
+		}
+		return again.Again(ctx, place, sealed)
+	})
+	if !errors.Is(err, refuses) || !strings.Contains(err.Error(), "partners/acme") || again.Count() != 1 {
+		t.Fatalf("%v, %d were rewrapped", err, again.Count())
+	}
+	for range 2 {
+		if err := notices.RewrapSecrets(t.Context(), k.store, again.Again); err != nil || again.Count() != 3 {
+			t.Fatalf("%v, %d were rewrapped", err, again.Count())
+		}
+	}
+	if err := k.keys.Remove(t.Context(), old); err != nil {
+		t.Fatal(err)
+	}
+	list, err := k.secrets.Signing(t.Context(), audit.Actor{ID: "keyturn", Kind: "server"}, "partners/acme")
+	if err != nil || len(list) != 2 || !list[0].Equal(second.Secret) || !list[1].Equal(first.Secret) {
+		t.Errorf("%d secrets, %v", len(list), err)
+	}
+	if shown := k.show(t, "partners/other", false); !shown.Secret.Equal(other.Secret) {
+		t.Error("another secret")
+	}
 }
 
 // TestSigningSecrets: each key has its own; while one is replaced both sign, at most

@@ -287,7 +287,8 @@ type Log interface {
 
 // Materials keeps the sealed material of versions, apart from everything else.
 type Materials interface {
-	// Put stores sealed bytes; it fails with ErrConflict when the version has some.
+	// Put stores sealed bytes; it fails with ErrConflict when the version has some. They
+	// are replaced by Delete and Put in one Update.
 	Put(ctx context.Context, name key.Name, version key.Version, sealed []byte) error
 	// Get fails with ErrNotFound when there are none.
 	Get(ctx context.Context, name key.Name, version key.Version) ([]byte, error)

@@ -578,6 +578,15 @@ func testMaterials(t *testing.T, s store.Store) {
 		wantError(t, "too long", tx.Materials.Put(ctx, name, 3, make([]byte, store.MaxBody+1)), store.ErrInvalid)
 		return nil
 	})
+	update(t, s, func(tx store.Tx) error { // what is rewrapped is replaced
+		return errors.Join(tx.Materials.Delete(ctx, name, 1), tx.Materials.Put(ctx, name, 1, []byte("another")))
+	})
+	view(t, s, func(tx store.Tx) error {
+		if got, err := tx.Materials.Get(ctx, name, 1); string(got) != "another" || err != nil {
+			t.Errorf("replaced material: %d bytes, %v", len(got), err)
+		}
+		return nil
+	})
 	for range 2 { // deleting what is absent succeeds
 		update(t, s, func(tx store.Tx) error { return tx.Materials.Delete(ctx, name, 1) })
 	}
