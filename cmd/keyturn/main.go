@@ -34,7 +34,7 @@ func run() int {
 	slices.Sort(names)
 	return int(cli.Main(ctx, cli.Config{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Version: version,
-		Server: runServer, MoveStore: runMove, Restore: runRestore, VerifyBackup: runVerifyBackup, TestProvider: runProviderTest, Dev: runDev, Demo: runDemo,
+		Server: runServer, MoveStore: runMove, KEKs: runKEKs, Restore: runRestore, VerifyBackup: runVerifyBackup, TestProvider: runProviderTest, Dev: runDev, Demo: runDemo,
 		CheckConfig: engine.CheckConfig(drivers), Providers: names,
 	}))
 }

@@ -27,11 +27,12 @@ type Config struct {
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 
-	// Server, MoveStore, Restore, VerifyBackup, TestProvider, Dev and Demo run what the command line may not import.
+	// Server, MoveStore, KEKs, Restore, VerifyBackup, TestProvider, Dev and Demo run what the command line may not import.
 	// Server, Dev and Demo return nil when ctx ends them. A command whose function
 	// is nil does not exist.
 	Server       func(ctx context.Context, o ServerOptions) error
 	MoveStore    func(ctx context.Context, o MoveOptions) error
+	KEKs         func(ctx context.Context, o KEKOptions) error
 	Restore      func(ctx context.Context, o RestoreOptions) error
 	VerifyBackup func(ctx context.Context, o VerifyBackupOptions) error
 	TestProvider func(ctx context.Context, o ProviderTestOptions) error

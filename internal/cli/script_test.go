@@ -48,6 +48,10 @@ func hooks() cli.Config {
 			fmt.Fprintf(o.Stdout, "{\"config\":%q,\"json\":%v}\n", o.ConfigFile, o.JSON)
 			return nil
 		},
+		KEKs: func(_ context.Context, o cli.KEKOptions) error {
+			fmt.Fprintf(o.Stdout, "%d %s %q %v %v\n", o.Task, o.ConfigFile, o.ID, o.Use, o.JSON)
+			return nil
+		},
 		Restore: func(_ context.Context, o cli.RestoreOptions) error {
 			fmt.Fprintf(o.Stdout, "%s %s %s %s %v\n", o.File, o.IdentityFile, o.ConfigFile, o.Keys, o.JSON)
 			return nil

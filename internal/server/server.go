@@ -116,6 +116,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	s.stopSweeping = stopSweeping
 	s.running.Go(func() { s.sweep(sweeping) })
 	s.running.Go(func() { s.clock.run(sweeping) })
+	s.running.Go(func() { s.rewrap(sweeping, keys) })
 	s.teller = s.newTeller(options.Now, keys)
 	s.running.Go(func() { s.teller.run(sweeping) })
 	s.running.Go(func() { s.engine.TryFullStore(sweeping) })
