@@ -50,6 +50,7 @@ func floors() []Place {
 		// 3: where the decisions take effect. The engine knows interfaces only; the hub
 		// and the data-plane services meet it in the store.
 		{Path: "internal/engine", Floor: 3, Only: interfaces()},
+		{Path: "internal/engine/enginetest", Floor: 3, Beside: []string{"internal/engine"}, ForTests: true},
 		{Path: "internal/hub", Floor: 3, Only: interfaces(), Beside: []string{"internal/engine"}},
 		{Path: "internal/identity", Floor: 3, Only: interfaces()},
 		{Path: "internal/backup", Floor: 3, Only: []string{"key", "internal/audit", "internal/store"}},
@@ -70,6 +71,7 @@ func floors() []Place {
 
 		// 5: the wiring, the only place that names implementations.
 		{Path: "internal/server", Floor: 5},
+		{Path: "internal/server/servertest", Floor: 5, Only: none, Foreign: none, ForTests: true},
 		{Path: "internal/gateway", Floor: 5},
 
 		// The outer side: it speaks to the server through gen and the network alone.

@@ -42,7 +42,7 @@ func TestGroup(t *testing.T) {
 		w.apply(t, keyDoc("prod/orders/none", `tier: "1", team: orders`))
 		down := atomic.Bool{}
 		down.Store(true)
-		w.system.setHook(func(operation string, name key.Name) error {
+		w.system.SetHook(func(_ context.Context, operation string, name key.Name) error {
 			switch {
 			case name == "prod/orders/none":
 				return errors.New("it is not there")

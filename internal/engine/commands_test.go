@@ -161,7 +161,7 @@ func TestProviderThatPanics(t *testing.T) {
 	w := newWorld(t)
 	w.Start(t.Context())
 	panics := 0
-	w.system.setHook(func(_ context.Context, operation string) error {
+	w.system.SetHook(func(_ context.Context, operation string, _ key.Name) error {
 		if operation == "accept" && panics < 2 {
 			panics++
 			panic("out of order")
@@ -261,7 +261,7 @@ func TestLostLeaseEndsTheSame(t *testing.T) {
 	hanging, release := make(chan struct{}), make(chan struct{})
 	free := sync.OnceFunc(func() { close(release) })
 	t.Cleanup(free)
-	w.system.setHook(func(_ context.Context, operation string) error {
+	w.system.SetHook(func(_ context.Context, operation string, _ key.Name) error {
 		if operation == "mint" && !hung.Swap(true) {
 			close(hanging)
 			<-release // it heeds no context

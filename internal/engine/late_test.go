@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
+	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
 
@@ -19,9 +20,9 @@ func TestUseThatIsToldLate(t *testing.T) {
 	const lag = 4 * time.Hour
 	w := newWorld(t)
 	w.apply(t, strings.Replace(policyDoc("quick", ""), "max: 1m", "max: 7d", 1), keyDoc("a", "quick"))
-	w.system.until = func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load()) - lag) }
+	w.system.SetUntil(func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load()) - lag) })
 	var asked atomic.Int64
-	w.system.setHook(func(_ context.Context, operation string) error {
+	w.system.SetHook(func(_ context.Context, operation string, _ key.Name) error {
 		if operation == "usage" {
 			asked.Add(1)
 		}
@@ -39,7 +40,7 @@ func TestUseThatIsToldLate(t *testing.T) {
 	if view, err := w.Rotation(t.Context(), id); err != nil || view.Phase != rotation.Draining {
 		t.Fatalf("a minute before the third party must know, the rotation is %v, %v", view.Phase, err)
 	}
-	w.system.setHolders(provider.Holder{Endpoint: "one", Application: "partner", Sessions: 1})
+	w.system.SetHolders(provider.Holder{Endpoint: "one", Application: "partner", Sessions: 1})
 	w.jump(lag)
 	w.wait(t, id, func(view engine.RotationView) bool {
 		if view.Phase != rotation.Draining {
@@ -47,6 +48,6 @@ func TestUseThatIsToldLate(t *testing.T) {
 		}
 		return view.Uses == 1 && len(view.Holders) == 1 && view.Holders[0].Application == "partner"
 	})
-	w.system.setHolders()
+	w.system.SetHolders()
 	w.through(t, id)
 }

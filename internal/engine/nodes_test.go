@@ -12,37 +12,16 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/internal/store/storetest"
 	"github.com/keyturn/keyturn/key"
 )
 
-var errCut = errors.New("the store cannot be reached")
-
-// line is one node's way to the store. It can be cut.
-type line struct {
-	store.Store
-	cut atomic.Bool
-}
-
-func (l *line) Update(ctx context.Context, fn func(store.Tx) error) error {
-	if l.cut.Load() {
-		return errCut
-	}
-	return l.Store.Update(ctx, fn)
-}
-
-func (l *line) View(ctx context.Context, fn func(store.Tx) error) error {
-	if l.cut.Load() {
-		return errCut
-	}
-	return l.Store.View(ctx, fn)
-}
-
 // pair starts two nodes on the world's store with the leases that servers have.
-func (w *world) pair(t *testing.T) (nodes [2]*engine.Engine, lines [2]*line) {
+func (w *world) pair(t *testing.T) (nodes [2]*engine.Engine, lines [2]*storetest.Line) {
 	t.Helper()
 	w.config.Lease, w.config.EffectTime, w.config.Poll = 0, 0, 0
 	for i := range nodes {
-		lines[i] = &line{Store: w.store}
+		lines[i] = &storetest.Line{Store: w.store}
 		w.config.Store = lines[i]
 		nodes[i] = w.another(t)
 		nodes[i].Start(t.Context())
@@ -58,7 +37,7 @@ func TestSlowEffectKeepsItsLease(t *testing.T) {
 		w := newWorld(t)
 		w.apply(t, policyDoc("p", "  quarantine: 1h\n"), keyDoc("a", "p"))
 		var accepts atomic.Int32
-		w.system.setHook(func(ctx context.Context, operation string) error {
+		w.system.SetHook(func(ctx context.Context, operation string, _ key.Name) error {
 			if operation != "accept" {
 				return nil
 			}
@@ -88,7 +67,7 @@ func TestDeadNodesEffectIsTakenOver(t *testing.T) {
 		nodes, lines := w.pair(t)
 		var mu sync.Mutex
 		var began, ended []time.Time
-		w.system.setHook(func(ctx context.Context, operation string) error {
+		w.system.SetHook(func(ctx context.Context, operation string, _ key.Name) error {
 			if operation != "accept" {
 				return nil
 			}
@@ -116,7 +95,7 @@ func TestDeadNodesEffectIsTakenOver(t *testing.T) {
 			t.Fatalf("began %v, ended %v", began, ended)
 		}
 		mu.Unlock()
-		lines[0].cut.Store(true)
+		lines[0].Cut.Store(true)
 		died := time.Now()
 		view := w.through(t, id)
 		if view.Phase != rotation.Quarantine && view.Phase != rotation.Done {
@@ -133,7 +112,7 @@ func TestDeadNodesEffectIsTakenOver(t *testing.T) {
 			t.Errorf("the first try ended at %v, after the second one began at %v", ended[0], began[1])
 		}
 		mu.Unlock()
-		lines[0].cut.Store(false)
+		lines[0].Cut.Store(false)
 		time.Sleep(30 * time.Second)
 		if n := len(w.rotations(t, "a")); n != 1 {
 			t.Errorf("%d rotations", n)
@@ -159,10 +138,10 @@ func TestResultIsRecordedAfterAnOutage(t *testing.T) {
 		var accepts atomic.Int32
 		nodes, lines := w.pair(t)
 		nodes[1].Stop()
-		w.system.setHook(func(_ context.Context, operation string) error {
+		w.system.SetHook(func(_ context.Context, operation string, _ key.Name) error {
 			if operation == "accept" && accepts.Add(1) == 1 {
-				lines[0].cut.Store(true)
-				time.AfterFunc(2*time.Second, func() { lines[0].cut.Store(false) })
+				lines[0].Cut.Store(true)
+				time.AfterFunc(2*time.Second, func() { lines[0].Cut.Store(false) })
 			}
 			return nil
 		})

@@ -207,7 +207,7 @@ func TestRuleJudgesSessions(t *testing.T) {
 	w.apply(t, policyDoc("quick", ""), keyDoc("a", "quick"), ruleDoc("strangers", `{when: use.source == "sessions" && !use.known, then: alert, mode: enforce}`))
 	w.Start(t.Context())
 	w.through(t, w.rotate(t, "a"))
-	w.system.setHolders(provider.Holder{Endpoint: "one", Address: "192.0.2.1", Application: "psql\x1b[2J", Sessions: 1})
+	w.system.SetHolders(provider.Holder{Endpoint: "one", Address: "192.0.2.1", Application: "psql\x1b[2J", Sessions: 1})
 	id := w.rotate(t, "a")
 	eventually(t, "a finding", func() bool {
 		if err := engine.JudgeUses(t.Context(), w.Engine); err != nil {
@@ -215,7 +215,7 @@ func TestRuleJudgesSessions(t *testing.T) {
 		}
 		return len(w.found(t)) > 0
 	})
-	w.system.setHolders()
+	w.system.SetHolders()
 	w.through(t, id)
 	if got := w.found(t); !slices.Equal(got, []string{"strangers a alert"}) {
 		t.Errorf("%q", got)

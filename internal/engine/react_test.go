@@ -35,14 +35,14 @@ func TestUseAfterRevocation(t *testing.T) {
 	w.apply(t, policyDoc("quick", "  quarantine: 1h\n"), keyDoc("a", "quick"), ruleDoc("revoked", `{when: use.afterRevocation, then: alert, mode: enforce}`))
 	w.Start(t.Context())
 	w.through(t, w.rotate(t, "a"))
-	w.system.setHolders(provider.Holder{Endpoint: "one", Address: "10.0.0.1", Application: "shop", Sessions: 1})
+	w.system.SetHolders(provider.Holder{Endpoint: "one", Address: "10.0.0.1", Application: "shop", Sessions: 1})
 	id := w.rotate(t, "a")
 	w.wait(t, id, func(view engine.RotationView) bool { return view.Phase == rotation.Draining })
 	w.judge(t, w.used("a", 1, "10.0.0.1"), refused(w.used("a", 1, "10.0.0.1")), refused(w.used("a", 2, "10.0.0.1")))
 	if got := w.found(t); len(got) > 0 {
 		t.Fatalf("while the version drains: %q", got)
 	}
-	w.system.setHolders()
+	w.system.SetHolders()
 	w.through(t, id)
 	w.judge(t, w.used("a", 1, "10.0.0.1"), refused(w.used("a", 2, "10.0.0.1")))
 	if got := w.found(t); len(got) > 0 {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,11 +20,13 @@ import (
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
+	"github.com/keyturn/keyturn/secret"
 )
 
 // listing is a system that keeps note of what it holds, and of what was done to it.
 type listing struct {
 	*system
+	mu      sync.Mutex
 	held    map[key.Version]bool
 	changes int
 	// silent makes every question fail.
@@ -345,9 +348,7 @@ func TestNoDataKeepsStandingStill(t *testing.T) {
 	l.set(func() {
 		// Outside, too, everything was put back: only v1 is accepted.
 		l.held = map[key.Version]bool{1: true}
-		for password := range l.accepted {
-			l.accepted[password] = strings.HasPrefix(password, "a/b 1 ")
-		}
+		l.Reset(func(password secret.Value) bool { return strings.HasPrefix(password.RevealString(), "a/b 1 ") })
 		l.silent = true
 	})
 	if err := engine.MarkRestored(t.Context(), w.store, engine.RestoreRecord{At: time.Now(), Reason: "a test"}); err != nil {

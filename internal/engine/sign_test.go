@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/store/storetest"
 )
 
 // TestSignsAfterRestart: what a process left unsigned is signed by the next start,
@@ -20,8 +21,8 @@ func TestSignsAfterRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The engine that recorded it dies; another one starts without its store.
-		cut := &line{Store: w.store}
-		cut.cut.Store(true)
+		cut := &storetest.Line{Store: w.store}
+		cut.Cut.Store(true)
 		var seen []byte
 		w.config.Store, w.config.Seen = cut, func(signed []byte) { seen = bytes.Clone(signed) }
 		next := w.another(t)
@@ -31,7 +32,7 @@ func TestSignsAfterRestart(t *testing.T) {
 		if n, err := engine.Count(t.Context(), w.Engine, engine.KindCheckpoint); n != 0 || err != nil {
 			t.Fatalf("%d checkpoints, %v", n, err)
 		}
-		cut.cut.Store(false)
+		cut.Cut.Store(false)
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		if n, err := engine.Count(t.Context(), w.Engine, engine.KindCheckpoint); n != 1 || err != nil {

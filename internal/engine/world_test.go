@@ -2,134 +2,29 @@ package engine_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
-	"github.com/keyturn/keyturn/internal/keeper/file"
+	"github.com/keyturn/keyturn/internal/engine/enginetest"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
-	"github.com/keyturn/keyturn/provider"
-	"github.com/keyturn/keyturn/secret"
 )
 
-// system is a system in memory with one endpoint. hook runs before every
-// operation and may fail it or hold it up.
-type system struct {
-	mu       sync.Mutex
-	accepted map[string]bool
-	minted   int
-	hook     func(ctx context.Context, operation string) error
-	// holders use whatever version is asked for.
-	holders []provider.Holder
-	// until returns until when uses are told; nil: now.
-	until func() time.Time
-}
-
-func newSystem() *system { return &system{accepted: map[string]bool{}} }
-
-func (s *system) Check(provider.Config) (provider.Topology, error) {
-	return provider.Topology{Endpoints: []provider.Endpoint{{Name: "one"}}, Capacity: 3}, nil
-}
-
-func (s *system) Open(context.Context, provider.Config, provider.Env) (provider.System, error) {
-	return s, nil
-}
-
-func (s *system) setHook(hook func(context.Context, string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hook = hook
-}
-
-func (s *system) setHolders(holders ...provider.Holder) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.holders = holders
-}
-
-func (s *system) do(ctx context.Context, operation string) error {
-	s.mu.Lock()
-	hook := s.hook
-	s.mu.Unlock()
-	if hook == nil {
-		return nil
-	}
-	return hook(ctx, operation)
-}
-
-func (s *system) Mint(ctx context.Context, call provider.Call, request provider.MintRequest) (provider.Material, error) {
-	if err := s.do(ctx, "mint"); err != nil {
-		return provider.Material{}, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.minted++
-	text := fmt.Sprintf("%s %d try %d", call.Key, request.Number, s.minted)
-	return provider.Material{Secrets: map[string]secret.Value{"password": secret.NewString(text)}}, nil
-}
-
-func (s *system) set(ctx context.Context, operation string, v provider.Version, accepted bool) error {
-	if err := s.do(ctx, operation); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.accepted[v.Material.Secrets["password"].RevealString()] = accepted
-	return nil
-}
-
-func (s *system) Accept(ctx context.Context, _ provider.Call, _ string, v provider.Version) error {
-	return s.set(ctx, "accept", v, true)
-}
-
-func (s *system) Refuse(ctx context.Context, _ provider.Call, _ string, v provider.Version) error {
-	return s.set(ctx, "refuse", v, false)
-}
-
-func (s *system) Probe(ctx context.Context, _ provider.Call, _ string, v provider.Version) (provider.Verdict, error) {
-	if err := s.do(ctx, "probe"); err != nil {
-		return 0, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.accepted[v.Material.Secrets["password"].RevealString()] {
-		return provider.Accepted, nil
-	}
-	return provider.Refused, nil
-}
-
-func (s *system) Usage(ctx context.Context, _ provider.Call, _ provider.Version) (provider.Usage, error) {
-	s.mu.Lock()
-	usage := provider.Usage{Sessions: len(s.holders), Holders: s.holders}
-	if s.until != nil {
-		usage.Until = s.until()
-	}
-	s.mu.Unlock()
-	return usage, s.do(ctx, "usage")
-}
-
-type nobody struct{}
-
-func (nobody) Tell(key.Name, []engine.Tell) {}
-func (nobody) Present(key.Name) bool        { return false }
-func (nobody) Samples(context.Context, key.Name, key.Version, time.Time) ([]engine.Sample, error) {
-	return nil, nil
-}
-func (nobody) Moved(engine.Moved)         {}
-func (nobody) Attempted(engine.Attempted) {}
-
 var alice, bob = audit.Actor{ID: "alice", Kind: "user"}, audit.Actor{ID: "bob", Kind: "user"}
+
+type (
+	system = enginetest.System
+	nobody = enginetest.Nobody
+)
+
+func newSystem() *system { return enginetest.NewSystem("one") }
 
 type world struct {
 	*engine.Engine
@@ -143,29 +38,9 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{system: newSystem()}
-	dir := t.TempDir()
-	var err error
-	if w.store, err = sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(dir, "test.db")}); err != nil {
-		t.Fatal(err)
-	}
-	keeper, err := file.Open(file.Config{Path: filepath.Join(dir, "keys", "kek.json")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	signing, _, err := audit.GenerateKey(rand.Reader, "keyturn.test/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := audit.ParseSigner(signing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.config = engine.Config{
-		Store: w.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": w.system}, Signer: signer,
-		Fleet: nobody{}, Observer: nobody{}, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)), Random: rand.Reader,
-		Now:  func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
-		Poll: 20 * time.Millisecond, Lease: 600 * time.Millisecond, EffectTime: 400 * time.Millisecond,
-	}
+	w.config, w.store = enginetest.Config(t, t.TempDir(), w.system)
+	w.config.Now = func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+	w.config.Poll, w.config.Lease, w.config.EffectTime = 20*time.Millisecond, 600*time.Millisecond, 400*time.Millisecond
 	w.Engine = w.another(t)
 	t.Cleanup(func() {
 		w.Stop()

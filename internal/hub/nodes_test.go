@@ -19,35 +19,14 @@ import (
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
+	"github.com/keyturn/keyturn/internal/store/storetest"
 	"github.com/keyturn/keyturn/key"
 )
-
-var errCut = errors.New("the store cannot be reached")
-
-// line is one node's way to the store. It can be cut.
-type line struct {
-	store.Store
-	cut atomic.Bool
-}
-
-func (l *line) Update(ctx context.Context, fn func(store.Tx) error) error {
-	if l.cut.Load() {
-		return errCut
-	}
-	return l.Store.Update(ctx, fn)
-}
-
-func (l *line) View(ctx context.Context, fn func(store.Tx) error) error {
-	if l.cut.Load() {
-		return errCut
-	}
-	return l.Store.View(ctx, fn)
-}
 
 // server is one of several nodes on one store.
 type server struct {
 	*hub.Hub
-	line *line
+	line *storetest.Line
 }
 
 // servers starts n nodes with one core on one store, in simulated time.
@@ -59,7 +38,7 @@ func servers(t *testing.T, path string, n int, config hub.Config) (c *core, node
 	}
 	c = newCore()
 	for range n {
-		one := server{line: &line{Store: s}}
+		one := server{line: &storetest.Line{Store: s}}
 		config.Store, config.Logger, config.Now = one.line, slog.New(slog.DiscardHandler), time.Now
 		one.Hub = hub.New(config)
 		one.Use(c)
@@ -104,20 +83,20 @@ func TestPresenceIsSharedByNodes(t *testing.T) {
 		}
 		connect(t, b.Hub, "web1")
 		time.Sleep(2 * time.Second)
-		b.line.cut.Store(true)
+		b.line.Cut.Store(true)
 		time.Sleep(hub.DeadAfter - 5*time.Second)
 		connected("shortly after the node was cut off", true)
 		time.Sleep(6 * time.Second)
 		if seen := connected("when the node counts as dead", false); time.Since(seen) < hub.DeadAfter-time.Second {
 			t.Errorf("last seen %v ago, when nothing was heard of the node", time.Since(seen))
 		}
-		b.line.cut.Store(false)
+		b.line.Cut.Store(false)
 		time.Sleep(5 * time.Second)
 		connected("when the node is back", true)
-		b.line.cut.Store(true)
+		b.line.Cut.Store(true)
 		time.Sleep(5 * time.Minute) // what it said is deleted
 		connected("when the node was buried", false)
-		b.line.cut.Store(false)
+		b.line.Cut.Store(false)
 		time.Sleep(5 * time.Second)
 		connected("when the buried node is back", true)
 		b.Stop()
@@ -210,12 +189,12 @@ func TestClientOfAnotherNodeIsNotForgotten(t *testing.T) {
 		want(t, c.gone())
 		// A node that does not know what the others have forgets nobody.
 		register()
-		nodes[0].line.cut.Store(true)
+		nodes[0].line.Cut.Store(true)
 		time.Sleep(10 * time.Minute)
 		want(t, c.gone())
 		// The node dies: the client is forgotten by those that are left.
-		nodes[0].line.cut.Store(false)
-		nodes[1].line.cut.Store(true)
+		nodes[0].line.Cut.Store(false)
+		nodes[1].line.Cut.Store(true)
 		time.Sleep(3 * time.Minute)
 		if gone := c.gone(); !slices.Contains(gone, "web1") {
 			t.Error("it was not forgotten")

@@ -2,23 +2,19 @@ package hub_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/engine/enginetest"
 	"github.com/keyturn/keyturn/internal/hub"
-	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/rotation"
-	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 )
@@ -152,29 +148,12 @@ func newGlobe(t *testing.T, hang bool) *globe {
 	t.Helper()
 	g := &globe{world: &world{}, db: newRegional()}
 	g.db.hang = hang
-	dir := t.TempDir()
+	config, db := enginetest.Config(t, t.TempDir(), g.db)
+	g.store, config.Logger = db, slog.New(slog.DiscardHandler)
+	g.hub = hub.New(hub.Config{Logger: config.Logger, Now: time.Now})
+	config.Fleet = g.hub
 	var err error
-	if g.store, err = sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(dir, "keyturn.db")}); err != nil {
-		t.Fatal(err)
-	}
-	keeper, err := file.Open(file.Config{Path: filepath.Join(dir, "kek.json")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	signing, _, err := audit.GenerateKey(rand.Reader, "keyturn.test/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := audit.ParseSigner(signing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := slog.New(slog.DiscardHandler)
-	g.hub = hub.New(hub.Config{Logger: log, Now: time.Now})
-	if g.engine, err = engine.New(engine.Config{
-		Store: g.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": g.db}, Signer: signer, Fleet: g.hub,
-		Observer: observer{}, Logger: log, Now: time.Now, Random: rand.Reader,
-	}); err != nil {
+	if g.engine, err = engine.New(config); err != nil {
 		t.Fatal(err)
 	}
 	g.hub.Use(g.engine)

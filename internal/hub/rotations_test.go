@@ -2,19 +2,16 @@ package hub_test
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/engine/enginetest"
 	"github.com/keyturn/keyturn/internal/hub"
-	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
@@ -108,11 +105,6 @@ func (s *system) accepts(v key.Version) bool {
 	return s.accepted["primary"][password] && s.accepted["replica"][password]
 }
 
-type observer struct{}
-
-func (observer) Moved(engine.Moved)         {}
-func (observer) Attempted(engine.Attempted) {}
-
 type world struct {
 	engine *engine.Engine
 	hub    *hub.Hub
@@ -144,13 +136,9 @@ spec: {provider: memory, policy: quick}
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	dir := t.TempDir()
 	w := &world{system: newSystem()}
-	var err error
-	if w.store, err = sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(dir, "keyturn.db")}); err != nil {
-		t.Fatal(err)
-	}
-	w.start(t, dir)
+	w.config, w.store = enginetest.Config(t, t.TempDir(), w.system)
+	w.node(t)
 	t.Cleanup(func() {
 		w.hub.Stop()
 		w.engine.Stop()
@@ -163,28 +151,6 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err, result.Problems)
 	}
 	return w
-}
-
-func (w *world) start(t *testing.T, dir string) {
-	t.Helper()
-	keeper, err := file.Open(file.Config{Path: filepath.Join(dir, "kek.json")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	signing, _, err := audit.GenerateKey(rand.Reader, "keyturn.test/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := audit.ParseSigner(signing)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	w.config = engine.Config{
-		Store: w.store, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": w.system}, Signer: signer,
-		Observer: observer{}, Logger: log, Now: time.Now, Random: rand.Reader,
-	}
-	w.node(t)
 }
 
 // node starts the parts of one server on the store.

@@ -13,6 +13,7 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/internal/server/servertest"
 	"github.com/keyturn/keyturn/test/pgtest"
 )
 
@@ -77,15 +78,7 @@ func TestServerOnPostgres(t *testing.T) {
 func secondNode(t *testing.T, first *world, config server.Config) *world {
 	t.Helper()
 	config.DataDir = t.TempDir()
-	for _, name := range []string{"kek.json", "audit.key", "ca.pem", "ca.key", "root.token"} {
-		data, err := os.ReadFile(filepath.Join(first.dir, name))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(config.DataDir, name), data, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	servertest.CopyKeys(t, first.dir, config.DataDir)
 	return startServer(t, config)
 }
 

@@ -3,8 +3,6 @@ package server_test
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,6 +11,7 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/internal/server/servertest"
 	"github.com/keyturn/keyturn/internal/token"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/test/pgtest"
@@ -35,15 +34,7 @@ func TestNodesSignTogether(t *testing.T) {
 	}
 	first := startServerWith(t, configure(t.TempDir()), nil)
 	dir := t.TempDir()
-	for _, name := range []string{"kek.json", "audit.key", "ca.pem", "ca.key", "root.token"} {
-		body, err := os.ReadFile(filepath.Join(first.dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), body, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	servertest.CopyKeys(t, first.dir, dir)
 	second := startServerWith(t, configure(dir), nil)
 	nodes := []*world{first, second}
 	first.applySigning(t, "ES256")

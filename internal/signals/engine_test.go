@@ -2,13 +2,11 @@ package signals_test
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,11 +15,10 @@ import (
 
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/engine/enginetest"
 	"github.com/keyturn/keyturn/internal/hub"
-	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/rotation"
 	"github.com/keyturn/keyturn/internal/signals"
-	"github.com/keyturn/keyturn/internal/store/sqlite"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/provider"
 	"github.com/keyturn/keyturn/secret"
@@ -115,30 +112,12 @@ func newRun(t *testing.T) *run {
 	config.Traces = signals.Traces{Endpoint: w.otlp.URL, Insecure: true}
 	config.Now, config.Every = time.Now, 50*time.Millisecond
 	config.Connected = func() int { return w.hub.Connected() }
-	dir := t.TempDir()
-	db, err := sqlite.Open(t.Context(), sqlite.Config{Path: filepath.Join(dir, "keyturn.db")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	keeper, err := file.Open(file.Config{Path: filepath.Join(dir, "kek.json")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	signing, _, err := audit.GenerateKey(rand.Reader, "keyturn.test/log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := audit.ParseSigner(signing)
-	if err != nil {
-		t.Fatal(err)
-	}
+	made, db := enginetest.Config(t, t.TempDir(), &vault{accepted: map[string]bool{}})
 	w.hub = hub.New(hub.Config{Logger: discard(), Now: time.Now})
 	observer := &late{}
-	w.engine, err = engine.New(engine.Config{
-		Store: db, Keeper: keeper, Drivers: map[string]provider.Driver{"memory": &vault{accepted: map[string]bool{}}}, Signer: signer, Fleet: w.hub,
-		Observer: observer, Logger: discard(), Now: time.Now, Random: rand.Reader,
-	})
-	if err != nil {
+	made.Fleet, made.Observer, made.Logger = w.hub, observer, discard()
+	var err error
+	if w.engine, err = engine.New(made); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/internal/server/servertest"
 )
 
 const (
@@ -143,7 +144,7 @@ func startThree(b *testing.B, count int) []*world {
 			Limits: server.LimitsConfig{Parties: count/2 + 1000, ConnectionsPerAddress: count + 1000, StreamsPerToken: count/2 + 1000, PerSecond: 1_000_000, Burst: 1_000_000},
 		}
 		if i > 0 {
-			shareKeys(b, filepath.Dir(servers[0].caFile), config.DataDir)
+			servertest.CopyKeys(b, filepath.Dir(servers[0].caFile), config.DataDir)
 		}
 		servers = append(servers, startServerProcess(b, serverOrders{Config: config, Accepted: accepted}))
 	}
@@ -156,25 +157,4 @@ func startThree(b *testing.B, count int) []*world {
 		servers[0].rotateKey(b, fmt.Sprint(threePrefix, i), time.Minute)
 	}
 	return servers
-}
-
-// shareKeys gives another server the keys of the first one.
-func shareKeys(b *testing.B, from, to string) {
-	b.Helper()
-	if err := os.MkdirAll(to, 0o700); err != nil {
-		b.Fatal(err)
-	}
-	for _, name := range []string{"kek.json", "audit.key", "ca.pem", "ca.key", "root.token"} {
-		data, err := os.ReadFile(filepath.Join(from, name))
-		if err != nil {
-			b.Fatal(err)
-		}
-		mode := os.FileMode(0o600)
-		if name == "ca.pem" {
-			mode = 0o644
-		}
-		if err := os.WriteFile(filepath.Join(to, name), data, mode); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

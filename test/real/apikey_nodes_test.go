@@ -11,6 +11,7 @@ import (
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/pgserver"
+	"github.com/keyturn/keyturn/internal/server/servertest"
 )
 
 // TestAPIKeyAtTwoServers: two servers on one PostgreSQL verify. The moment a client is
@@ -26,7 +27,7 @@ func TestAPIKeyAtTwoServers(t *testing.T) {
 	second.options.LogTo = second.logs
 	second.config.DataDir = filepath.Join(w.dir, "data-2")
 	second.config.Listen = "127.0.0.1:0"
-	copyKeys(t, w.config.DataDir, second.config.DataDir)
+	servertest.CopyKeys(t, w.config.DataDir, second.config.DataDir)
 	second.start(t)
 	t.Cleanup(func() { second.stop(t) })
 	other := &second

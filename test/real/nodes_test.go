@@ -15,6 +15,7 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/pgserver"
 	"github.com/keyturn/keyturn/internal/server"
+	"github.com/keyturn/keyturn/internal/server/servertest"
 	"github.com/keyturn/keyturn/key"
 	"github.com/keyturn/keyturn/test/pgtest"
 )
@@ -61,7 +62,7 @@ func newCluster(t *testing.T, n int, policy string) *cluster {
 		w.logs = &logBuffer{}
 		w.config.DataDir = filepath.Join(c.dir, fmt.Sprint("data-", i))
 		if i > 0 {
-			copyKeys(t, c.nodes[0].config.DataDir, w.config.DataDir)
+			servertest.CopyKeys(t, c.nodes[0].config.DataDir, w.config.DataDir)
 		}
 		one := &oneServer{world: &w}
 		c.nodes = append(c.nodes, one)
@@ -78,27 +79,6 @@ func newCluster(t *testing.T, n int, policy string) *cluster {
 	c.apply(t, policy+"---\n"+c.keyDocument(c.primary.Addr()))
 	c.first(t)
 	return c
-}
-
-// copyKeys gives another server the keys of the first one.
-func copyKeys(t *testing.T, from, to string) {
-	t.Helper()
-	if err := os.MkdirAll(to, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"kek.json", "audit.key", "ca.pem", "ca.key", "root.token"} {
-		data, err := os.ReadFile(filepath.Join(from, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		mode := os.FileMode(0o600)
-		if name == "ca.pem" {
-			mode = 0o644
-		}
-		if err := os.WriteFile(filepath.Join(to, name), data, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // use makes the test speak to a node.
