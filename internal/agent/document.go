@@ -12,6 +12,8 @@ import (
 	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"github.com/keyturn/keyturn/internal/spelling"
 )
 
 // maxDocument is the largest configuration file, in bytes.
@@ -219,40 +221,10 @@ func nearest(field string) string {
 		"health", "signal", "command", "timeout", "pidFile", "process", "http", "tcp", "interval", "retries", "sample", "every", "for", "then",
 		"metadata", "listen", "authorizationFile", "google", "tokens", "issuer", "audiences", "scopes", "subjectTokenFile", "subjectTokenType",
 	}
-	best, distance := "", 3
-	for _, k := range known {
-		if d := edits(strings.ToLower(field), strings.ToLower(k)); d < distance {
-			best, distance = k, d
-		}
+	if best := spelling.Nearest(field, known, 2); best != "" {
+		return "did you mean " + best + "?"
 	}
-	if best == "" {
-		return "docs/reference/agent.md lists the fields"
-	}
-	return "did you mean " + best + "?"
-}
-
-// edits is the Levenshtein distance, for words of up to 64 bytes.
-func edits(a, b string) int {
-	if len(a) > 64 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
+	return "docs/reference/agent.md lists the fields"
 }
 
 // fail notes a problem at a path such as "targets[0].path". When the path is not

@@ -16,7 +16,7 @@ func floors() []Place {
 
 		// 1: what is decided, as functions of values.
 		{Path: "internal/rotation", Floor: 1, Only: []string{"key"}, Foreign: none, Pure: true, NoContext: true},
-		{Path: "internal/policy", Floor: 1, Only: words, Pure: true, Foreign: []string{
+		{Path: "internal/policy", Floor: 1, Only: words, Beside: []string{"internal/spelling"}, Pure: true, Foreign: []string{
 			"github.com/goccy/go-yaml", "cel.dev", "github.com/google/cel-go", "google.golang.org/protobuf",
 			"google.golang.org/genproto", "github.com/netresearch/go-cron", "github.com/invopop/jsonschema", "github.com/pb33f/ordered-map",
 		}},
@@ -29,6 +29,7 @@ func floors() []Place {
 		{Path: "internal/grant", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/webtoken", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
+		{Path: "internal/spelling", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
 		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
@@ -78,10 +79,10 @@ func floors() []Place {
 		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop", "internal/webtoken"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
 		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
-		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "client/tokensource", "internal/harden", "gen/..."}, words...), Never: inner()},
+		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "client/tokensource", "internal/harden", "internal/spelling", "gen/..."}, words...), Never: inner()},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),
-			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/scan", "internal/harden", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
+			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/scan", "internal/harden", "internal/spelling", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
 		},
 		{Path: "internal/demo", Floor: 8},
 		{Path: "cmd", Floor: 9},

@@ -19,7 +19,6 @@ var (
 	ReadToken      = readToken
 	ParsePairs     = parsePairs
 	Clean          = clean
-	EditDistance   = editDistance
 	QuoteShell     = quoteShell
 	Short          = short
 	Headline       = headline

@@ -123,17 +123,6 @@ func TestQuoteShell(t *testing.T) {
 	}
 }
 
-func TestEditDistance(t *testing.T) {
-	for _, c := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "abc", 3}, {"wait", "wait", 0}, {"wiat", "wait", 2}, {"waitt", "wait", 1}, {"kitten", "sitting", 3}} {
-		if got := cli.EditDistance(c.a, c.b); got != c.want || cli.EditDistance(c.b, c.a) != c.want {
-			t.Errorf("%q, %q: %d, want %d", c.a, c.b, got, c.want)
-		}
-	}
-}
-
 func TestShort(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		1500 * time.Microsecond: "2ms", 2500 * time.Millisecond: "2.5s", 61 * time.Second: "1m1s", time.Hour: "1h",

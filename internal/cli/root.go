@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/keyturn/keyturn/internal/spelling"
 )
 
 // globalFlags are the flags that every command takes.
@@ -202,13 +204,13 @@ func (a *app) flagError(cmd *cobra.Command, err error) error {
 		return usage("put it into KEYTURN_TOKEN, name a file with --token-file, or run keyturn login",
 			"there is no flag --token: every user of this machine could read the token among the arguments of processes")
 	}
-	best, distance := "", 3
+	var known []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		if d := editDistance(name, f.Name); d < distance && !f.Hidden {
-			best, distance = f.Name, d
+		if !f.Hidden {
+			known = append(known, f.Name)
 		}
 	})
-	if best != "" {
+	if best := spelling.Nearest(name, known, 2); best != "" {
 		see = "did you mean --" + best + "?"
 	}
 	return usage(see, "%s has no flag %s", cmd.CommandPath(), dashed(name))
@@ -219,27 +221,6 @@ func dashed(name string) string {
 		return "-" + name
 	}
 	return "--" + name
-}
-
-// editDistance is the Levenshtein distance.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // oneOf checks the value of a flag.

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/keyturn/keyturn/internal/spelling"
 )
 
 // ErrInvalid is what every error of Parse and Compile is, by errors.Is.
@@ -205,13 +207,7 @@ func indexPath(path string, i int) string { return path + "[" + strconv.Itoa(i) 
 // suggest returns `did you mean "x"?` for the nearest known word, or else a list
 // of them.
 func suggest(word string, known []string) string {
-	best, distance := "", 1+max(1, min(len(word), 12)/3)
-	for _, k := range known {
-		if d := editDistance(strings.ToLower(word), strings.ToLower(k)); d < distance {
-			best, distance = k, d
-		}
-	}
-	if best != "" {
+	if best := spelling.Nearest(word, known, max(1, min(len(word), 12)/3)); best != "" {
 		return fmt.Sprintf("did you mean %q?", best)
 	}
 	if len(known) == 0 {
@@ -222,31 +218,4 @@ func suggest(word string, known []string) string {
 		return "known are " + strings.Join(known[:most], ", ") + ", …"
 	}
 	return "known are " + strings.Join(known, ", ")
-}
-
-// editDistance is the distance between the first 64 bytes of a and b in
-// insertions, deletions, replacements and swaps of neighbours.
-func editDistance(a, b string) int {
-	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
 }
