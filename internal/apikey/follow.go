@@ -129,10 +129,8 @@ func (s *Service) take(ctx context.Context, doc store.Doc) {
 }
 
 const (
-	// sweepEvery is how often what has expired is deleted, sweepBatch how many
-	// documents one transaction deletes.
+	// sweepEvery is how often what has expired is deleted.
 	sweepEvery = 10 * time.Minute
-	sweepBatch = 256
 )
 
 // sweep deletes documents that have had their time, until ctx ends.
@@ -146,28 +144,9 @@ func (s *Service) sweep(ctx context.Context) {
 		case <-ticker.C:
 		}
 		for _, kind := range []string{kindEntry, kindNode, kindUse, kindTried, kindAsked, kindVerifier} {
-			if err := s.sweepKind(ctx, kind); err != nil && ctx.Err() == nil {
+			if err := store.Sweep(ctx, s.config.Store, kind, s.config.Now, func(tx store.Tx, doc store.Doc) error { return s.sweepDoc(ctx, tx, doc) }); err != nil && ctx.Err() == nil {
 				s.config.Logger.WarnContext(ctx, "what has expired of API keys could not be deleted; trying again later", "error", err)
 			}
-		}
-	}
-}
-
-func (s *Service) sweepKind(ctx context.Context, kind string) error {
-	for {
-		deleted := 0
-		err := s.config.Store.Update(ctx, func(tx store.Tx) error {
-			docs, err := tx.Index.Due(ctx, kind, s.config.Now(), sweepBatch)
-			deleted = len(docs)
-			for i := range docs {
-				if err := s.sweepDoc(ctx, tx, docs[i]); err != nil {
-					return err
-				}
-			}
-			return err
-		})
-		if err != nil || deleted < sweepBatch {
-			return err
 		}
 	}
 }

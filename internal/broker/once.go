@@ -119,30 +119,3 @@ func (w *waiting) again(ctx context.Context, tx store.Tx, m *mark) (*audit.Entry
 	}
 	return &entry, nil
 }
-
-// sweepBatches bounds what one node deletes of a kind at a time.
-const sweepBatches = 40
-
-// sweepKind deletes documents that have had their time.
-func (b *Broker) sweepKind(ctx context.Context, kind string, now time.Time) error {
-	for range sweepBatches {
-		deleted := 0
-		err := b.config.Store.Update(ctx, func(tx store.Tx) error {
-			docs, err := tx.Index.Due(ctx, kind, now, sweepBatch)
-			deleted = len(docs)
-			for i := range docs {
-				if err := tx.Docs.Delete(ctx, kind, docs[i].Name, docs[i].Rev); err != nil && !errors.Is(err, store.ErrNotFound) {
-					return err
-				}
-			}
-			return err
-		})
-		if errors.Is(err, store.ErrConflict) {
-			return nil // another node does the same
-		}
-		if err != nil || deleted < sweepBatch {
-			return err
-		}
-	}
-	return nil
-}

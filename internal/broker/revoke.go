@@ -27,8 +27,6 @@ const (
 	followPoll = time.Second
 	// followPause gathers what changes together.
 	followPause = 20 * time.Millisecond
-	// sweepBatch is how many are deleted at once.
-	sweepBatch = 500
 	// sweepEvery is how often revocations of tokens that have expired are deleted.
 	sweepEvery = time.Minute
 )
@@ -181,5 +179,5 @@ func (b *Broker) sweep(ctx context.Context, now time.Time) error {
 		}
 	}
 	b.revoked.mu.Unlock()
-	return errors.Join(b.sweepKind(ctx, kindRevoked, now), b.sweepKind(ctx, kindUsed, now))
+	return errors.Join(store.Sweep(ctx, b.config.Store, kindRevoked, b.config.Now, nil), store.Sweep(ctx, b.config.Store, kindUsed, b.config.Now, nil))
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -115,8 +114,4 @@ func (c *change) acted(l *limits, a act) error {
 		}
 	}
 	return nil
-}
-
-func (e *Engine) sweepActs(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindActs)
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/keyturn/keyturn/internal/anomaly"
 	"github.com/keyturn/keyturn/internal/policy"
 	"github.com/keyturn/keyturn/internal/rotation"
-	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/key"
 )
 
@@ -241,8 +240,4 @@ func presenterNames(state *rotation.State) (names map[string]bool, whole bool) {
 		names[state.Presenters[i].ID] = true
 	}
 	return names, true
-}
-
-func (e *Engine) sweepMemories(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindMemory)
 }

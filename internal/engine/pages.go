@@ -82,7 +82,3 @@ func putPage(ctx context.Context, tx store.Tx, doc store.Doc, record pageRecord)
 	_, err = tx.Docs.Put(ctx, doc)
 	return err
 }
-
-func (e *Engine) sweepPages(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindPage)
-}

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -196,8 +195,4 @@ func (c *change) past(name key.Name) ([]anomaly.Use, error) {
 	}
 	anomaly.Sort(uses)
 	return uses, nil
-}
-
-func (e *Engine) sweepUses(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindUses)
 }

@@ -175,7 +175,3 @@ func (e *Engine) Alarms(ctx context.Context) (list []Alarm, err error) {
 	})
 	return list, err
 }
-
-func (e *Engine) sweepAlarms(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindAlarm)
-}

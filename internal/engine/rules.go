@@ -101,7 +101,3 @@ func (e *Engine) Rules(ctx context.Context) (list []RuleView, err error) {
 	})
 	return list, err
 }
-
-func (e *Engine) sweepFindings(ctx context.Context, tx store.Tx) (int, error) {
-	return e.sweepDue(ctx, tx, kindFindings)
-}

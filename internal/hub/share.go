@@ -297,18 +297,7 @@ func (n *node) share(ctx context.Context, tx store.Tx, changes *reportChanges, r
 
 // sweepReports deletes the reports of bakes that nobody told the end of.
 func (n *node) sweepReports(ctx context.Context) error {
-	return n.hub.config.Store.Update(ctx, func(tx store.Tx) error {
-		docs, err := tx.Index.Due(ctx, kindReport, n.hub.config.Now(), nodeBatch)
-		if err != nil {
-			return err
-		}
-		for _, doc := range docs {
-			if err := tx.Docs.Delete(ctx, doc.Kind, doc.Name, doc.Rev); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return store.Sweep(ctx, n.hub.config.Store, kindReport, n.hub.config.Now, nil)
 }
 
 // waiting reports whether sums have not been told yet.

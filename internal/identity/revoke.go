@@ -59,36 +59,14 @@ func (r *Registry) Revoked(ctx context.Context, rev uint64) (ids []string, next 
 	return ids, next, err
 }
 
-// sweepBatch bounds the documents that one transaction deletes.
-const sweepBatch = 256
-
 // Sweep deletes tokens that expired a day ago or earlier, and old notes of
 // revocations. It is called now and then; neither the expiry nor the revocation
 // depends on it.
 func (r *Registry) Sweep(ctx context.Context) error {
 	for _, kind := range []string{kindToken, kindRevoked} {
-		if err := r.sweep(ctx, kind); err != nil {
+		if err := store.Sweep(ctx, r.config.Store, kind, r.config.Now, nil); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (r *Registry) sweep(ctx context.Context, kind string) error {
-	for {
-		deleted := 0
-		err := r.config.Store.Update(ctx, func(tx store.Tx) error {
-			docs, err := tx.Index.Due(ctx, kind, r.config.Now(), sweepBatch)
-			deleted = len(docs)
-			for _, doc := range docs {
-				if err := tx.Docs.Delete(ctx, kind, doc.Name, doc.Rev); err != nil {
-					return err
-				}
-			}
-			return err
-		})
-		if err != nil || deleted < sweepBatch {
-			return err
-		}
-	}
 }

@@ -204,3 +204,59 @@ func TestNewer(t *testing.T) {
 		t.Errorf("at %d, %v", at, err)
 	}
 }
+
+// TestSweep: what is due goes, however much it is, and what is not stays; with an end
+// of its own it is written again. One that fails ends none of its batch.
+func TestSweep(t *testing.T) {
+	s := memstore.New()
+	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	const due = 600
+	err := s.Update(t.Context(), func(tx store.Tx) error {
+		for i := range due {
+			if _, err := tx.Docs.Put(t.Context(), store.Doc{Kind: "k", Name: fmt.Sprintf("%04d", i), Due: now.Add(-time.Duration(i) * time.Second)}); err != nil {
+				return err
+			}
+		}
+		for name, at := range map[string]time.Time{"later": now.Add(time.Second), "never": {}} {
+			if _, err := tx.Docs.Put(t.Context(), store.Doc{Kind: "k", Name: name, Due: at}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		_ = s.View(t.Context(), func(tx store.Tx) error {
+			docs, err := tx.Index.List(t.Context(), "k", "", "", 10_000)
+			n = len(docs)
+			return err
+		})
+		return n
+	}
+	clock := func() time.Time { return now }
+	stop := errors.New("stop")
+	seen := 0
+	err = store.Sweep(t.Context(), s, "k", clock, func(tx store.Tx, doc store.Doc) error {
+		if seen++; seen == 300 {
+			return stop
+		}
+		return tx.Docs.Delete(t.Context(), doc.Kind, doc.Name, doc.Rev)
+	})
+	if !errors.Is(err, stop) || count() != due+2-256 {
+		t.Errorf("%v, %d are left", err, count())
+	}
+	if err := store.Sweep(t.Context(), s, "k", clock, nil); err != nil || count() != 2 {
+		t.Errorf("%v, %d are left", err, count())
+	}
+	now = now.Add(time.Minute)
+	err = store.Sweep(t.Context(), s, "k", clock, func(tx store.Tx, doc store.Doc) error {
+		doc.Due = time.Time{}
+		_, err := tx.Docs.Put(t.Context(), doc)
+		return err
+	})
+	if err != nil || count() != 2 {
+		t.Errorf("%v, %d are left", err, count())
+	}
+}

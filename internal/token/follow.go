@@ -167,20 +167,12 @@ func (b *Board) say(ctx context.Context, left bool) error {
 
 // sweep deletes what nodes and processes left behind that are long over.
 func (b *Board) sweep(ctx context.Context) error {
-	return b.config.Store.Update(ctx, func(tx store.Tx) error {
-		for _, kind := range []string{kindNode, kindUse} {
-			docs, err := tx.Index.Due(ctx, kind, b.config.Now(), batch)
-			if err != nil {
-				return err
-			}
-			for _, doc := range docs {
-				if err := tx.Docs.Delete(ctx, doc.Kind, doc.Name, doc.Rev); err != nil {
-					return err
-				}
-			}
+	for _, kind := range []string{kindNode, kindUse} {
+		if err := store.Sweep(ctx, b.config.Store, kind, b.config.Now, nil); err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return nil
 }
 
 type fetchOf struct {
