@@ -189,6 +189,8 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 		cancel()
 		if err != nil {
 			err = fmt.Errorf("%w: the audit log: %w", ErrAway, err)
+			// Before anybody is answered: who asks again is not refused for what was.
+			b.entries.fail(err)
 		}
 		for i, w := range batch {
 			if refused[i] != nil && err == nil {
@@ -198,7 +200,6 @@ func (b *Broker) enter(ctx context.Context, sums bool) error {
 			w.done <- err
 		}
 		if err != nil {
-			b.entries.fail(err)
 			return err
 		}
 		told()
