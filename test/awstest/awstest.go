@@ -43,6 +43,8 @@ type Key struct {
 	Active            bool
 	Created, Used     time.Time
 	admin             bool
+	// role: it is a temporary one, of Role; over: its time is.
+	role, over bool
 	// late is how often a region is to be asked until it knows of the last change.
 	late map[string]int
 }
@@ -60,7 +62,10 @@ type Cloud struct {
 	silent chan struct{}
 	late   map[string]int
 	dated  func() string
-	mute   bool
+	// foreign: the user is in Role's account, and Admin is not.
+	foreign  bool
+	sessions []string
+	mute     bool
 }
 
 // Fault is what goes wrong with the next call of an action.
@@ -129,6 +134,30 @@ func (c *Cloud) Mute(mute bool) {
 	c.mute = mute
 }
 
+// Foreign makes User one of another account: nobody but who has assumed Role is told
+// of it, or may touch it.
+func (c *Cloud) Foreign() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.foreign = true
+}
+
+// Sessions returns the names of the sessions for which Role was assumed.
+func (c *Cloud) Sessions() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.sessions)
+}
+
+// Expire ends the temporary access keys that there are.
+func (c *Cloud) Expire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.keys {
+		k.over = k.role
+	}
+}
+
 // Silence makes it take requests and answer none, until Speak.
 func (c *Cloud) Silence() {
 	c.mu.Lock()
@@ -158,6 +187,16 @@ func (c *Cloud) Add(created time.Time, mark string) string {
 		c.tags[k.ID] = mark
 	}
 	return k.ID
+}
+
+// AddAdmin makes a further access key that may do what Admin may.
+func (c *Cloud) AddAdmin() Key {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := Key{ID: newID(), Secret: rand.Text() + rand.Text(), Active: true, admin: true}
+	same := k
+	c.keys[k.ID] = &same
+	return k
 }
 
 // Edit changes an access key.
@@ -277,6 +316,9 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (*Key, string, *fault
 	if !known || k.Token != r.Header.Get("X-Amz-Security-Token") {
 		return nil, "", &fault{"InvalidClientTokenId", "The security token included in the request is invalid.", http.StatusForbidden}
 	}
+	if k.over {
+		return nil, "", &fault{"ExpiredToken", "The security token included in the request is expired", http.StatusForbidden}
+	}
 	at, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
 	if err != nil {
 		return nil, "", &fault{"IncompleteSignature", "no date", http.StatusBadRequest}
@@ -310,11 +352,15 @@ func (c *Cloud) do(action string, form url.Values, who *Key, _ string) (any, *fa
 		if form.Get("RoleArn") != Role || form.Get("ExternalId") != ExternalID {
 			return nil, &fault{"AccessDenied", "not authorized to perform: sts:AssumeRole", http.StatusForbidden}
 		}
-		k := &Key{ID: "ASIA" + rand.Text()[:16], Secret: rand.Text(), Token: rand.Text(), Active: true, admin: true}
+		k := &Key{ID: "ASIA" + rand.Text()[:16], Secret: rand.Text(), Token: rand.Text(), Active: true, admin: true, role: true}
 		c.keys[k.ID] = k
+		c.sessions = append(c.sessions, form.Get("RoleSessionName"))
 		return element{"Credentials": element{
 			"AccessKeyId": k.ID, "SecretAccessKey": k.Secret, "SessionToken": k.Token, "Expiration": time.Now().Add(time.Hour).UTC().Format(time.RFC3339),
 		}}, nil
+	}
+	if c.foreign && !who.role {
+		return nil, &fault{"NoSuchEntity", "The user with name " + User + " cannot be found.", http.StatusNotFound}
 	}
 	id := form.Get("AccessKeyId")
 	k := c.keys[id]

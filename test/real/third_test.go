@@ -80,6 +80,7 @@ func (w *world) user(t *testing.T, l *load, name key.Name, id string, pause time
 func TestIAMKeyRotatesUnderUse(t *testing.T) {
 	const name = "ci/deployer"
 	cloud := awstest.New(t)
+	cloud.Foreign()
 	t.Setenv("AWS_ACCESS_KEY_ID", cloud.Admin.ID)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", cloud.Admin.Secret)
 	t.Setenv("AWS_CONFIG_FILE", os.DevNull)

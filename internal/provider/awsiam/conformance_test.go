@@ -37,10 +37,12 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestConformanceInAnotherAccount: the same by a role of another account.
+// TestConformanceInAnotherAccount: the same by a role of another account, in which
+// the administrator's own access key may do nothing.
 func TestConformanceInAnotherAccount(t *testing.T) {
 	providertest.Run(t, func(t *testing.T) providertest.Target {
-		_, config := newCloud(t)
+		cloud, config := newCloud(t)
+		cloud.Foreign()
 		config["role"] = map[string]any{"arn": awstest.Role, "externalId": awstest.ExternalID}
 		return providertest.Target{Driver: driver(), Config: config, Key: name}
 	})
