@@ -33,10 +33,13 @@ type agent struct {
 	mu sync.Mutex
 	// disk is what survives a crash; using what the applications use.
 	disk, using map[key.Name]holding
+	// copied is a copy of the disk, nil if there is none.
+	copied map[key.Name]holding
 	// stranger: the fleet forgot the agent, or it came with a version that was being
-	// revoked: nobody owes it that this version is accepted.
-	stranger map[key.Name]bool
-	vanished bool
+	// revoked: nobody owes it that this version is accepted. back: its machine was put
+	// back, and it uses another version than what it has answered.
+	stranger, back map[key.Name]bool
+	vanished       bool
 	// reported are the newest versions that a server heard reports on.
 	reported map[key.Name]key.Version
 	life     *agentLife
@@ -81,7 +84,7 @@ type agentLife struct {
 func newAgent(w *world, id, region string) *agent {
 	a := &agent{
 		w: w, id: id, region: region, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
-		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
+		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, back: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
 		said: map[telling]hub.Outcome{}, well: map[key.Name]key.Version{},
 	}
 	for _, k := range w.keys {
@@ -143,6 +146,22 @@ func (l *agentLife) crash(down time.Duration) {
 	}
 	l.stop()
 	l.w.later(down, l.id+" starts again", l.start)
+}
+
+// putBack puts the copy of the agent's disk in its place; the applications go on with
+// what is there, and the agent starts again later.
+func (a *agent) putBack(down time.Duration) {
+	a.stop()
+	a.mu.Lock()
+	for name, h := range a.using {
+		if a.copied[name].version != h.version {
+			a.stranger[name], a.back[name] = true, true
+		}
+	}
+	a.disk, a.using, a.copied = a.copied, maps.Clone(a.copied), nil
+	a.mu.Unlock()
+	a.w.dirty = true
+	a.w.later(down, a.id+" starts from a copy", a.start)
 }
 
 // message passes a message between the agent and a server.
@@ -372,6 +391,7 @@ func (l *agentLife) apply(d hub.Delivery) {
 		h := holding{version: d.Version, epoch: d.Epoch, password: d.Material.Secrets["password"]}
 		l.disk[d.Key], l.using[d.Key] = h, h
 		delete(l.stranger, d.Key)
+		delete(l.back, d.Key)
 		l.w.dirty = true
 	}
 	switch {
@@ -385,9 +405,12 @@ func (l *agentLife) apply(d hub.Delivery) {
 	}
 }
 
+// retryAfter is how long an agent waits before it tries an assignment again.
+const retryAfter = 10 * time.Second
+
 // retry tries an assignment again that could not be followed, while it is the newest.
 func (l *agentLife) retry(d hub.Delivery) {
-	pause(l.ctx, 10*time.Second)
+	pause(l.ctx, retryAfter)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, waits := l.box[d.Key]; !waits && l.seen[d.Key] == d.Epoch && l.ctx.Err() == nil {
@@ -435,16 +458,26 @@ func (l *agentLife) tell() {
 
 // acknowledge sends outcomes once and reports whether they are settled.
 func (l *agentLife) acknowledge(at *life, batch []hub.Outcome) bool {
-	what := "ack"
+	what, faults := "ack", []fault{lostMessage, twiceMessage, reordered}
 	for _, o := range batch {
 		what += fmt.Sprintf(" %s %v/%d %v", o.Key, o.Using, o.Epoch, o.OK)
+		if !o.OK && faults[0] != overtaken {
+			faults = slices.Insert(faults, 0, overtaken)
+		}
 	}
-	met, err := l.message(at, false, what, lostMessage, twiceMessage, reordered)
+	met, err := l.message(at, false, what, faults...)
 	if err != nil {
 		return false
 	}
-	if met == twiceMessage || met == reordered {
-		l.w.straggle(fmt.Sprintf("%s -> %s: %s", l.id, at.name, what), l.w.some(40*time.Second), func() { _ = at.hub.Acknowledge(at.ctx, l.id, batch) })
+	late := func(after time.Duration) {
+		l.w.straggle(fmt.Sprintf("%s -> %s: %s", l.id, at.name, what), after, func() { _ = at.hub.Acknowledge(at.ctx, l.id, batch) })
+	}
+	switch met { //nolint:exhaustive // the others do not happen to answers
+	case twiceMessage, reordered:
+		late(l.w.some(40 * time.Second))
+	case overtaken:
+		// It comes a second time when the next try has been answered as well.
+		late(retryAfter + l.w.some(20*time.Second))
 	}
 	if met == reordered {
 		return false // to the agent it looks lost

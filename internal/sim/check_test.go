@@ -158,7 +158,7 @@ func (k *keyTruth) checkPassage(old *rotation.Rotation, after *rotation.State) {
 				continue
 			}
 			a := k.w.agent(p.ID)
-			if a == nil || a.vanished {
+			if a == nil || a.vanished || a.back[k.name] {
 				continue
 			}
 			if uses := a.uses(k.name).version; uses != old.To {

@@ -37,6 +37,8 @@ const (
 	pauseAll
 	restore
 	clockSkewed
+	overtaken
+	agentBack
 	faultKinds
 )
 
@@ -45,7 +47,7 @@ func (f fault) String() string {
 		"", "message lost", "message late", "message twice", "messages reordered", "partition", "server crash", "server stop",
 		"agent crash", "target crash", "disk full", "sync error", "commit unknown", "clock forward", "clock back", "keeper outage",
 		"call lost", "answer lost", "call late", "call slow", "false success", "probe slow", "probe lies", "agent cannot follow",
-		"party vanished", "two operators", "pause", "backup restored", "clock skewed",
+		"party vanished", "two operators", "pause", "backup restored", "clock skewed", "answer overtaken", "agent put back",
 	}[f]
 }
 
@@ -83,9 +85,11 @@ func drawProfile(rng *rand.Rand) profile {
 		lostMessage: 0.05, lateMessage: 0.05, twiceMessage: 0.05, reordered: 0.05, serverCrash: 0.01, agentCrash: 0.04, targetCrash: 0.02,
 		diskFull: 0.02, syncError: 0.02, syncUnknown: 0.01, lostCall: 0.04, lostAnswer: 0.04, lateCall: 0.03, slowCall: 0.04, falseSuccess: 0.02,
 		slowProbe: 0.04, lyingProbe: 0.06, cannotFollow: 0.04,
+		// Of answers that a version could not be followed.
+		overtaken: 0.3,
 		// Of steps.
 		partition: 0.004, serverStop: 0.003, clockForward: 0.003, clockBack: 0.003, keeperOutage: 0.003, vanished: 0.001,
-		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002, clockSkewed: 0.003,
+		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002, clockSkewed: 0.003, agentBack: 0.003,
 	}
 	for f := fault(1); f < faultKinds; f++ {
 		switch rng.IntN(5) {
@@ -101,6 +105,8 @@ func drawProfile(rng *rand.Rand) profile {
 		for _, f := range []fault{lateCall, clockForward, clockBack, clockSkewed} {
 			p.rate[f] = 0
 		}
+		// Order is all that protects here.
+		p.rate[slowCall] = 3 * base[slowCall]
 	}
 	return p
 }

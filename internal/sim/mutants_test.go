@@ -77,7 +77,7 @@ func mistakes() []mistake {
 			"if verdict == want {", "if verdict != 0 || verdict == want {",
 			// A replica waits for ever for what its primary has not done.
 			[]string{"no lockout", "revoked", "no loss", "converges"},
-			50, true,
+			150, true,
 		},
 		{
 			"barrier: asked to accept counts as accepted", "rotation/advance.go",
@@ -115,7 +115,7 @@ func mistakes() []mistake {
 			"answers: one that was overtaken is taken", "rotation/step.go",
 			"if ack.Order != 0 && ack.Order < p.Heard {", "if ack.Order != 0 && ack.Order > p.Heard+1000 {",
 			[]string{"answers"},
-			2500, false,
+			1000, false,
 		},
 		{
 			"audit: entries are written after the decision has been committed", "engine/change.go",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -238,21 +239,59 @@ func (w *world) disturb() bool {
 	if w.mem != nil && w.plan.rate[restore] > 0 && w.rng.IntN(100) == 0 {
 		w.keepBackup()
 	}
-	often := w.plan.commands
-	if w.idle() {
+	if w.plan.rate[agentBack] > 0 && w.rng.IntN(100) == 0 {
+		a := w.agents[w.rng.IntN(len(w.agents))]
+		a.mu.Lock()
+		a.copied = maps.Clone(a.disk)
+		a.mu.Unlock()
+	}
+	often, changing := w.plan.commands, w.changing()
+	switch {
+	case w.idle():
 		often = 0.2
+	case changing == slow:
+		often = max(often, 0.05) // they do not like to wait
 	}
 	if w.rng.Float64() < often {
 		w.ops.act("alice")
 		return true
 	}
-	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators, restore, clockSkewed} {
-		if w.happens(f) && w.befall(f) {
+	for _, f := range []fault{partition, serverStop, clockForward, clockBack, keeperOutage, vanished, twoOperators, restore, clockSkewed, agentBack} {
+		happens := w.happens(f)
+		for range 8 {
+			// What is under way then, and arrives later, is what matters of a restore.
+			happens = happens || f == restore && changing != 0 && w.happens(f)
+		}
+		if happens && w.befall(f) {
 			w.met(f)
 			return true
 		}
 	}
 	return false
+}
+
+// change says whether a change at a system is under way. The zero value is no.
+type change uint8
+
+const (
+	quick change = iota + 1
+	slow
+)
+
+// changing reports whether any server waits for a change at a system.
+func (w *world) changing() change {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	is := change(0)
+	for _, r := range w.waiting {
+		switch {
+		case r.effect != nil && r.repeat:
+			return slow
+		case r.effect != nil:
+			is = quick
+		}
+	}
+	return is
 }
 
 // idle reports whether no rotation is on its way: there is none, or all are held.
@@ -318,6 +357,13 @@ func (w *world) befall(f fault) bool {
 			return false
 		}
 		a.vanish()
+		w.note(f, a.id)
+	case agentBack:
+		a := w.agents[w.rng.IntN(len(w.agents))]
+		if a.vanished || a.copied == nil {
+			return false
+		}
+		a.putBack(w.some(30 * time.Second))
 		w.note(f, a.id)
 	case restore:
 		if w.backup == nil {

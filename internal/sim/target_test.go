@@ -268,8 +268,12 @@ func (w *world) outlive() {
 	calls = slices.DeleteFunc(calls, func(r *request) bool { return r.effect == nil || time.Since(r.began) >= longest })
 	slices.SortFunc(calls, byLabel)
 	for _, r := range calls {
+		after := w.some(longest - time.Since(r.began))
+		if w.plan.unfenced {
+			after = time.Duration(w.rng.Int64N(int64(longest - time.Since(r.began))))
+		}
 		if w.coin() {
-			w.straggle(r.label+" outlives its server", w.some(longest-time.Since(r.began)), func() {
+			w.straggle(r.label+" outlives its server", after, func() {
 				// Whatever stalled meanwhile: the engine may count on that time.
 				if w.plan.unfenced && time.Since(r.began) > longest {
 					w.note(0, r.label+" comes too late, and never arrives")
