@@ -111,8 +111,9 @@ type Tell struct {
 	// AckSpread is over which time acknowledgements should be spread, since many are
 	// told together; 0 when they need not be.
 	AckSpread time.Duration
-	// Unanswered: the presenter has not said yet what became of it. It is told
-	// again, although it may have taken it into use before its answer was lost.
+	// Unanswered: the presenter has not said yet what became of it, or that it could not
+	// follow. It is told again when it comes back, although it may have taken it into
+	// use meanwhile: it may have crashed before it said so.
 	Unanswered bool
 }
 

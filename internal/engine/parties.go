@@ -115,7 +115,7 @@ func sameParty(a, b *PartyRecord) bool {
 }
 
 func tellOf(state *rotation.State, p *rotation.Presenter) Tell {
-	tell := Tell{Presenter: p.ID, Version: p.Told, Epoch: p.Epoch, Unanswered: !p.Acked}
+	tell := Tell{Presenter: p.ID, Version: p.Told, Epoch: p.Epoch, Unanswered: !p.Acked || p.Failed}
 	if cut, open := state.CutOver(); open {
 		tell.Rotation = cut.ID
 	}

@@ -69,6 +69,29 @@ func TestAttachAgainWritesNothing(t *testing.T) {
 	}
 }
 
+// TestFailedAnswerIsAskedForAgain: a presenter said that it could not follow, could
+// then, and crashed before it said so. When it comes back it holds what it was told,
+// and is told again, or a rotation would wait for its answer for ever.
+func TestFailedAnswerIsAskedForAgain(t *testing.T) {
+	w := withVersion(t)
+	tell := w.attach(t, "web", engine.Holding{Key: "a"})["a"]
+	bad := rotation.Ack{ID: "web", Epoch: tell.Epoch, Order: 1, Detail: "reload failed"}
+	if err := w.Acknowledge(t.Context(), alice, "a", []rotation.Ack{bad}); err != nil {
+		t.Fatal(err)
+	}
+	holding := engine.Holding{Key: "a", Version: 1, Epoch: tell.Epoch}
+	if again := w.attach(t, "web", holding)["a"]; again.Epoch != tell.Epoch || !again.Unanswered {
+		t.Errorf("%+v after %+v", again, tell)
+	}
+	good := rotation.Ack{ID: "web", Epoch: tell.Epoch, Order: 2, OK: true, Using: 1}
+	if err := w.Acknowledge(t.Context(), alice, "a", []rotation.Ack{good}); err != nil {
+		t.Fatal(err)
+	}
+	if again := w.attach(t, "web", holding)["a"]; again.Unanswered {
+		t.Errorf("it has said that it follows, and is told again: %+v", again)
+	}
+}
+
 func TestAttachUnknownKeyAttachesNothing(t *testing.T) {
 	w := withVersion(t)
 	holdings := []engine.Holding{{Key: "a"}, {Key: "nosuch"}}

@@ -157,7 +157,7 @@ func mistakes() []mistake {
 		},
 		{
 			"answers: one that was lost is not asked for again", "engine/parties.go",
-			"Epoch: p.Epoch, Unanswered: !p.Acked}", "Epoch: p.Epoch}",
+			"Epoch: p.Epoch, Unanswered: !p.Acked || p.Failed}", "Epoch: p.Epoch}",
 			[]string{"converges"},
 			500, false,
 		},
