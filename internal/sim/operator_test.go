@@ -422,6 +422,9 @@ func (w *world) settleDown() {
 			})
 			continue
 		}
-		a.start()
+		if a.life == nil {
+			// In a step of its own: whether a server is ready must not depend on who is faster.
+			w.later(0, a.id+" starts", a.start)
+		}
 	}
 }
