@@ -228,6 +228,18 @@ func accepts(w *Verifier, v key.Version) bool {
 	return ok && slot.Acceptance == Accepted
 }
 
+// unproven returns a verifier that presenters may reach and that is not proven to
+// accept v, nil if there is none.
+func (s *State) unproven(v key.Version) (*Verifier, Slot) {
+	for i := range s.Verifiers {
+		if w := &s.Verifiers[i]; w.Admitted && !accepts(w, v) {
+			slot, _ := w.Slot(v)
+			return w, slot
+		}
+	}
+	return nil, Slot{}
+}
+
 // everywhere reports whether every verifier is proven to accept v.
 func (m *machine) everywhere(v key.Version) bool {
 	for i := range m.Verifiers {
@@ -292,12 +304,8 @@ func (m *machine) tellable(v key.Version) bool {
 	if v == 0 || m.contained(v) || m.foreign(v) {
 		return false
 	}
-	for i := range m.Verifiers {
-		if w := &m.Verifiers[i]; w.Admitted && !accepts(w, v) {
-			return false
-		}
-	}
-	return len(m.Verifiers) > 0
+	w, _ := m.unproven(v)
+	return w == nil && len(m.Verifiers) > 0
 }
 
 // stageOf is the index of the presenter's stage in the rotation's plan.
@@ -363,11 +371,14 @@ func (m *machine) measure(r *Rotation, v key.Version, earliest time.Time, unused
 
 // stageFailed rolls back, or holds where that is not possible or not wanted.
 func (m *machine) stageFailed(r *Rotation, detail string) {
-	err := m.checkBack(r)
-	if err == nil && !r.Plan.HoldOnFailure {
-		r.Reason = fmt.Sprintf("stage %s failed: %s", r.Plan.Stages[r.Stage].Name, detail)
-		m.rollBack(r, RolledBack)
-		return
+	message := fmt.Sprintf("stage %s failed: %s", r.Plan.Stages[r.Stage].Name, detail)
+	if err := m.checkBack(r); err == nil && !r.Plan.HoldOnFailure {
+		if err = m.checkReturn(r); err == nil {
+			r.Reason = message
+			m.rollBack(r, RolledBack)
+			return
+		}
+		message += "; it is not rolled back: " + err.Error()
 	}
-	r.hold(Hold{Reason: HoldStageFailed, Message: fmt.Sprintf("stage %s failed: %s", r.Plan.Stages[r.Stage].Name, detail), Human: true, Since: m.Now})
+	r.hold(Hold{Reason: HoldStageFailed, Message: message, Human: true, Since: m.Now})
 }

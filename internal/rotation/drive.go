@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -277,6 +278,14 @@ func (m *machine) driveRollingBack(r *Rotation) bool {
 	// must not be accepted again: there is nothing to return to.
 	abandoned := r.From == 0 || m.contained(r.From) || m.Gap && m.compromised(r.From)
 	if !abandoned && !m.unused(r.To) {
+		w, slot := m.unproven(r.From)
+		if w != nil && (slot.Trouble != "" || r.Hold.Reason == HoldTrouble) {
+			why := cmp.Or(slot.Trouble, "it is being asked once more")
+			r.hold(Hold{Reason: HoldTrouble, Since: m.Now, Message: fmt.Sprintf(
+				"%s does not accept %v, to which presenters shall return: %s; see to it that it does, or declare %v compromised to go on with %v", w.ID, r.From, why, r.From, r.To)})
+			return false
+		}
+		r.clear(HoldTrouble)
 		stage := r.Plan.Stages[r.Stage]
 		if stage.AckTimeout > 0 && !m.Now.Before(r.StageSince.Add(stage.AckTimeout)) {
 			r.hold(Hold{Reason: HoldStageLate, Message: fmt.Sprintf("presenters have not acknowledged the return to %v", r.From), Since: m.Now})
@@ -284,6 +293,7 @@ func (m *machine) driveRollingBack(r *Rotation) bool {
 		return false
 	}
 	r.clear(HoldStageLate)
+	r.clear(HoldTrouble)
 	if r.RecoveredAt.IsZero() {
 		r.RecoveredAt = m.Now
 	}

@@ -79,12 +79,12 @@ func (m *machine) contained(v key.Version) bool {
 }
 
 // stranded reports whether a verifier that presenters may reach refuses v, and is not
-// asked to accept it: after a restore the version to return to may be accepted in some
-// places only.
+// asked to accept it, or cannot: after a restore the version to return to may be
+// accepted in some places only.
 func (m *machine) stranded(v key.Version) bool {
 	return v != 0 && !m.Gap && !m.contained(v) && slices.ContainsFunc(m.Verifiers, func(w Verifier) bool {
 		slot, asked := w.Slot(v)
-		return w.Admitted && (!asked || !slot.Acceptance.accepting())
+		return w.Admitted && (!asked || slot.Failed || !slot.Acceptance.accepting())
 	})
 }
 
@@ -110,11 +110,7 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 				to.Contained = true
 				m.end(r, Superseded)
 			case m.foreign(r.From), r.Phase == Presenting && m.stranded(r.From):
-				// Nobody can be told the version before: it is retired as if the cut-over
-				// were complete, and the emergency replaces what was being brought in.
-				m.relabel(r)
-				r.CutOverAt = m.Now
-				m.enter(r, Draining)
+				m.keepForward(r)
 			case r.From == 0 && (r.Phase == Presenting || !m.unused(r.To)):
 				// There is nothing to return to: what was being brought in counts as
 				// current, and the emergency replaces it.
@@ -129,6 +125,9 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 			}
 		case RollingBack:
 			if fromBad && toBad {
+				if !m.unused(r.To) && m.stranded(r.From) {
+					m.keepForward(r)
+				}
 				continue
 			}
 			m.takeOver(r, emergency)
@@ -142,6 +141,14 @@ func (m *machine) divertCutOvers(emergency Rotation) (taken bool) {
 		}
 	}
 	return taken
+}
+
+// keepForward retires the old version of r, which nobody can be told, as if the cut-over
+// were complete: the emergency replaces what was being brought in.
+func (m *machine) keepForward(r *Rotation) {
+	m.relabel(r)
+	r.CutOverAt = m.Now
+	m.enter(r, Draining)
 }
 
 // hastenRetirements puts retirements of compromised versions under the

@@ -71,6 +71,9 @@ func (s *State) Explain(r *Rotation) []Waiting {
 		}
 		add(w)
 	case RollingBack:
+		if s.returning(r) {
+			s.explainVerifiers(r.From, true, add)
+		}
 		s.explainPresenters("to stop using", r, func(p *Presenter) bool { return p.MayUse(r.To) }, add)
 		s.explainVerifiers(r.To, false, add)
 	case Done, RolledBack, Failed, Cancelled, Superseded:

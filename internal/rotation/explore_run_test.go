@@ -142,6 +142,10 @@ func configs(long bool) []*config {
 			commands: 2, faults: 1, churn: 1, kinds: append(restores(), moveBegin, moveAdd),
 		},
 		{
+			name: "restored, given up", plan: quickPlan(), presenters: 1, stages: []int{0}, places: 2, versions: 3, unlisted: true, limit: limit(60_000),
+			commands: 3, faults: 2, kinds: append(restores(), moveBegin, moveCancel, moveRevert, moveBroken),
+		},
+		{
 			name: "restored, looked at again", plan: quickPlan(), verifiers: 1, presenters: 1, stages: []int{0}, versions: 2,
 			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveLook),
 		},

@@ -1,8 +1,10 @@
 package rotation
 
 import (
+	"errors"
 	"math/bits"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keyturn/keyturn/key"
@@ -232,6 +234,9 @@ func (c *config) reversible(n *node) *violation {
 			continue
 		}
 		after, _, err := Step(*s, Event{At: s.Now, Rotation: key.RotationID{1}, Body: Revert{Of: r.ID, Plan: c.back}})
+		if w, _ := s.unproven(r.From); n.w.restored && w != nil && r.Phase <= Presenting && errors.Is(err, ErrPhase) && strings.Contains(err.Error(), w.ID+" accepts") {
+			continue // it may be impossible to return to what was found refused after a restore
+		}
 		if err != nil {
 			return violated("reversible", "rotation %d in %v: %v", r.ID[15], r.Phase, err)
 		}
@@ -339,6 +344,11 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 			}
 		}
 	}
+	if now.Phase == RollingBack && old.Phase == Presenting {
+		if err := returns(after, now, e); err != nil {
+			return err
+		}
+	}
 	if now.Phase == Superseded || now.Phase == RollingBack || now.Phase == RolledBack && old.Phase != RollingBack {
 		return nil
 	}
@@ -368,6 +378,23 @@ func rotationStep(w *world, before, after *State, old, now *Rotation, e Event) *
 		early := ok && v.State == key.Compromised || needsRoom(after)
 		if now.Phase == Destroying && !early && after.Now.Before(old.PhaseSince.Add(old.Plan.Quarantine)) {
 			return violated("quarantine", "rotation %d ended it early", old.ID[15])
+		}
+	}
+	return nil
+}
+
+// returns: presenters are to return only to what every verifier that they may reach is
+// proven to accept.
+func returns(after *State, now *Rotation, e Event) *violation {
+	if _, declared := e.Body.(Declare); declared || after.Gap {
+		return nil
+	}
+	for i := range after.Verifiers {
+		w := &after.Verifiers[i]
+		for j := range after.Presenters {
+			if p := &after.Presenters[j]; w.Admitted && p.MayUse(now.To) && !accepts(w, now.From) {
+				return violated("return", "presenter %s is to return to %v, which %s does not provenly accept", p.ID, now.From, w.ID)
+			}
 		}
 	}
 	return nil

@@ -77,6 +77,10 @@ func mutantConfigs() []*config {
 			name: "restored, no note", plan: quickPlan(), verifiers: 1, places: 2, presenters: 1, stages: []int{0}, versions: 2, unlisted: true,
 			commands: 2, faults: 1, churn: 1, kinds: append(restores(), moveBegin, moveAdd), limit: 6000,
 		},
+		{
+			name: "restored, given up", plan: quickPlan(), presenters: 1, stages: []int{0}, places: 2, versions: 3, unlisted: true, limit: 60000,
+			commands: 3, faults: 1, kinds: append(restores(), moveBegin, moveCancel),
+		},
 		{name: "begin, late answer", plan: stagedPlan(), commands: 1, faults: 2, kinds: []moveKind{moveBegin, moveSicken, moveDelayAck}},
 		{name: "begin, verifiers, twice", limit: 3000, plan: quickPlan(), commands: 1, churn: 2, faults: 1, kinds: []moveKind{moveBegin, moveAdd, moveRemove, moveTwice}},
 	}
@@ -363,6 +367,11 @@ func mutants() []mistake {
 			"what was being minted when the backup was taken counts as destroyed",
 			"recovery.go", "return min(m.Next, r.To)", "return m.Next",
 			"restored, no note", "no lockout",
+		},
+		{
+			"a cut-over is given up although a verifier does not accept the version before",
+			"step.go", "if m.Gap || m.unused(r.To) {", "if m.Gap || !m.unused(r.To) {",
+			"restored, given up", "return",
 		},
 		{
 			"an answer that was overtaken is taken",

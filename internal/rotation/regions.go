@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"github.com/keyturn/keyturn/key"
 )
 
 // RegionProgress is how far a rotation is in one region, and what it waits for
@@ -115,9 +117,22 @@ func (s *State) late(r *Rotation, w *Verifier) (trouble string, since time.Time,
 		trouble, late = old.Trouble, old.refusing()
 	case RollingBack:
 		trouble, late = next.Trouble, next.refusing()
+		if s.returning(r) && w.Admitted && old.Acceptance != Accepted {
+			trouble, late = old.Trouble, true
+		}
 	case Planned, Minting, Presenting, Draining, Quarantine, Destroying, Done, RolledBack, Failed, Cancelled, Superseded:
 	}
 	return trouble, r.PhaseSince, late
+}
+
+// returning reports whether presenters shall return to r's old version that may be
+// using the new one still.
+func (s *State) returning(r *Rotation) bool {
+	from, ok := s.Version(r.From)
+	if r.Phase != RollingBack || !ok || from.Contained || from.State == key.Compromised && s.Gap {
+		return false
+	}
+	return slices.ContainsFunc(s.Presenters, func(p Presenter) bool { return p.MayUse(r.To) })
 }
 
 // refusing reports whether the verifier was asked to refuse and is not proven to.

@@ -3,6 +3,7 @@ package rotation
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,6 +163,82 @@ func TestNothingToReturnTo(t *testing.T) {
 		m.divertCutOvers(Rotation{ID: key.RotationID{2}, Kind: Emergency, Plan: Plan{Strategy: ReplaceFirst, Stages: []Stage{{Name: "all"}}}})
 		if phase := m.Rotations[0].Phase; phase != test.want {
 			t.Errorf("v1 is %v: the cut-over is %v, want %v", test.old, phase, test.want)
+		}
+		if current := m.Labelled(key.Current); test.want == Draining && current != 2 {
+			t.Errorf("v%d is to be replaced, want what is presented", current)
+		}
+	}
+}
+
+// returning is a cut-over whose presenter returns from v2 to v1, which b does not
+// accept.
+func returning(old Slot) machine {
+	return machine{State: State{
+		Versions: []Version{{Number: 1, State: key.Active, Label: key.Current}, {Number: 2, State: key.Active, Label: key.Pending}},
+		Verifiers: []Verifier{
+			{ID: "a", Admitted: true, Slots: []Slot{{Version: 1, Acceptance: Accepted}, {Version: 2, Acceptance: Accepted}}},
+			{ID: "b", Region: "east", Admitted: true, Slots: []Slot{old, {Version: 2, Acceptance: Accepted}}},
+		},
+		Presenters: []Presenter{{ID: "p", Told: 2, Maybe: []key.Version{2}}},
+		Rotations:  []Rotation{{ID: key.RotationID{1}, Kind: Manual, Phase: RollingBack, From: 1, To: 2, Exit: RolledBack, Plan: Plan{Stages: []Stage{{Name: "all", AckTimeout: time.Minute}}}}},
+	}}
+}
+
+// TestWaitsForReturn: where presenters cannot return since a verifier does not accept
+// the version before, the rotation names that verifier and both ways out, also while
+// it is being asked once more, until it accepts.
+func TestWaitsForReturn(t *testing.T) {
+	m := returning(Slot{Version: 1, Acceptance: AcceptPending, Failed: true, Trouble: "deleted here"})
+	m.Now = epoch0().Add(time.Hour)
+	r := &m.Rotations[0]
+	for _, trouble := range []string{"deleted here", ""} {
+		m.updateSlot(&m.Verifiers[1], 1, func(slot *Slot) { slot.Trouble = trouble })
+		m.driveRollingBack(r)
+		for _, part := range []string{"b does not accept v1", trouble, "see to it that it does", "declare v1 compromised to go on with v2"} {
+			if r.Hold.Reason != HoldTrouble || r.Hold.Human || !strings.Contains(r.Hold.Message, part) {
+				t.Errorf("trouble %q: %+v does not say %q", trouble, r.Hold, part)
+			}
+		}
+		waiting := m.Explain(r)
+		if i := slices.IndexFunc(waiting, func(w Waiting) bool { return w.Reason == "verifier" }); i < 0 || waiting[i].Message[:len("verifiers to accept v1")] != "verifiers to accept v1" || !slices.Equal(waiting[i].Names, []string{"b"}) {
+			t.Errorf("it waits for %+v", waiting)
+		}
+		for _, region := range m.Regions(r) {
+			if late := slices.Equal(region.LateVerifiers, []string{"b"}); late != (region.Region == "east") {
+				t.Errorf("region %q: %+v", region.Region, region)
+			}
+		}
+	}
+	m.updateSlot(&m.Verifiers[1], 1, func(slot *Slot) { *slot = Slot{Version: 1, Acceptance: Accepted} })
+	if m.driveRollingBack(r); r.Hold.Reason != HoldStageLate {
+		t.Errorf("b accepts v1, and it is on hold for %+v", r.Hold)
+	}
+}
+
+// TestNoReturnInAnEmergency: an emergency does not wait for presenters to return to a
+// version that a verifier cannot be made to accept, also when they were to already.
+func TestNoReturnInAnEmergency(t *testing.T) {
+	for _, test := range []struct {
+		phase Phase
+		old   Slot
+		bad   []key.Version
+		want  Phase
+	}{
+		{Presenting, Slot{Version: 1, Acceptance: AcceptPending, Failed: true}, []key.Version{2}, Draining},
+		{Presenting, Slot{Version: 1, Acceptance: AcceptPending}, []key.Version{2}, RollingBack},
+		{RollingBack, Slot{Version: 1, Acceptance: Refused}, []key.Version{1, 2}, Draining},
+		{RollingBack, Slot{Version: 1, Acceptance: Accepted}, []key.Version{1, 2}, RollingBack},
+		{RollingBack, Slot{Version: 1, Acceptance: AcceptPending, Failed: true}, []key.Version{1}, Accepting},
+	} {
+		m := returning(test.old)
+		m.Rotations[0].Phase = test.phase
+		for _, v := range test.bad {
+			version, _ := m.Version(v)
+			version.State = key.Compromised
+		}
+		m.divertCutOvers(Rotation{ID: key.RotationID{2}, Kind: Emergency, Plan: Plan{Strategy: ReplaceFirst, Stages: []Stage{{Name: "all"}}}})
+		if phase := m.Rotations[0].Phase; phase != test.want {
+			t.Errorf("%v, %+v, %v compromised: the cut-over is %v, want %v", test.phase, test.old, test.bad, phase, test.want)
 		}
 		if current := m.Labelled(key.Current); test.want == Draining && current != 2 {
 			t.Errorf("v%d is to be replaced, want what is presented", current)

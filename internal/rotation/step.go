@@ -267,6 +267,9 @@ func (m *machine) revert(id key.RotationID, body Revert) error {
 	}
 	switch of.Phase {
 	case Accepting, Presenting:
+		if err := m.checkReturn(of); err != nil {
+			return err
+		}
 		of.Reason = cmp.Or(body.Reason, of.Reason)
 		m.rollBack(of, RolledBack)
 		return nil
@@ -294,6 +297,21 @@ func (m *machine) checkBack(r *Rotation) error {
 	}
 	if from.Foreign {
 		return fmt.Errorf("%w: the material of %v is not here, it was lost with a restore; go on, or declare %v compromised", ErrPhase, r.From, r.To)
+	}
+	return nil
+}
+
+// checkReturn reports whether presenters that may be using r's new version can return
+// to the old one: after a restore a verifier may have been found to refuse that, and
+// perhaps cannot accept it again.
+func (m *machine) checkReturn(r *Rotation) error {
+	if m.Gap || m.unused(r.To) {
+		return nil
+	}
+	if w, slot := m.unproven(r.From); w != nil {
+		why := cmp.Or(slot.Trouble, "it is being asked to")
+		return fmt.Errorf("%w: verifier %s does not accept %v, and presenters of %v could not return to it: %s; see to it that %s accepts %v, or let the rotation go on",
+			ErrPhase, w.ID, r.From, r.To, why, w.ID, r.From)
 	}
 	return nil
 }
@@ -401,7 +419,7 @@ func (m *machine) cancel(id key.RotationID, body Cancel) error {
 		return nil
 	case Accepting, Presenting:
 		if r.From != 0 {
-			if err := m.checkBack(r); err != nil {
+			if err := cmp.Or(m.checkBack(r), m.checkReturn(r)); err != nil {
 				return err
 			}
 		} else if err := m.checkUnused(r); err != nil {
