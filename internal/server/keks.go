@@ -92,6 +92,9 @@ func RemoveKEK(ctx context.Context, config Config, id string) error {
 		return keys.Remove(ctx, id) // it says why not
 	}
 	counts, err := countKEKs(ctx, &config)
+	if errors.Is(err, sqlite.ErrLocked) {
+		return fmt.Errorf("what is under %s can be counted while no server has the database open; stop it, remove the key, and start it again: %w", id, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -60,6 +60,9 @@ func TestKEKRotatesUnderLoad(t *testing.T) {
 	}
 	w.finish(t, w.rotateKey(t, apiKey, "meanwhile"), "done")
 	w.rewrapped(t, kek)
+	if err := server.RemoveKEK(t.Context(), w.config, old); err == nil || !strings.Contains(err.Error(), "stop it") {
+		t.Errorf("removed while the server runs: %v", err)
+	}
 	l.more(t, 30)
 	l.check(t)
 	shown := w.reveal(t, apiKey, 0)
