@@ -128,6 +128,25 @@ func TestRulesStopAtTheLimitOfAKey(t *testing.T) {
 	}
 }
 
+// How many that is, the server's configuration says.
+func TestLimitsOfRulesAreConfigured(t *testing.T) {
+	w := newWorld(t)
+	w.config.ActsOfKey, w.config.Acts = 1, 2
+	w.Engine = w.another(t)
+	w.apply(t, policyDoc("quick", "  emergency: {strategy: contain-first, grace: 0s}\n"), keyDoc("a", "quick"), keyDoc("b", "quick"), keyDoc("c", "quick"),
+		ruleDoc("all", `{when: 'use.source == "api-key"', then: emergency, mode: enforce, maxPerHour: 100}`))
+	w.Start(t.Context())
+	for _, name := range []key.Name{"a", "a", "b", "c"} {
+		w.judge(t, w.used(name, w.through(t, w.rotate(t, name)).To, "10.0.0.1"))
+		for _, r := range w.rotations(t, name) {
+			w.through(t, r.ID)
+		}
+	}
+	if got, want := w.found(t), []string{"all a emergency", "all a limit", "all b emergency", "all c limit"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // All rules together declare so many emergencies within an hour, and no more.
 func TestRulesStopTogether(t *testing.T) {
 	w := newWorld(t)
