@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,9 +22,10 @@ func TestSlowConnectionIsWaitedFor(t *testing.T) {
 		srv.Set(clienttest.Login(orders, "a", "1"))
 		cfg := srv.Config()
 		transport := cfg.HTTPClient.Transport.(*http.Transport)
-		dial, dials := transport.DialContext, 0
+		dial := transport.DialContext
+		var dials atomic.Int32
 		transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-			if dials++; dials > 1 {
+			if dials.Add(1) > 1 {
 				return dial(ctx, network, address) // for the acknowledgement
 			}
 			timer := time.NewTimer(25 * time.Second)
@@ -42,8 +44,8 @@ func TestSlowConnectionIsWaitedFor(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		}
-		if dials > 2 || srv.Calls(clienttest.RPCPoll) > 0 {
-			t.Errorf("%d connections, %d polls", dials, srv.Calls(clienttest.RPCPoll))
+		if dials.Load() > 2 || srv.Calls(clienttest.RPCPoll) > 0 {
+			t.Errorf("%d connections, %d polls", dials.Load(), srv.Calls(clienttest.RPCPoll))
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,14 +31,19 @@ func several(t *testing.T, n int) (list []*clienttest.Server, config func(id int
 		addresses += "http://" + address + ", "
 	}
 	frozen := fmt.Sprintf("localhost:%d", n+1)
+	var mu sync.Mutex
 	var held []net.Conn
 	t.Cleanup(func() {
+		mu.Lock()
+		defer mu.Unlock()
 		for _, conn := range held {
 			_ = conn.Close()
 		}
 	})
 	dial[frozen] = func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
+		mu.Lock()
+		defer mu.Unlock()
 		held = append(held, theirs)
 		return ours, nil
 	}
@@ -144,10 +150,10 @@ func TestBusyServerIsNotLeft(t *testing.T) {
 		list[0].Set(clienttest.Login(orders, "orders_a", "pw-1"))
 		cfg := config(1)
 		slow := list[0].Config().HTTPClient.Transport.(*http.Transport).DialContext
-		dials := 0
+		var dials atomic.Int32
 		cfg.HTTPClient.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := slow(ctx, network, "localhost:1")
-			if dials++; dials > 1 {
+			if dials.Add(1) > 1 {
 				return conn, err // for the acknowledgement
 			}
 			return &late{Conn: conn, until: time.Now().Add(8 * time.Second)}, err
@@ -159,8 +165,8 @@ func TestBusyServerIsNotLeft(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		}
-		if dials > 2 {
-			t.Errorf("%d connections", dials)
+		if n := dials.Load(); n > 2 {
+			t.Errorf("%d connections", n)
 		}
 	})
 }
