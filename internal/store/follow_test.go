@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,10 +30,22 @@ func put(t *testing.T, s store.Store, kind, name string) {
 // looks are the times of looks since the follower began.
 type looks struct {
 	began time.Time
-	at    []time.Duration
+
+	mu  sync.Mutex
+	all []time.Duration
 }
 
-func (l *looks) look() { l.at = append(l.at, time.Since(l.began)) }
+func (l *looks) look() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, time.Since(l.began))
+}
+
+func (l *looks) at() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.all)
+}
 
 // following runs a follower whose looks take a while, and returns what ends it.
 func following(t *testing.T, f *store.Follower, look func() error) (*looks, func()) {
@@ -55,6 +69,12 @@ func following(t *testing.T, f *store.Follower, look func() error) (*looks, func
 
 func passed() error { return nil }
 
+// pass lets simulated time pass, and all that happens in it end.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 // TestFollower: a look answers all that was committed before it began, and none is
 // missed, whether it was committed while nobody looked, during a look, or in the pause.
 func TestFollower(t *testing.T) {
@@ -74,16 +94,16 @@ func TestFollower(t *testing.T) {
 		at(time.Second+20*time.Millisecond, "during the look")  // another, at 1,050
 		at(time.Second+21*time.Millisecond, "during it too")    // the same
 		at(time.Second+45*time.Millisecond, "in the new pause") // the same
-		time.Sleep(12 * time.Second)                            // then by itself
+		pass(12 * time.Second)                                  // then by itself
 		want := []time.Duration{0, 1010 * time.Millisecond, 1050 * time.Millisecond, 10_010 * time.Millisecond}
-		if !slices.Equal(l.at, want) {
-			t.Errorf("looked at %v, want %v", l.at, want)
+		if !slices.Equal(l.at(), want) {
+			t.Errorf("looked at %v, want %v", l.at(), want)
 		}
 		end()
-		seen := len(l.at)
+		seen := len(l.at())
 		put(t, s, "k", "after the end")
-		time.Sleep(time.Minute)
-		if len(l.at) != seen {
+		pass(time.Minute)
+		if len(l.at()) != seen {
 			t.Error("it looks after its end")
 		}
 	})
@@ -95,7 +115,7 @@ func TestFollowerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
 		down := errors.New("down")
-		var fails error
+		var fails atomic.Bool
 		told := 0
 		l, end := following(t, &store.Follower{
 			Store: s, Topic: store.TopicDocs, Poll: time.Second, Failed: func(_ context.Context, err error) {
@@ -103,19 +123,24 @@ func TestFollowerFails(t *testing.T) {
 					t.Error(err)
 				}
 			},
-		}, func() error { return fails })
-		fails = down
-		time.Sleep(3500 * time.Millisecond)
-		if len(l.at) != 4 || told != 1 {
-			t.Errorf("%d looks, told %d times", len(l.at), told)
+		}, func() error {
+			if fails.Load() {
+				return down
+			}
+			return nil
+		})
+		fails.Store(true)
+		pass(3500 * time.Millisecond)
+		if len(l.at()) != 4 || told != 1 {
+			t.Errorf("%d looks, told %d times", len(l.at()), told)
 		}
-		fails = nil
+		fails.Store(false)
 		put(t, s, "k", "woken")
 		synctest.Wait()
-		fails = down
-		time.Sleep(time.Second)
-		if len(l.at) != 6 || told != 2 {
-			t.Errorf("%d looks, told %d times", len(l.at), told)
+		fails.Store(true)
+		pass(time.Second)
+		if len(l.at()) != 6 || told != 2 {
+			t.Errorf("%d looks, told %d times", len(l.at()), told)
 		}
 		end()
 	})
@@ -137,25 +162,25 @@ func TestFollowerIsWoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
 		wake := make(chan struct{}, 1)
-		var soon time.Duration
+		var soon atomic.Int64
 		l, end := following(t, &store.Follower{
-			Store: s, Topic: store.TopicJobs, Pause: time.Millisecond, Poll: time.Minute, Later: true, Wake: wake, Soon: func() time.Duration { return soon },
+			Store: s, Topic: store.TopicJobs, Pause: time.Millisecond, Poll: time.Minute, Later: true, Wake: wake, Soon: func() time.Duration { return time.Duration(soon.Load()) },
 		}, passed)
 		defer end()
-		if len(l.at) != 0 {
-			t.Errorf("looked at %v", l.at)
+		if len(l.at()) != 0 {
+			t.Errorf("looked at %v", l.at())
 		}
 		time.Sleep(time.Second)
 		put(t, s, "k", "of another topic")
 		time.Sleep(time.Second)
-		soon = 5 * time.Second
+		soon.Store(int64(5 * time.Second))
 		wake <- struct{}{} // 2,001
 		time.Sleep(time.Second)
-		soon = 0 // it was asked before: 7,002, and no more
-		time.Sleep(30 * time.Second)
+		soon.Store(0) // it was asked before: 7,002, and no more
+		pass(30 * time.Second)
 		want := []time.Duration{time.Millisecond, 2001 * time.Millisecond, 7002 * time.Millisecond}
-		if !slices.Equal(l.at, want) {
-			t.Errorf("looked at %v, want %v", l.at, want)
+		if !slices.Equal(l.at(), want) {
+			t.Errorf("looked at %v, want %v", l.at(), want)
 		}
 	})
 }

@@ -76,7 +76,7 @@ func TestTurns(t *testing.T) {
 		if n := b.Waiting(); n != 7 {
 			t.Errorf("%d wait", n)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		want := [][]string{{"0", "1", "2"}, {"3", "4"}, {"5"}, {"6", "7"}}
 		if !slices.EqualFunc(b.ended, want, slices.Equal[[]string]) {
 			t.Errorf("the batches were %v, want %v", b.ended, want)
@@ -96,7 +96,7 @@ func TestTurnsGivenUp(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), after)
 				defer cancel()
 				err := b.work(ctx, t, "second", false, 0)
-				time.Sleep(time.Minute)
+				pass(time.Minute)
 				taken := 2
 				if err != nil {
 					taken = 1
@@ -168,7 +168,7 @@ func TestTurnsUnderLoad(t *testing.T) {
 				}()
 				time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
 			}
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			ended := slices.Concat(b.ended...)
 			slices.Sort(ended)
 			slices.Sort(took)
