@@ -37,6 +37,24 @@ func (w *world) backUp(t *testing.T, id *age.X25519Identity) (path string, manif
 	return path, manifest
 }
 
+// backUpAll returns a backup with what the store held at it: it is made again if
+// anything happened meanwhile.
+func (w *world) backUpAll(t *testing.T, id *age.X25519Identity) (file string, manifest backup.Manifest, held store.Digest) {
+	t.Helper()
+	digest := func() store.Digest {
+		d, err := store.DigestOf(t.Context(), server.DumperOf(w.Server))
+		must(t, err)
+		return d
+	}
+	pgtest.Eventually(t, "nothing happens during a backup", func() bool {
+		before := digest()
+		file, manifest = w.backUp(t, id)
+		held = digest()
+		return before["events"] == held["events"]
+	})
+	return file, manifest, held
+}
+
 // settled waits until dev/db stands still, brings in a fresh version, and rotates.
 func (w *world) settled(t *testing.T) {
 	t.Helper()
@@ -84,9 +102,7 @@ func TestRestoreDrill(t *testing.T) {
 	w.mustApply(t)
 	w.rotateNow(t)
 	w.verified(t)
-	file, manifest := w.backUp(t, id)
-	want, err := store.DigestOf(t.Context(), server.DumperOf(w.Server))
-	must(t, err)
+	file, manifest, want := w.backUpAll(t, id)
 	if manifest.Keys.KEK == "" || manifest.Keys.Log == "" || manifest.Log.Size < 10 {
 		t.Errorf("%+v", manifest)
 	}
@@ -146,9 +162,7 @@ func TestRestoreDrill(t *testing.T) {
 	w.settled(t)
 
 	// PostgreSQL to SQLite.
-	file, _ = w.backUp(t, id)
-	want, err = store.DigestOf(t.Context(), server.DumperOf(w.Server))
-	must(t, err)
+	file, _, want = w.backUpAll(t, id)
 	w.rotateNow(t)
 	must(t, w.Stop(t.Context()))
 	_, err = restore(configOf(dir), file, id)

@@ -98,7 +98,7 @@ type joseReader struct {
 	set    string
 
 	mu    sync.Mutex
-	keys  jose.JSONWebKeySet
+	keys  *jose.JSONWebKeySet // replaced, and never changed
 	etag  string
 	until time.Time
 }
@@ -123,7 +123,7 @@ func (r *joseReader) current(ctx context.Context) (*jose.JSONWebKeySet, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Now().Before(r.until) {
-		return &r.keys, nil
+		return r.keys, nil
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.set, http.NoBody)
 	if err != nil {
@@ -144,7 +144,7 @@ func (r *joseReader) current(ctx context.Context) (*jose.JSONWebKeySet, error) {
 		if err := readJSON(response, &keys); err != nil {
 			return nil, err
 		}
-		r.keys = keys
+		r.keys = &keys
 	case http.StatusNotModified:
 	default:
 		return nil, fmt.Errorf("the set is answered with %s", response.Status)
@@ -155,5 +155,5 @@ func (r *joseReader) current(ctx context.Context) (*jose.JSONWebKeySet, error) {
 		return nil, errors.New("the answer does not say how long it may be kept")
 	}
 	r.etag, r.until = response.Header.Get("ETag"), asked.Add(time.Duration(seconds)*time.Second)
-	return &r.keys, nil
+	return r.keys, nil
 }
