@@ -36,7 +36,7 @@ func (g *groupFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&g.request.Selector, "selector", "", "all keys with these `LABELS`, for example tier=1,team=orders, also name!=value, name and !name; with --emergency")
 	c.Flags().StringVar(&g.request.ReadBy, "read-by", "", "all keys that this `PARTY` was told, or that the token of this name or ID read; with --emergency")
 	c.Flags().StringVar(&g.request.Host, "host", "", "the same for every party and token named after this `HOST`, or with the label host")
-	c.Flags().StringVar(&g.request.Address, "address", "", "all keys that were read from this IP `ADDRESS` or network, or told to parties that connected from there")
+	c.Flags().StringVar(&g.request.Address, "read-from", "", "all keys that were read from this IP `ADDRESS` or network, or told to parties that connected from there")
 	c.Flags().StringVar(&g.since, "since", "", "look at what was read since this `TIME`, for example 72h or 2026-11-24T08:00:00Z; default: 30 days")
 	c.Flags().BoolVar(&g.request.CouldRead, "could-read", false, "also the keys that they could have read, whether or not they did")
 	c.Flags().BoolVar(&g.request.AcceptIncomplete, "accept-incomplete", false, "declare the keys that were found although not all that was read is known")
@@ -67,9 +67,9 @@ func (g *groupFlags) check(args []string, request *keyturnv1.RotateRequest) erro
 	case !g.selects() && (g.request.GetDryRun() || g.yes):
 		return usage("add for example --selector tier=1", "--dry-run and --yes belong to a selection of keys")
 	case g.readers() > 1:
-		return usage("declare several groups", "--read-by, --host and --address exclude each other")
+		return usage("declare several groups", "--read-by, --host and --read-from exclude each other")
 	case g.readers() == 0 && (g.since != "" || g.request.GetCouldRead() || g.request.GetAcceptIncomplete()):
-		return usage("add for example --host web-1", "--since, --could-read and --accept-incomplete belong to --read-by, --host and --address")
+		return usage("add for example --host web-1", "--since, --could-read and --accept-incomplete belong to --read-by, --host and --read-from")
 	case g.selects() && !request.GetEmergency():
 		return usage("add --emergency", "many keys are rotated together in an emergency only")
 	case g.selects() && len(request.GetCompromised()) > 0:

@@ -35,6 +35,24 @@ func TestReference(t *testing.T) {
 	}
 }
 
+// TestFlagsMeanOneThing: no command has a flag of its own with the name of one that all
+// have.
+func TestFlagsMeanOneThing(t *testing.T) {
+	root := cli.Root(hooks())
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if global := root.PersistentFlags().Lookup(f.Name); global != nil && global != f {
+				t.Errorf("%s has a --%s of its own", c.CommandPath(), f.Name)
+			}
+		})
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
+	}
+	visit(root)
+}
+
 func writeReference(w io.Writer, root *cobra.Command) {
 	fmt.Fprint(w, `# The command line
 

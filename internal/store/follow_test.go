@@ -71,7 +71,7 @@ func passed() error { return nil }
 
 // pass lets simulated time pass, and all that happens in it end.
 func pass(d time.Duration) {
-	time.Sleep(d)
+	<-time.NewTimer(d).C
 	synctest.Wait()
 }
 

@@ -70,7 +70,7 @@ func TestScenarioS3(t *testing.T) {
 	if said := run(cli.ExitOK, append(by, "--dry-run", "--could-read")...); !strings.Contains(said, other) || !strings.Contains(said, "covers partners/**") {
 		t.Errorf("what it could have read: %s", said)
 	}
-	here := []string{"rotate", "--emergency", "--address", "127.0.0.0/8", "--since", since, "--dry-run"}
+	here := []string{"rotate", "--emergency", "--read-from", "127.0.0.0/8", "--since", since, "--dry-run"}
 	if said := run(cli.ExitOK, here...); !strings.Contains(said, "v1 read by build-7/ci from 127.0.0.1") {
 		t.Errorf("what was read from here: %s", said)
 	}
