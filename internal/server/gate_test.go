@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 )
 
 func newGate() *gate {
@@ -130,5 +133,20 @@ func TestLimitersAreBounded(t *testing.T) {
 	}
 	if l.of("x").Limit() != rate.Limit(1) {
 		t.Error("another limit")
+	}
+}
+
+// Streams are not cut off as calls are: each has a time of its own.
+func TestStreamsOutliveCalls(t *testing.T) {
+	times := callTimes()
+	for _, service := range []protoreflect.ServiceDescriptor{
+		keyturnv1.File_keyturn_v1_control_proto.Services().ByName("ControlService"), keyturnv1.File_keyturn_v1_delivery_proto.Services().ByName("DeliveryService"),
+	} {
+		for i := range service.Methods().Len() {
+			method := service.Methods().Get(i)
+			if _, ok := times["/"+string(method.Name())]; !ok && method.IsStreamingServer() {
+				t.Errorf("%s is a stream, and would be cut off after %v", method.FullName(), callTimeout)
+			}
+		}
 	}
 }

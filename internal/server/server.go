@@ -257,7 +257,7 @@ func (s *Server) routes(options Options) http.Handler {
 		refused: newLimiters(refusedPerSecond, refusedBurst),
 		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
 		maxBody: s.config.Limits.Body, call: callTimeout, stall: stallTimeout, now: options.Now, told: s.tally,
-		times: map[string]time.Duration{"/Watch": 0, "/WatchRotation": 0, "/ExportLog": exportTimeout, "/Backup": backupTimeout, "/Doctor": exportTimeout, "/Poll": pollTimeout},
+		times: callTimes(),
 	}
 	service := s.service
 	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate) }
@@ -275,6 +275,15 @@ func (s *Server) routes(options Options) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
 	return s.brokerRoutes(gate, s.tokens.route(gate, mux))
+}
+
+// callTimes are how long calls may take, by the end of their path, where that is not
+// callTimeout; 0 is a stream.
+func callTimes() map[string]time.Duration {
+	return map[string]time.Duration{
+		"/Watch": 0, "/WatchRotation": 0, "/WatchEmergency": 0, "/ExportLog": exportTimeout, "/Backup": backupTimeout,
+		"/Doctor": exportTimeout, "/Poll": pollTimeout,
+	}
 }
 
 // compression says from which size on an answer is compressed: what is encrypted
