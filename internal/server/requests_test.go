@@ -201,3 +201,22 @@ func FuzzRequests(f *testing.F) {
 		}
 	})
 }
+
+// TestEmergencyPageIsServed: to everybody, since it holds nothing, and for reading only.
+func TestEmergencyPageIsServed(t *testing.T) {
+	w := startServer(t, configOf(t.TempDir()))
+	for method, want := range map[string]int{http.MethodGet: http.StatusOK, http.MethodHead: http.StatusOK, http.MethodPost: http.StatusMethodNotAllowed} {
+		request, err := http.NewRequestWithContext(t.Context(), method, w.Address()+"/emergency", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := w.http.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close() // only the head counts
+		if response.StatusCode != want || want == http.StatusOK && !strings.HasPrefix(response.Header.Get("Content-Security-Policy"), "default-src 'none'; ") {
+			t.Errorf("%s: status %d, want %d; %v", method, response.StatusCode, want, response.Header)
+		}
+	}
+}

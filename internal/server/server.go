@@ -20,6 +20,7 @@ import (
 	"github.com/keyturn/keyturn/internal/apikey"
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/broker"
+	"github.com/keyturn/keyturn/internal/console"
 	"github.com/keyturn/keyturn/internal/emergency"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
@@ -270,6 +271,7 @@ func (s *Server) routes(options Options) http.Handler {
 	api.Handle("GET /metrics", authenticated(service.Everything(s.telemetry.handler())))
 	s.apiKeyRoutes(api, gate)
 	s.leakRoutes(api, gate, options.Now)
+	api.Handle("GET /emergency", console.Emergency())
 	mux := http.NewServeMux()
 	mux.Handle("/", gate.wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
