@@ -195,7 +195,10 @@ onSubmit("confirm", async () => {
   lock(true);
   const answer = await attempt(() => declare(sent), "Declaring …");
   lock(false);
-  if (!answer) return;
+  if (!answer) {
+    $("button").focus(); // it lost it when it was disabled
+    return;
+  }
   shown = null;
   chosen();
   history.replaceState(null, "", "#" + answer.emergency.id);
