@@ -279,15 +279,13 @@ func count(n uint64) string {
 func (a *app) apiKeyListCommand() *cobra.Command {
 	var prefix string
 	c := a.action("list", "List clients, their versions, and their last use", func(cmd *cobra.Command, _ []string) error {
-		list := []keyUse{}
-		err := everyPage(func(after string) (string, error) {
+		list, err := everyPage(0, func(after string) ([]keyUse, string, error) {
 			var page struct {
 				Versions []keyUse `json:"versions"`
 				Next     string   `json:"next"`
 			}
 			err := a.plain(cmd.Context(), http.MethodGet, "/v1/apikeys/clients", url.Values{"prefix": {prefix}, "after": {after}}, nil, &page)
-			list = append(list, page.Versions...)
-			return page.Next, err
+			return page.Versions, page.Next, err
 		})
 		if err != nil {
 			return err

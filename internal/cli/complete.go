@@ -85,15 +85,24 @@ func (a *app) completeRotations(cmd *cobra.Command, args []string, _ string) ([]
 	return list, cobra.ShellCompDirectiveNoFileComp
 }
 
-// everyPage calls page with one page token after the other until there is none.
-func everyPage(page func(token string) (next string, err error)) error {
+// everyPage calls page with one page token after the other until there is none, or
+// until it has most elements, and returns what it read; with 0 it reads all. The list
+// is not nil unless it fails.
+func everyPage[T any](most int, page func(token string) (list []T, next string, err error)) ([]T, error) {
+	all := []T{}
 	for token := ""; ; {
-		next, err := page(token)
-		if err != nil || next == "" {
-			return err
+		list, next, err := page(token)
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, list...); most > 0 && len(all) >= most {
+			return all[:most], nil
+		}
+		if next == "" {
+			return all, nil
 		}
 		if next == token {
-			return io.ErrNoProgress
+			return nil, io.ErrNoProgress
 		}
 		token = next
 	}

@@ -221,16 +221,11 @@ func (a *app) emergencyListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list []*keyturnv1.Emergency
-		err = everyPage(func(token string) (string, error) {
+		list, err := everyPage(limit, func(token string) ([]*keyturnv1.Emergency, string, error) {
 			response, err := api.ListEmergencies(cmd.Context(), &keyturnv1.ListEmergenciesRequest{PageToken: token})
-			list = append(list, response.GetEmergencies()...)
-			if err == nil && limit > 0 && len(list) >= limit {
-				list, err = list[:limit], errEnough
-			}
-			return response.GetNextPageToken(), err
+			return response.GetEmergencies(), response.GetNextPageToken(), err
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil {
 			return err
 		}
 		return a.result(messages(list), func(w io.Writer) {

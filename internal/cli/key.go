@@ -24,11 +24,9 @@ func (a *app) keyListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list []*keyturnv1.Key
-		err = everyPage(func(token string) (string, error) {
+		list, err := everyPage(0, func(token string) ([]*keyturnv1.Key, string, error) {
 			response, err := api.ListKeys(cmd.Context(), &keyturnv1.ListKeysRequest{Prefix: prefix, PageSize: maxPage, PageToken: token})
-			list = append(list, response.GetKeys()...)
-			return response.GetNextPageToken(), err
+			return response.GetKeys(), response.GetNextPageToken(), err
 		})
 		if err != nil {
 			return err

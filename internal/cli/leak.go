@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -21,16 +20,11 @@ func (a *app) leakListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list []*keyturnv1.Leak
-		err = everyPage(func(token string) (string, error) {
+		list, err := everyPage(limit, func(token string) ([]*keyturnv1.Leak, string, error) {
 			response, err := api.ListLeaks(cmd.Context(), &keyturnv1.ListLeaksRequest{PageSize: maxPage, PageToken: token})
-			list = append(list, response.GetLeaks()...)
-			if err == nil && limit > 0 && len(list) >= limit {
-				list, err = list[:limit], errEnough
-			}
-			return response.GetNextPageToken(), err
+			return response.GetLeaks(), response.GetNextPageToken(), err
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil {
 			return err
 		}
 		return a.result(messages(list), func(w io.Writer) {

@@ -24,11 +24,9 @@ func (a *app) partyListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var list []*keyturnv1.PartyStatus
-		err = everyPage(func(token string) (string, error) {
+		list, err := everyPage(0, func(token string) ([]*keyturnv1.PartyStatus, string, error) {
 			response, err := api.ListParties(cmd.Context(), &keyturnv1.ListPartiesRequest{Key: key, PageSize: maxPage, PageToken: token})
-			list = append(list, response.GetParties()...)
-			return response.GetNextPageToken(), err
+			return response.GetParties(), response.GetNextPageToken(), err
 		})
 		if err != nil {
 			return err

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -31,9 +30,6 @@ const defaultList = 50
 // maxPage is the largest page that the server gives out.
 const maxPage = 1000
 
-// errEnough ends the reading of pages.
-var errEnough = errors.New("enough")
-
 func (a *app) rotationListCommand() *cobra.Command {
 	request := &keyturnv1.ListRotationsRequest{PageSize: maxPage}
 	limit := 0
@@ -45,17 +41,12 @@ func (a *app) rotationListCommand() *cobra.Command {
 		if limit > 0 && !request.GetOpenOnly() {
 			request.PageSize = int32(min(limit, maxPage))
 		}
-		var list []*keyturnv1.Rotation
-		err = everyPage(func(token string) (string, error) {
+		list, err := everyPage(limit, func(token string) ([]*keyturnv1.Rotation, string, error) {
 			request.PageToken = token
 			response, err := api.ListRotations(cmd.Context(), request)
-			list = append(list, response.GetRotations()...)
-			if err == nil && limit > 0 && len(list) >= limit {
-				list, err = list[:limit], errEnough
-			}
-			return response.GetNextPageToken(), err
+			return response.GetRotations(), response.GetNextPageToken(), err
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil {
 			return err
 		}
 		return a.result(messages(list), func(w io.Writer) {

@@ -61,15 +61,8 @@ func (c Control) Apply(ctx context.Context, request *keyturnv1.ApplyRequest) (*k
 
 // ListKeys implements ControlService.
 func (c Control) ListKeys(ctx context.Context, request *keyturnv1.ListKeysRequest) (*keyturnv1.ListKeysResponse, error) {
-	principal, err := c.allow(ctx, authz.Read, "")
+	principal, limit, err := c.allowPage(ctx, request)
 	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(request.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkPage(request.GetPageToken()); err != nil {
 		return nil, err
 	}
 	response := &keyturnv1.ListKeysResponse{}
@@ -100,7 +93,32 @@ func (c Control) ListKeys(ctx context.Context, request *keyturnv1.ListKeysReques
 // maxPageToken is the longest a page token can be.
 const maxPageToken = 512
 
-func checkPage(token string) error { return checkText("page_token", token, maxPageToken) }
+// allowPage lets a caller read a page of a list of which it may not see all, and returns
+// how large the page may be.
+func (c Control) allowPage(ctx context.Context, request interface {
+	GetPageSize() int32
+	GetPageToken() string
+},
+) (principal authz.Principal, limit int, err error) {
+	if principal, err = c.allow(ctx, authz.Read, ""); err != nil {
+		return principal, 0, err
+	}
+	if limit, err = pageSize(request.GetPageSize()); err != nil {
+		return principal, 0, err
+	}
+	return principal, limit, checkText("page_token", request.GetPageToken(), maxPageToken)
+}
+
+// afterID is where a page begins of a list by the IDs of rotations.
+func afterID(token string) (after key.RotationID, err error) {
+	if token == "" {
+		return after, nil
+	}
+	if after, err = key.ParseRotationID(token); err != nil {
+		return after, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("page_token: %w", err))
+	}
+	return after, nil
+}
 
 func pageSize(asked int32) (int, error) {
 	switch {
@@ -278,11 +296,9 @@ func (c Control) ListRotations(ctx context.Context, request *keyturnv1.ListRotat
 			return nil, err
 		}
 	}
-	var after key.RotationID
-	if request.GetPageToken() != "" {
-		if after, err = key.ParseRotationID(request.GetPageToken()); err != nil {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("page_token: %w", err))
-		}
+	after, err := afterID(request.GetPageToken())
+	if err != nil {
+		return nil, err
 	}
 	views, err := c.config.Engine.Rotations(ctx, name, after, limit)
 	if err != nil {

@@ -117,11 +117,9 @@ func (c Control) ListEmergencies(ctx context.Context, request *keyturnv1.ListEme
 	}
 	// Every group may be large.
 	limit = min(limit, maxGroups)
-	var after key.RotationID
-	if request.GetPageToken() != "" {
-		if after, err = key.ParseRotationID(request.GetPageToken()); err != nil {
-			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("page_token: %w", err))
-		}
+	after, err := afterID(request.GetPageToken())
+	if err != nil {
+		return nil, err
 	}
 	groups, err := c.config.Emergencies.Groups(ctx, after, limit)
 	if err != nil {

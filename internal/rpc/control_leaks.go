@@ -60,15 +60,8 @@ func (c Control) MatchLeaks(ctx context.Context, request *keyturnv1.MatchLeaksRe
 
 // ListLeaks implements ControlService.
 func (c Control) ListLeaks(ctx context.Context, request *keyturnv1.ListLeaksRequest) (*keyturnv1.ListLeaksResponse, error) {
-	principal, err := c.allow(ctx, authz.Read, "")
+	principal, limit, err := c.allowPage(ctx, request)
 	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(request.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkPage(request.GetPageToken()); err != nil {
 		return nil, err
 	}
 	response := &keyturnv1.ListLeaksResponse{}

@@ -14,15 +14,8 @@ import (
 
 // ListParties implements ControlService.
 func (c Control) ListParties(ctx context.Context, request *keyturnv1.ListPartiesRequest) (*keyturnv1.ListPartiesResponse, error) {
-	principal, err := c.allow(ctx, authz.Read, "")
+	principal, limit, err := c.allowPage(ctx, request)
 	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(request.GetPageSize())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkPage(request.GetPageToken()); err != nil {
 		return nil, err
 	}
 	visible := func(name key.Name) bool { return authz.Covers(principal.Keys, name) }
