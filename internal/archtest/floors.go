@@ -68,18 +68,24 @@ func floors() []Place {
 		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
 		{Path: "internal/compat", Floor: 4, Only: append([]string{"internal/keytable"}, transports()...), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
+		{Path: "internal/ingress", Floor: 4, Only: none, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
 		{Path: "internal/signals", Floor: 4, Only: transports()},
 
 		// 5: the wiring, the only place that names implementations.
 		{Path: "internal/server", Floor: 5},
 		{Path: "internal/server/servertest", Floor: 5, Only: none, Foreign: none, ForTests: true},
-		{Path: "internal/gateway", Floor: 5},
 
 		// The outer side: it speaks to the server through gen and the network alone.
 		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop", "internal/webtoken"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
 		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "client/tokensource", "internal/harden", "internal/spelling", "gen/..."}, words...), Never: inner()},
+		// The gateway is a client of the centre, and to its region what the server is: it
+		// keeps a store of its own, and reaches the engine over the network only.
+		{Path: "internal/gateway", Floor: 7, Only: append([]string{
+			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/harden", "internal/ingress",
+			"internal/keeper/...", "internal/keytable", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
+		}, words...)},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),
 			Only: append([]string{"client", "gen/...", "internal/agent/...", "internal/scan", "internal/harden", "internal/spelling", "internal/policy", "internal/audit", "internal/authz", "internal/evidence", "internal/rotation"}, words...),
