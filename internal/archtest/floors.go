@@ -30,6 +30,7 @@ func floors() []Place {
 		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/webtoken", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/spelling", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
+		{Path: "internal/configfile", Floor: 1, Only: none, Foreign: []string{"github.com/goccy/go-yaml"}},
 		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
@@ -83,7 +84,7 @@ func floors() []Place {
 		// The gateway is a client of the centre, and to its region what the server is: it
 		// keeps a store of its own, and reaches the engine over the network only.
 		{Path: "internal/gateway", Floor: 7, Only: append([]string{
-			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/harden", "internal/ingress",
+			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/harden", "internal/ingress",
 			"internal/keeper/...", "internal/keytable", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
 		}, words...)},
 		{

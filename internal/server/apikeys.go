@@ -19,6 +19,7 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/compat/apikeys"
+	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
@@ -45,8 +46,8 @@ type APIKeysConfig struct {
 }
 
 func (c *APIKeysConfig) fill() {
-	fill(&c.Stale, 5*time.Minute)
-	fill(&c.PerSecond, 100_000)
+	configfile.Fill(&c.Stale, 5*time.Minute)
+	configfile.Fill(&c.PerSecond, 100_000)
 }
 
 // minStale leaves a node time to be restarted.
@@ -55,10 +56,10 @@ const minStale = 15 * time.Second
 func (c *APIKeysConfig) check() []problem {
 	var problems []problem
 	if c.Stale < minStale || c.Stale > maxForget {
-		problems = append(problems, problem{field: "apiKeys.stale", message: fmt.Sprintf("%v is not between %v and %v", c.Stale, minStale, maxForget)})
+		problems = append(problems, problem{Field: "apiKeys.stale", Message: fmt.Sprintf("%v is not between %v and %v", c.Stale, minStale, maxForget)})
 	}
 	if c.PerSecond < 1 || c.PerSecond > maxVerified {
-		problems = append(problems, problem{field: "apiKeys.perSecond", message: fmt.Sprintf("%v is not between 1 and %d", c.PerSecond, int(maxVerified))})
+		problems = append(problems, problem{Field: "apiKeys.perSecond", Message: fmt.Sprintf("%v is not between 1 and %d", c.PerSecond, int(maxVerified))})
 	}
 	problems = append(append(problems, c.Mail.check()...), c.Webhooks.check()...)
 	return append(problems, checkPage(c.Page)...)

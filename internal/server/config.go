@@ -2,14 +2,9 @@ package server
 
 import (
 	"errors"
-	"fmt"
-	"io"
-	"os"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
+	"github.com/keyturn/keyturn/internal/configfile"
 )
 
 // Config is the configuration of a server, as in the file that
@@ -126,22 +121,15 @@ type LimitsConfig struct {
 // ErrConfig is wrapped by every error about a configuration.
 var ErrConfig = errors.New("invalid server configuration")
 
-// maxConfig is the largest configuration file, in bytes.
-const maxConfig = 1 << 20
+// form is how configurations are read.
+var form = configfile.Form{Err: ErrConfig, Page: "docs/reference/server.md"}
 
 // LoadConfig reads a configuration file. Errors name the file, the line and
 // what would be right.
 func LoadConfig(path string) (Config, error) {
-	info, err := os.Stat(path)
+	source, err := form.Read(path)
 	if err != nil {
-		return Config{}, fmt.Errorf("%w: %w; see docs/reference/server.md for an example", ErrConfig, err)
-	}
-	if info.Size() > maxConfig {
-		return Config{}, fmt.Errorf("%w: %s has %d bytes, at most %d are allowed", ErrConfig, path, info.Size(), maxConfig)
-	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
+		return Config{}, err
 	}
 	return ParseConfig(path, source)
 }
@@ -149,31 +137,12 @@ func LoadConfig(path string) (Config, error) {
 // ParseConfig reads a configuration; the file name is used for messages.
 func ParseConfig(file string, source []byte) (Config, error) {
 	var config Config
-	// A bad duration is told like other bad values, with its line.
-	var notDuration []problem
-	durations := yaml.CustomUnmarshaler(func(d *time.Duration, text []byte) error {
-		value := strings.Trim(string(text), "\"' \n")
-		parsed, err := time.ParseDuration(value)
-		if err != nil {
-			notDuration = append(notDuration, problem{field: "limits.forgetClients", message: fmt.Sprintf("%q is not a duration; write for example 2m", value)})
-			parsed = 0
-		}
-		*d = parsed
-		return nil
+	err := form.Decode(file, source, &config, func() []problem {
+		config.fill()
+		return config.check()
 	})
-	err := yaml.UnmarshalWithOptions(source, &config, yaml.Strict(), durations)
-	if err != nil && !errors.Is(err, io.EOF) { // an empty file lacks what is required, and no more
-		return Config{}, fmt.Errorf("%w: %s", ErrConfig, placed(file, err))
+	if err != nil {
+		return Config{}, err
 	}
-	config.fill()
-	problems := slices.Concat(notDuration, config.check())
-	if len(problems) == 0 {
-		return config, nil
-	}
-	lines := linesOf(source)
-	errs := make([]error, len(problems))
-	for i, p := range problems {
-		errs[i] = fmt.Errorf("%w: %s:%d: %w", ErrConfig, file, lines.of(p.field), p)
-	}
-	return Config{}, errors.Join(errs...)
+	return config, nil
 }

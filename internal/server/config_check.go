@@ -9,37 +9,31 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
-
+	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/engine"
 )
 
 // problem is what is wrong with one field, and how to mend it.
-type problem struct{ field, message string }
-
-// Error names the field.
-func (p problem) Error() string { return p.field + ": " + p.message }
+type problem = configfile.Problem
 
 // fill sets the defaults of fields that are absent.
 func (c *Config) fill() {
-	fill(&c.Listen, "127.0.0.1:7447")
-	fill(&c.LogName, "keyturn")
-	fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
-	fill(&c.Log.Level, "info")
-	fill(&c.Log.Format, "json")
-	fill(&c.Limits.Body, 4<<20)
-	fill(&c.Limits.Parties, 20_000)
-	fill(&c.Limits.Connections, 2*c.Limits.Parties+1000)
-	fill(&c.Limits.ConnectionsPerAddress, c.Limits.Parties+1000)
-	fill(&c.Limits.StreamsPerToken, max(1, c.Limits.Parties/10*9))
-	fill(&c.Limits.PerSecond, 200)
-	fill(&c.Limits.Burst, 2000)
-	fill(&c.Limits.ForgetClients, 2*time.Minute)
-	fill(&c.Limits.RuleEmergencies, engine.DefaultActs)
-	fill(&c.Limits.RuleEmergenciesPerKey, engine.DefaultActsOfKey)
-	fill(&c.Telemetry.RegionBehind, 5*time.Minute)
+	configfile.Fill(&c.Listen, "127.0.0.1:7447")
+	configfile.Fill(&c.LogName, "keyturn")
+	configfile.Fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
+	configfile.Fill(&c.Log.Level, "info")
+	configfile.Fill(&c.Log.Format, "json")
+	configfile.Fill(&c.Limits.Body, 4<<20)
+	configfile.Fill(&c.Limits.Parties, 20_000)
+	configfile.Fill(&c.Limits.Connections, 2*c.Limits.Parties+1000)
+	configfile.Fill(&c.Limits.ConnectionsPerAddress, c.Limits.Parties+1000)
+	configfile.Fill(&c.Limits.StreamsPerToken, max(1, c.Limits.Parties/10*9))
+	configfile.Fill(&c.Limits.PerSecond, 200)
+	configfile.Fill(&c.Limits.Burst, 2000)
+	configfile.Fill(&c.Limits.ForgetClients, 2*time.Minute)
+	configfile.Fill(&c.Limits.RuleEmergencies, engine.DefaultActs)
+	configfile.Fill(&c.Limits.RuleEmergenciesPerKey, engine.DefaultActsOfKey)
+	configfile.Fill(&c.Telemetry.RegionBehind, 5*time.Minute)
 	c.APIKeys.fill()
 	c.Tokens.fill()
 }
@@ -69,7 +63,7 @@ const (
 func (c *Config) check() []problem {
 	var problems []problem
 	wrong := func(field, format string, args ...any) {
-		problems = append(problems, problem{field: field, message: fmt.Sprintf(format, args...)})
+		problems = append(problems, problem{Field: field, Message: fmt.Sprintf(format, args...)})
 	}
 	if c.DataDir == "" {
 		wrong("dataDir", "it is missing; write for example dataDir: /var/lib/keyturn")
@@ -112,7 +106,7 @@ func (c *StoreConfig) check() []problem {
 	}
 	var problems []problem
 	wrong := func(field, format string, args ...any) {
-		problems = append(problems, problem{field: "store.postgres." + field, message: fmt.Sprintf(format, args...)})
+		problems = append(problems, problem{Field: "store.postgres." + field, Message: fmt.Sprintf(format, args...)})
 	}
 	const example = "postgres://keyturn@db.example.com/keyturn?sslmode=verify-full"
 	// Messages never repeat the URL: it may hold a password, well-formed or not.
@@ -162,9 +156,9 @@ func (c *TelemetryConfig) check() []problem {
 		u, err := url.Parse(value)
 		switch {
 		case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-			problems = append(problems, problem{field: field, message: fmt.Sprintf("%q is not an address; write for example https://collector:4318", value)})
+			problems = append(problems, problem{Field: field, Message: fmt.Sprintf("%q is not an address; write for example https://collector:4318", value)})
 		case u.Scheme == "http" && !c.Insecure:
-			problems = append(problems, problem{field: field, message: fmt.Sprintf("%q is not encrypted; write https, or set telemetry.insecure: true", value)})
+			problems = append(problems, problem{Field: field, Message: fmt.Sprintf("%q is not encrypted; write https, or set telemetry.insecure: true", value)})
 		}
 	}
 	if c.Traces != "" {
@@ -178,11 +172,11 @@ func (c *TelemetryConfig) check() []problem {
 	}
 	if c.MetricsListen != "" {
 		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
-			problems = append(problems, problem{field: "telemetry.metricsListen", message: fmt.Sprintf("%v; write for example 127.0.0.1:7448", err)})
+			problems = append(problems, problem{Field: "telemetry.metricsListen", Message: fmt.Sprintf("%v; write for example 127.0.0.1:7448", err)})
 		}
 	}
 	if c.RegionBehind < minBehind || c.RegionBehind > maxForget {
-		problems = append(problems, problem{field: "telemetry.regionBehind", message: fmt.Sprintf("%v is not between %v and %v", c.RegionBehind, minBehind, maxForget)})
+		problems = append(problems, problem{Field: "telemetry.regionBehind", Message: fmt.Sprintf("%v is not between %v and %v", c.RegionBehind, minBehind, maxForget)})
 	}
 	return problems
 }
@@ -191,7 +185,7 @@ func (c *LimitsConfig) check() []problem {
 	var problems []problem
 	between := func(field string, ok bool, value, least, most any) {
 		if !ok {
-			problems = append(problems, problem{field: "limits." + field, message: fmt.Sprintf("%v is not between %v and %v", value, least, most)})
+			problems = append(problems, problem{Field: "limits." + field, Message: fmt.Sprintf("%v is not between %v and %v", value, least, most)})
 		}
 	}
 	between("body", c.Body >= minBody && c.Body <= maxBody, c.Body, minBody, maxBody)
@@ -205,47 +199,4 @@ func (c *LimitsConfig) check() []problem {
 	between("ruleEmergenciesPerKey", c.RuleEmergenciesPerKey >= 1 && c.RuleEmergenciesPerKey <= maxRuleEmergenciesPerKey, c.RuleEmergenciesPerKey, 1, maxRuleEmergenciesPerKey)
 	between("forgetClients", c.ForgetClients >= minForget && c.ForgetClients <= maxForget, c.ForgetClients, minForget, maxForget)
 	return problems
-}
-
-// placed is a decoder's error as file:line:column and what is wrong.
-func placed(file string, err error) string {
-	var at yaml.Error
-	if errors.As(err, &at) && at.GetToken() != nil {
-		position := at.GetToken().Position
-		return fmt.Sprintf("%s:%d:%d: %s; see docs/reference/server.md for all fields", file, position.Line, position.Column, at.GetMessage())
-	}
-	return file + ": " + err.Error()
-}
-
-// sourceLines says on which line of a configuration a field stands.
-type sourceLines struct{ file *ast.File }
-
-func linesOf(source []byte) sourceLines {
-	file, err := parser.ParseBytes(source, 0)
-	if err != nil {
-		return sourceLines{}
-	}
-	return sourceLines{file: file}
-}
-
-// of returns the line of the field, or of the nearest one around it that is
-// there, or 1.
-func (l sourceLines) of(field string) int {
-	for l.file != nil && field != "" {
-		if path, err := yaml.PathString("$." + field); err == nil {
-			if node, err := path.FilterFile(l.file); err == nil && node != nil && node.GetToken() != nil {
-				return node.GetToken().Position.Line
-			}
-		}
-		field = field[:max(strings.LastIndexAny(field, ".["), 0)]
-	}
-	return 1
-}
-
-// fill sets *v to a default if it is zero.
-func fill[T comparable](v *T, otherwise T) {
-	var zero T
-	if *v == zero {
-		*v = otherwise
-	}
 }

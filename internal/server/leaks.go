@@ -35,7 +35,7 @@ func (c *LeaksConfig) check() []problem {
 		return nil
 	}
 	if u, err := url.Parse(c.GitHub.Keys); err == nil && u.Scheme != "" && (u.Scheme != "https" || u.Host == "") {
-		return []problem{{field: "leaks.github.keys", message: "it is neither an https:// address nor a file; leave it out for the address of GitHub's"}}
+		return []problem{{Field: "leaks.github.keys", Message: "it is neither an https:// address nor a file; leave it out for the address of GitHub's"}}
 	}
 	return nil
 }

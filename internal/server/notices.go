@@ -41,7 +41,7 @@ type MailConfig struct {
 func (c *MailConfig) check() []problem {
 	var problems []problem
 	wrong := func(field, message string) {
-		problems = append(problems, problem{field: "apiKeys.mail." + field, message: message})
+		problems = append(problems, problem{Field: "apiKeys.mail." + field, Message: message})
 	}
 	if c.Server == "" {
 		return nil
@@ -85,7 +85,7 @@ func checkPage(page string) []problem {
 		return nil
 	}
 	if u, err := url.Parse(page); err != nil || u.Scheme != "https" || u.Host == "" {
-		return []problem{{field: "apiKeys.page", message: fmt.Sprintf("%q is no address; write for example https://keyturn.example.com/apikeys", page)}}
+		return []problem{{Field: "apiKeys.page", Message: fmt.Sprintf("%q is no address; write for example https://keyturn.example.com/apikeys", page)}}
 	}
 	return nil
 }

@@ -62,12 +62,12 @@ const (
 func (c *Config) checkPlugins() []problem {
 	var problems []problem
 	if len(c.Plugins) > maxPlugins {
-		problems = append(problems, problem{field: "plugins", message: fmt.Sprintf("there are %d, at most %d are allowed", len(c.Plugins), maxPlugins)})
+		problems = append(problems, problem{Field: "plugins", Message: fmt.Sprintf("there are %d, at most %d are allowed", len(c.Plugins), maxPlugins)})
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Plugins)) {
 		field := "plugins." + name
 		wrong := func(in, format string, args ...any) {
-			problems = append(problems, problem{field: field + in, message: fmt.Sprintf(format, args...)})
+			problems = append(problems, problem{Field: field + in, Message: fmt.Sprintf(format, args...)})
 		}
 		if _, err := key.ParseName(name); err != nil || strings.Contains(name, "/") {
 			wrong("", "the name has other characters than letters, digits, '-', '_' and '.'; write for example redis")

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/compat/jwks"
+	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	provided "github.com/keyturn/keyturn/internal/provider/jwks"
@@ -38,11 +39,11 @@ type TokensConfig struct {
 }
 
 func (c *TokensConfig) fill() {
-	fill(&c.Outage, 5*time.Minute)
-	fill(&c.Skew, 2*time.Second)
-	fill(&c.PerSecond, 100)
-	fill(&c.Burst, 1000)
-	fill(&c.IssuePerSecond, 1000)
+	configfile.Fill(&c.Outage, 5*time.Minute)
+	configfile.Fill(&c.Skew, 2*time.Second)
+	configfile.Fill(&c.PerSecond, 100)
+	configfile.Fill(&c.Burst, 1000)
+	configfile.Fill(&c.IssuePerSecond, 1000)
 }
 
 // Bounds of the tokens block.
@@ -57,7 +58,7 @@ func (c *TokensConfig) check() []problem {
 	var problems []problem
 	between := func(field string, ok bool, value, least, most any) {
 		if !ok {
-			problems = append(problems, problem{field: "tokens." + field, message: fmt.Sprintf("%v is not between %v and %v", value, least, most)})
+			problems = append(problems, problem{Field: "tokens." + field, Message: fmt.Sprintf("%v is not between %v and %v", value, least, most)})
 		}
 	}
 	between("outage", c.Outage >= minOutage && c.Outage <= maxOutage, c.Outage, minOutage, maxOutage)
@@ -66,11 +67,11 @@ func (c *TokensConfig) check() []problem {
 	between("issuePerSecond", c.IssuePerSecond > 0 && c.IssuePerSecond <= maxRate, c.IssuePerSecond, "more than 0", int(maxRate))
 	between("burst", c.Burst >= 1 && c.Burst <= maxRate, c.Burst, 1, int(maxRate))
 	if len(c.Labels) > maxTokenLabels {
-		problems = append(problems, problem{field: "tokens.labels", message: fmt.Sprintf("there are %d, at most %d are allowed", len(c.Labels), maxTokenLabels)})
+		problems = append(problems, problem{Field: "tokens.labels", Message: fmt.Sprintf("there are %d, at most %d are allowed", len(c.Labels), maxTokenLabels)})
 	}
 	for name, value := range c.Labels {
 		if name == "" || len(name) > maxTokenLabel || len(value) > maxTokenLabel {
-			problems = append(problems, problem{field: "tokens.labels", message: fmt.Sprintf("label %q and its value have 1 to %d bytes each", name, maxTokenLabel)})
+			problems = append(problems, problem{Field: "tokens.labels", Message: fmt.Sprintf("label %q and its value have 1 to %d bytes each", name, maxTokenLabel)})
 		}
 	}
 	return problems

@@ -14,7 +14,7 @@ import (
 func (c *WebhooksConfig) check() []problem {
 	var problems []problem
 	wrong := func(field, message string) {
-		problems = append(problems, problem{field: "apiKeys.webhooks." + field, message: message})
+		problems = append(problems, problem{Field: "apiKeys.webhooks." + field, Message: message})
 	}
 	for i, text := range c.Allow {
 		if _, err := netip.ParsePrefix(text); err != nil {
