@@ -33,6 +33,7 @@ func floors() []Place {
 		{Path: "internal/configfile", Floor: 1, Only: none, Foreign: []string{"github.com/goccy/go-yaml"}},
 		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
+		{Path: "internal/logging", Floor: 1, Only: none, Beside: []string{"internal/configfile"}, Foreign: none},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
 		{Path: "internal/mutant", Floor: 1, Only: none, Foreign: none, ForTests: true},
@@ -85,7 +86,7 @@ func floors() []Place {
 		// keeps a store of its own, and reaches the engine over the network only.
 		{Path: "internal/gateway", Floor: 7, Only: append([]string{
 			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/harden", "internal/ingress",
-			"internal/keeper/...", "internal/keytable", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
+			"internal/keeper/...", "internal/keytable", "internal/logging", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
 		}, words...)},
 		{
 			Path: "internal/cli", Floor: 8, Never: inner(),

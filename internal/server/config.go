@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/configfile"
+	"github.com/keyturn/keyturn/internal/logging"
 )
 
 // Config is the configuration of a server, as in the file that
@@ -68,12 +69,7 @@ type KeeperConfig struct {
 }
 
 // LogConfig says how to log.
-type LogConfig struct {
-	// Level is debug, info, warn or error. Default: info.
-	Level string `yaml:"level"`
-	// Format is text or json. Default: json.
-	Format string `yaml:"format"`
-}
+type LogConfig = logging.Config
 
 // TelemetryConfig says where traces and pages go.
 type TelemetryConfig struct {

@@ -21,8 +21,7 @@ func (c *Config) fill() {
 	configfile.Fill(&c.Listen, "127.0.0.1:7447")
 	configfile.Fill(&c.LogName, "keyturn")
 	configfile.Fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
-	configfile.Fill(&c.Log.Level, "info")
-	configfile.Fill(&c.Log.Format, "json")
+	c.Log.Fill()
 	configfile.Fill(&c.Limits.Body, 4<<20)
 	configfile.Fill(&c.Limits.Parties, 20_000)
 	configfile.Fill(&c.Limits.Connections, 2*c.Limits.Parties+1000)
@@ -79,15 +78,10 @@ func (c *Config) check() []problem {
 			wrong(fmt.Sprintf("tls.names[%d]", i), "%q is neither a host name nor an IP address; write for example keyturn.example.com, without scheme and port", name)
 		}
 	}
-	if _, err := parseLevel(c.Log.Level); err != nil {
-		wrong("log.level", "%v", err)
-	}
-	if c.Log.Format != "text" && c.Log.Format != "json" {
-		wrong("log.format", "%q is unknown; use text or json", c.Log.Format)
-	}
 	if len(c.LogName) > maxLogName || strings.ContainsFunc(c.LogName, func(r rune) bool { return r <= ' ' || r == '+' || r > '~' }) {
 		wrong("logName", "%q has characters other than letters, digits and punctuation, or a plus sign; use for example keyturn.example.com/log", c.LogName)
 	}
+	problems = append(problems, c.Log.Check()...)
 	problems = append(problems, c.Store.check()...)
 	problems = append(problems, c.Telemetry.check()...)
 	problems = append(problems, c.APIKeys.check()...)

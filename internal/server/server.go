@@ -95,7 +95,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if err := dataDir(config.DataDir); err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, log: newLogger(&config, options.LogTo), failed: make(chan error, 2)}
+	s := &Server{config: config, log: config.Log.New(options.LogTo), failed: make(chan error, 2)}
 	s.tally = newTally(s.log, time.Now)
 	keys, err := s.open(ctx)
 	if err != nil {
