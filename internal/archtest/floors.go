@@ -35,6 +35,7 @@ func floors() []Place {
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
 		{Path: "internal/logging", Floor: 1, Only: none, Beside: []string{"internal/configfile"}, Foreign: none},
 		{Path: "internal/passfile", Floor: 1, Only: none, Foreign: none},
+		{Path: "internal/datadir", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/pgserver", Floor: 1, Only: none},
 		{Path: "internal/mutant", Floor: 1, Only: none, Foreign: none, ForTests: true},
 
@@ -70,7 +71,7 @@ func floors() []Place {
 		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
 		{Path: "internal/compat", Floor: 4, Only: append([]string{"internal/keytable"}, transports()...), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
-		{Path: "internal/ingress", Floor: 4, Only: none, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
+		{Path: "internal/ingress", Floor: 4, Only: []string{"internal/datadir"}, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
 		{Path: "internal/signals", Floor: 4, Only: transports()},
 
 		// 5: the wiring, the only place that names implementations.
@@ -85,7 +86,7 @@ func floors() []Place {
 		// The gateway is a client of the centre, and to its region what the server is: it
 		// keeps a store of its own, and reaches the engine over the network only.
 		{Path: "internal/gateway", Floor: 7, Only: append([]string{
-			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/harden", "internal/ingress",
+			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/datadir", "internal/harden", "internal/ingress",
 			"internal/keeper/...", "internal/keytable", "internal/logging", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
 		}, words...)},
 		{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/keyturn/keyturn/internal/datadir"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/notices"
@@ -150,7 +151,7 @@ func openExisting(ctx context.Context, config *Config) (storage, error) {
 		return postgres.Open(ctx, postgres.Config{URL: p.URL, PasswordFile: p.PasswordFile})
 	}
 	database := filepath.Join(config.DataDir, "keyturn.db")
-	if gone, err := missing(database); err != nil || gone {
+	if gone, err := datadir.Missing(database); err != nil || gone {
 		return nil, errors.Join(err, fmt.Errorf("%w: there is no %s; name the configuration of the server", ErrConfig, database))
 	}
 	return sqlite.Open(ctx, sqlite.Config{Path: database})

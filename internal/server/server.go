@@ -21,6 +21,7 @@ import (
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/broker"
 	"github.com/keyturn/keyturn/internal/console"
+	"github.com/keyturn/keyturn/internal/datadir"
 	"github.com/keyturn/keyturn/internal/emergency"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
@@ -92,7 +93,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 	if options.LogTo == nil {
 		options.LogTo = os.Stderr
 	}
-	if err := dataDir(config.DataDir); err != nil {
+	if err := datadir.Make(config.DataDir); err != nil {
 		return nil, err
 	}
 	s := &Server{config: config, log: config.Log.New(options.LogTo), failed: make(chan error, 2)}

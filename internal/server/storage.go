@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/keyturn/keyturn/internal/datadir"
 	"github.com/keyturn/keyturn/internal/keeper/file"
 	"github.com/keyturn/keyturn/internal/store"
 	"github.com/keyturn/keyturn/internal/store/postgres"
@@ -33,13 +34,13 @@ func (s *Server) open(ctx context.Context) (*file.Keeper, error) {
 		// The keys come before the database: a start that is cut short in between is
 		// repeated, and a database without keys is never a new one.
 		database := filepath.Join(s.config.DataDir, "keyturn.db")
-		first, err := missing(database)
+		first, err := datadir.Missing(database)
 		if err != nil {
 			return nil, err
 		}
 		if first {
 			// Nor is one that is being restored.
-			if first, err = missing(database + sqlite.Restoring); err != nil {
+			if first, err = datadir.Missing(database + sqlite.Restoring); err != nil {
 				return nil, err
 			}
 		}

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/keyturn/keyturn/internal/datadir"
 )
 
 // How long the certificates that the server makes itself are valid.
@@ -105,7 +107,7 @@ func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // ownCA reads the server's own CA, creating it on the first start.
 func ownCA(dir, certPath string, now time.Time) (tls.Certificate, error) {
 	keyPath := filepath.Join(dir, "ca.key")
-	keyPEM, err := readPrivate(keyPath)
+	keyPEM, err := datadir.ReadPrivate(keyPath)
 	if err == nil {
 		certPEM, err := os.ReadFile(certPath)
 		if err != nil {
@@ -142,7 +144,7 @@ func ownCA(dir, certPath string, now time.Time) (tls.Certificate, error) {
 	if err := os.Remove(certPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return tls.Certificate{}, err
 	}
-	if err := errors.Join(writeNew(certPath, certPEM, 0o644), writeNew(keyPath, keyPEM, 0o600)); err != nil {
+	if err := errors.Join(datadir.WriteNew(certPath, certPEM, 0o644), datadir.WriteNew(keyPath, keyPEM, 0o600)); err != nil {
 		return tls.Certificate{}, err
 	}
 	return tls.X509KeyPair(certPEM, keyPEM)
