@@ -30,6 +30,7 @@ func floors() []Place {
 		{Path: "internal/dpop", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/webtoken", Floor: 1, Only: none, Foreign: []string{"github.com/go-jose/go-jose"}, Pure: true, NoContext: true},
 		{Path: "internal/spelling", Floor: 1, Only: none, Foreign: none, Pure: true, NoContext: true},
+		{Path: "internal/forwarded", Floor: 1, Only: []string{"secret"}, Foreign: none, NoContext: true},
 		{Path: "internal/configfile", Floor: 1, Only: none, Foreign: []string{"github.com/goccy/go-yaml"}},
 		{Path: "internal/egress", Floor: 1, Only: none, Foreign: none},
 		{Path: "internal/harden", Floor: 1, Only: none, Foreign: []string{"golang.org/x/sys"}},
@@ -68,7 +69,7 @@ func floors() []Place {
 		{Path: "gen", Floor: 3, Only: none},
 
 		// 4: thin transports.
-		{Path: "internal/rpc", Floor: 4, Only: append(transports(), "gen/...")},
+		{Path: "internal/rpc", Floor: 4, Only: append([]string{"gen/...", "internal/forwarded"}, transports()...)},
 		{Path: "internal/compat", Floor: 4, Only: append([]string{"internal/keytable"}, transports()...), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
 		{Path: "internal/ingress", Floor: 4, Only: []string{"internal/datadir"}, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
@@ -86,7 +87,7 @@ func floors() []Place {
 		// The gateway is a client of the centre, and to its region what the server is: it
 		// keeps a store of its own, and reaches the engine over the network only.
 		{Path: "internal/gateway", Floor: 7, Only: append([]string{
-			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/datadir", "internal/harden", "internal/ingress",
+			"client/...", "gen/...", "internal/apikey", "internal/authz", "internal/compat/apikeys", "internal/configfile", "internal/datadir", "internal/forwarded", "internal/harden", "internal/ingress",
 			"internal/keeper/...", "internal/keytable", "internal/logging", "internal/sealed", "internal/spelling", "internal/store/...", "internal/webtoken",
 		}, words...)},
 		{
