@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -18,7 +19,7 @@ import (
 
 const (
 	// maxUses bounds the uses of one report, maxNamed the callers that are kept apart
-	// between two reports.
+	// until they are reported.
 	maxUses  = 2000
 	maxNamed = 20_000
 )
@@ -31,11 +32,14 @@ type who struct {
 	refused bool
 }
 
-// uses are those that were not reported yet.
+// uses are those that were not reported yet. The callers of more than maxNamed are
+// left out; what they did is counted.
 type uses struct {
 	mu      sync.Mutex
-	pending map[who]uint32
-	named   map[who]uint32
+	pending map[who]uint64
+	// addresses is how many of pending have an address.
+	addresses int
+	named     map[who]uint32
 	// old are tables that were replaced and may have uses.
 	old map[*keytable.Table]bool
 }
@@ -58,9 +62,32 @@ func (u *uses) name(w who) {
 	if u.named == nil {
 		u.named = map[who]uint32{}
 	}
-	if _, known := u.named[w]; known || len(u.named) < maxNamed {
-		u.named[w]++
+	if _, known := u.named[w]; !known && len(u.named) >= maxNamed {
+		if !w.refused {
+			return // the table counts it
+		}
+		w.address = ""
 	}
+	u.named[w]++
+}
+
+// wait adds uses to those that wait to be reported. The caller holds the lock.
+func (u *uses) wait(w who, n uint64) {
+	if n == 0 {
+		return
+	}
+	if u.pending == nil {
+		u.pending = map[who]uint64{}
+	}
+	_, known := u.pending[w]
+	if !known && w.address != "" {
+		if u.addresses >= maxNamed {
+			w.address = ""
+		} else {
+			u.addresses++
+		}
+	}
+	u.pending[w] += n
 }
 
 // drain takes what the table has counted, and those before it.
@@ -69,13 +96,13 @@ func (u *uses) drain(table *keytable.Table) {
 	named, tables := u.named, u.old
 	u.named, u.old = nil, nil
 	u.mu.Unlock()
-	counted := map[who]uint32{}
+	counted := map[who]uint64{}
 	take := func(table *keytable.Table) {
 		for more := true; more; {
 			var list []keytable.Use
 			list, more = table.Drain(maxUses)
 			for i := range list {
-				counted[who{key: list[i].Key, version: list[i].Version}] += list[i].Count
+				counted[who{key: list[i].Key, version: list[i].Version}] += uint64(list[i].Count)
 			}
 		}
 	}
@@ -85,25 +112,50 @@ func (u *uses) drain(table *keytable.Table) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.pending == nil {
-		u.pending = map[who]uint32{}
-	}
 	for w, n := range named {
 		if w.refused {
 			if w.version != 0 {
-				u.pending[w] += n
+				u.wait(w, uint64(n))
 			}
 			continue
 		}
 		all := who{key: w.key, version: w.version}
-		n = min(n, counted[all])
-		counted[all] -= n
-		u.pending[w] += n
+		of := min(uint64(n), counted[all])
+		counted[all] -= of
+		u.wait(w, of)
 	}
 	for w, n := range counted {
-		if n > 0 {
-			u.pending[w] += n
+		u.wait(w, n)
+	}
+}
+
+// some takes a part of what waits, and tells whether there is more.
+func (u *uses) some() (part map[who]uint32, more bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	part = map[who]uint32{}
+	for w, n := range u.pending {
+		if len(part) == maxUses {
+			break
 		}
+		part[w] = uint32(min(n, math.MaxUint32))
+		if u.pending[w] -= uint64(part[w]); u.pending[w] > 0 {
+			continue
+		}
+		delete(u.pending, w)
+		if w.address != "" {
+			u.addresses--
+		}
+	}
+	return part, len(u.pending) > 0
+}
+
+// back has a part wait again that could not be reported.
+func (u *uses) back(part map[who]uint32) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for w, n := range part {
+		u.wait(w, uint64(n))
 	}
 }
 
@@ -153,23 +205,9 @@ func (c *Checker) send(ctx context.Context, leaving bool) error {
 	rev := c.rev.Load()
 	c.uses.drain(c.table.Load())
 	for {
-		c.uses.mu.Lock()
-		part := map[who]uint32{}
-		for w, n := range c.uses.pending {
-			if len(part) == maxUses {
-				break
-			}
-			part[w] = n
-			delete(c.uses.pending, w)
-		}
-		more := len(c.uses.pending) > 0
-		c.uses.mu.Unlock()
+		part, more := c.uses.some()
 		if err := c.sendPart(ctx, &report{Rev: rev, Leaving: leaving && !more}, part); err != nil {
-			c.uses.mu.Lock()
-			for w, n := range part {
-				c.uses.pending[w] += n
-			}
-			c.uses.mu.Unlock()
+			c.uses.back(part)
 			return err
 		}
 		if !more {
