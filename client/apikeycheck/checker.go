@@ -180,35 +180,14 @@ func (c *Checker) Close(ctx context.Context) error {
 // and may be empty. It fails with ErrRefused, ErrLimited (with a result) or
 // ErrUnsure.
 func (c *Checker) Check(text, address string) (Result, error) {
-	hasher := c.hasher.Load()
-	if hasher == nil {
-		return Result{}, ErrUnsure
-	}
-	hash, err := hasher.SumString(text)
-	if err != nil {
-		return Result{}, ErrRefused
-	}
 	now := c.config.Now()
-	table := c.table.Load()
-	found := table.Look(&hash, now)
-	age := now.UnixNano() - c.fresh.Load()
-	switch found.Reason {
-	case keytable.Good, keytable.Limited:
-		if max(age, now.UnixNano()-c.reported.Load()) > int64(c.config.MaxAge) {
-			return Result{}, ErrUnsure
-		}
-	case keytable.Malformed, keytable.Unknown, keytable.Suspended, keytable.Expired:
-		if age > int64(silentAfter) {
-			return Result{}, ErrUnsure
-		}
+	table, found, err := c.judge(text, now)
+	switch {
+	case errors.Is(err, ErrRefused) && found.Reason != 0:
 		c.uses.name(who{key: found.Key, version: found.Version, address: address, refused: true})
-		return Result{}, ErrRefused
-	}
-	result := Result{
-		Key: found.Key, Version: found.Version, Client: found.Client, Scopes: found.Scopes, Expires: found.Expires, Left: found.Left, Retry: found.Retry,
-	}
-	if found.Reason == keytable.Limited {
-		return result, ErrLimited
+		return Result{}, err
+	case err != nil:
+		return resultOf(&found, err), err
 	}
 	table.Used(found.ID, 1, now)
 	if c.table.Load() != table {
@@ -217,7 +196,55 @@ func (c *Checker) Check(text, address string) (Result, error) {
 	if address != "" {
 		c.uses.name(who{key: found.Key, version: found.Version, address: address})
 	}
-	return result, nil
+	return resultOf(&found, nil), nil
+}
+
+// Identify tells whose key text is, like Check, without counting a use of what the key
+// is for, and reports nothing.
+func (c *Checker) Identify(text string) (Result, error) {
+	_, found, err := c.judge(text, c.config.Now())
+	return resultOf(&found, err), err
+}
+
+// judge looks a key up in the table that it returns, and says whether it is let in. What
+// it finds has no reason if nothing was looked for.
+func (c *Checker) judge(text string, now time.Time) (table *keytable.Table, found keytable.Found, err error) {
+	hasher := c.hasher.Load()
+	if hasher == nil {
+		return nil, found, ErrUnsure
+	}
+	hash, err := hasher.SumString(text)
+	if err != nil {
+		return nil, found, ErrRefused
+	}
+	table = c.table.Load()
+	found = table.Look(&hash, now)
+	age := now.UnixNano() - c.fresh.Load()
+	switch found.Reason {
+	case keytable.Good, keytable.Limited:
+		if max(age, now.UnixNano()-c.reported.Load()) > int64(c.config.MaxAge) {
+			return nil, found, ErrUnsure
+		}
+		if found.Reason == keytable.Limited {
+			return table, found, ErrLimited
+		}
+	case keytable.Malformed, keytable.Unknown, keytable.Suspended, keytable.Expired:
+		if age > int64(silentAfter) {
+			return nil, found, ErrUnsure
+		}
+		return table, found, ErrRefused
+	}
+	return table, found, nil
+}
+
+// resultOf is what a caller learns of what was found.
+func resultOf(found *keytable.Found, err error) Result {
+	if err != nil && !errors.Is(err, ErrLimited) {
+		return Result{}
+	}
+	return Result{
+		Key: found.Key, Version: found.Version, Client: found.Client, Scopes: found.Scopes, Expires: found.Expires, Left: found.Left, Retry: found.Retry,
+	}
 }
 
 // Age is how old what is known here is.

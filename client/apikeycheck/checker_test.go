@@ -306,6 +306,38 @@ func swapUnderLoad(t *testing.T, breaking bool) {
 	}
 }
 
+// TestIdentifyIsNoUse: who asks whose a key is learns what Check tells, and nobody is
+// told of a use or a try.
+func TestIdentifyIsNoUse(t *testing.T) {
+	s := newServer(t)
+	good, line := s.mint(1, true)
+	old, oldLine := s.mint(2, false)
+	s.change(line, oldLine)
+	c := s.open(s.config())
+	for range 3 {
+		if r, err := c.Identify(good); err != nil || r.Version != 1 || r.Client != "ACME" {
+			t.Errorf("the good key: %+v, %v", r, err)
+		}
+		if r, err := c.Identify(old); !errors.Is(err, apikeycheck.ErrRefused) || r.Key != "" {
+			t.Errorf("the refused key: %+v, %v", r, err)
+		}
+	}
+	if _, err := c.Check(good, "192.0.2.7"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	used, addresses := s.told(1, false)
+	if tried, _ := s.told(2, true); used != 1 || tried != 0 || !slices.Equal(addresses, []string{"192.0.2.7"}) {
+		t.Errorf("%d uses from %v and %d tries were told; one use was made", used, addresses, tried)
+	}
+	s.ahead.Store(int64(time.Hour))
+	if _, err := c.Identify(good); !errors.Is(err, apikeycheck.ErrUnsure) {
+		t.Errorf("long after: %v", err)
+	}
+}
+
 // TestCheckTakesNoMemory: checking a key does not allocate, whatever is wrong with it.
 func TestCheckTakesNoMemory(t *testing.T) {
 	s := newServer(t)
