@@ -21,6 +21,7 @@ import (
 	"github.com/keyturn/keyturn/internal/compat/apikeys"
 	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/internal/policy"
@@ -108,23 +109,21 @@ func nodeName(dataDir string) (string, error) {
 }
 
 // apiKeyRoutes adds what concerns API keys. Verifying has a rate of its own.
-func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
+func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *ingress.Gate) {
 	writer := connect.NewErrorWriter()
 	principal := func(ctx context.Context) (authz.Principal, error) { return s.service.Principal(ctx, authz.Verify) }
 	refuse := func(w http.ResponseWriter, r *http.Request, err error) {
 		_ = writer.Write(w, r, err) // the caller is gone if this fails
 	}
 	handlers := apikeys.New(apikeys.Config{Keys: s.apiKeys, Principal: principal, Refuse: refuse})
-	often := *usual
-	often.tokens = newLimiters(s.config.APIKeys.PerSecond, int(s.config.APIKeys.PerSecond))
+	often := usual.WithTokens(ingress.Rate{PerSecond: s.config.APIKeys.PerSecond, Burst: int(s.config.APIKeys.PerSecond)})
 	reader := func(ctx context.Context) (authz.Principal, error) { return s.service.Principal(ctx, authz.Read) }
 	usesConfig := apikeys.UsesConfig{Uses: s.apiKeys, Principal: reader, Refuse: refuse}
 	api.Handle("GET /v1/apikeys/uses", s.service.Authenticate(apikeys.NewUses(usesConfig), usual))
 	api.Handle("GET /v1/apikeys/clients", s.service.Authenticate(apikeys.NewClients(usesConfig), usual))
 	stream := apikeys.NewStream(apikeys.StreamConfig{Snapshots: s.apiKeys, Principal: principal, Refuse: refuse, Guard: s.service.Guard})
-	usual.times["/v1/apikeys/snapshot"] = 0
-	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), &often))
-	api.Handle("POST /v1/apikeys/report", s.service.Authenticate(http.HandlerFunc(stream.Report), &often))
+	api.Handle("GET /v1/apikeys/snapshot", s.service.Authenticate(http.HandlerFunc(stream.Snapshot), often))
+	api.Handle("POST /v1/apikeys/report", s.service.Authenticate(http.HandlerFunc(stream.Report), often))
 	self := apikeys.NewSelf(apikeys.SelfConfig{Keys: s.apiKeys, Engine: s.engine, Hub: s.hub, Notices: s.teller, Uses: s.apiKeys, Blocked: usual.Blocked, Refused: usual.Refused})
 	page := self.Page()
 	api.Handle("GET /apikeys", page)
@@ -137,7 +136,7 @@ func (s *Server) apiKeyRoutes(api *http.ServeMux, usual *gate) {
 	api.Handle("GET /v1/apikeys/notices", s.service.Authenticate(http.HandlerFunc(telling.List), usual))
 	api.Handle("POST /v1/apikeys/notices", s.service.Authenticate(http.HandlerFunc(telling.Tell), usual))
 	api.Handle("POST /v1/apikeys/webhook-secret", s.service.Authenticate(http.HandlerFunc(telling.Secret), usual))
-	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), &often))
+	api.Handle("POST /v1/apikeys/verify", s.service.Authenticate(http.HandlerFunc(handlers.Verify), often))
 }
 
 // applier gives the versions of API keys, and published signing keys, the rules of

@@ -15,6 +15,7 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/grant"
 	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/keytable"
 	"github.com/keyturn/keyturn/key"
@@ -89,23 +90,19 @@ func (s *Server) revoker(ctx context.Context, text secret.Value, name key.Name, 
 }
 
 // brokerRoutes answers at the issuers' endpoints before everything else.
-func (s *Server) brokerRoutes(gate *gate, next http.Handler) http.Handler {
-	limits := newLimiters(s.config.Tokens.IssuePerSecond, max(1, int(2*s.config.Tokens.IssuePerSecond)))
-	handler := gate.wrap(oauth.New(oauth.Config{
+func (s *Server) brokerRoutes(gate *ingress.Gate, next http.Handler) http.Handler {
+	rate := ingress.NewAddressRate(ingress.AddressRateConfig{
+		Rate: ingress.Rate{PerSecond: s.config.Tokens.IssuePerSecond, Burst: max(1, int(2*s.config.Tokens.IssuePerSecond))},
+		What: "requests for tokens; tokens.issuePerSecond says how many an address may make", Now: s.clock.Now, Tally: s.tally,
+	})
+	handler := gate.Wrap(oauth.New(oauth.Config{
 		Broker: s.broker, Issuers: s.tokens.board,
 		Inspector: func(ctx context.Context, text secret.Value, name key.Name) error {
 			_, err := s.bearer(ctx, text, authz.Verify, name)
 			return err
 		},
 		Revoker: s.revoker, Reported: s.observeReported,
-		Admit: func(r *http.Request) bool {
-			admitted := limits.of(addressOf(r)).AllowN(s.clock.Now(), 1)
-			if !admitted {
-				s.tally.add("requests for tokens; tokens.issuePerSecond says how many an address may make", "lastFrom", addressOf(r))
-			}
-			return admitted
-		},
-		Blocked: gate.Blocked, Refused: gate.Refused,
+		Admit: rate.Admit, Blocked: gate.Blocked, Refused: gate.Refused,
 	}))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if oauth.Is(r.URL.Path) {

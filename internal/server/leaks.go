@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/compat/github"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/store"
 )
 
@@ -41,7 +42,7 @@ func (c *LeaksConfig) check() []problem {
 }
 
 // leakRoutes adds what hears of leaks. It has no token: a signature proves who speaks.
-func (s *Server) leakRoutes(api *http.ServeMux, gate *gate, now func() time.Time) {
+func (s *Server) leakRoutes(api *http.ServeMux, gate *ingress.Gate, now func() time.Time) {
 	if s.config.Leaks.GitHub == nil {
 		return
 	}
@@ -51,10 +52,7 @@ func (s *Server) leakRoutes(api *http.ServeMux, gate *gate, now func() time.Time
 		Now:      now,
 		Feedback: s.config.Leaks.GitHub.Feedback,
 		Keys:     github.NewKeys(github.KeysConfig{Source: s.config.Leaks.GitHub.Keys, Now: now}),
-		Refused: func(r *http.Request, why string) {
-			gate.refused.of(addressOf(r)).AllowN(now(), 1)
-			s.tally.add(why, "lastFrom", addressOf(r))
-		},
+		Refused:  gate.RefusedAs,
 	})
 	api.Handle("POST /v1/leaks/github", s.service.Public(receiver, gate))
 }

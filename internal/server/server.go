@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ import (
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/keeper"
 	"github.com/keyturn/keyturn/internal/rpc"
 	"github.com/keyturn/keyturn/internal/store"
@@ -72,7 +74,7 @@ type Server struct {
 	tokenFile string
 	failed    chan error
 	service   *rpc.Service
-	tally     *tally
+	tally     *ingress.Tally
 
 	stopSweeping context.CancelFunc
 	running      sync.WaitGroup
@@ -97,7 +99,7 @@ func Start(ctx context.Context, config Config, options Options) (_ *Server, err 
 		return nil, err
 	}
 	s := &Server{config: config, log: config.Log.New(options.LogTo), failed: make(chan error, 2)}
-	s.tally = newTally(s.log, time.Now)
+	s.tally = ingress.NewTally(s.log, time.Now)
 	keys, err := s.open(ctx)
 	if err != nil {
 		return nil, err
@@ -202,7 +204,7 @@ func (s *Server) sweep(ctx context.Context) {
 // serve begins to answer calls. Certificates are made and read by the machine's
 // own clock, as others read them.
 func (s *Server) serve(ctx context.Context, options Options, own func() time.Time) error {
-	tlsConfig, caFile, err := serverTLS(&s.config, own)
+	tlsConfig, caFile, err := ingress.NewTLS(s.ingressTLS(own))
 	if err != nil {
 		return err
 	}
@@ -212,14 +214,16 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 		return fmt.Errorf("listen: %w; set another address as listen in the configuration", err)
 	}
 	s.address = "https://" + listener.Addr().String()
-	api := s.newHTTP(s.routes(options))
+	api := ingress.NewServer(s.routes(options), s.log)
 	api.TLSConfig = tlsConfig
 	s.servers = append(s.servers, api)
-	bounded := boundListener(listener, s.config.Limits.Connections, s.config.Limits.ConnectionsPerAddress,
-		func() {
-			s.tally.add("connections; limits.connections and limits.connectionsPerAddress say how many may be open")
-		})
-	go s.watch(func() error { return api.ServeTLS(newAdmission(0).queued(bounded), "", "") })
+	bounded := ingress.Bound(listener, ingress.ListenerConfig{
+		Connections: s.config.Limits.Connections, PerAddress: s.config.Limits.ConnectionsPerAddress,
+		Refused: func() {
+			s.tally.Add("connections; limits.connections and limits.connectionsPerAddress say how many may be open")
+		},
+	})
+	go s.watch(func() error { return api.ServeTLS(bounded, "", "") })
 	if s.config.Telemetry.MetricsListen == "" {
 		return nil
 	}
@@ -229,18 +233,22 @@ func (s *Server) serve(ctx context.Context, options Options, own func() time.Tim
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", s.telemetry.handler())
-	plain := s.newHTTP(mux)
+	plain := ingress.NewServer(mux, s.log)
 	s.servers = append(s.servers, plain)
 	go s.watch(func() error { return plain.Serve(metrics) })
 	return nil
 }
 
-func (s *Server) newHTTP(handler http.Handler) *http.Server {
-	return &http.Server{
-		Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+// ingressTLS is the certificate of the API.
+func (s *Server) ingressTLS(now func() time.Time) ingress.TLSConfig {
+	c := &s.config
+	config := ingress.TLSConfig{
+		Cert: c.TLS.Cert, Key: c.TLS.Key, Dir: c.DataDir, Subject: "Keyturn server", Names: c.TLS.Names, Listen: c.Listen, Now: now,
 	}
+	if c.Tokens.ClientCertificates {
+		config.ClientAuth = tls.RequestClientCert // who issued it matters to the rules of signing keys alone
+	}
+	return config
 }
 
 // watch tells of a server that ends by itself.
@@ -254,13 +262,11 @@ func (s *Server) watch(serve func() error) {
 func (s *Server) routes(options Options) http.Handler {
 	// An assignment is small: compressing it costs more than it saves, a thousand
 	// times for each publication.
-	limit := connect.WithHandlerOptions(connect.WithReadMaxBytes(int(s.config.Limits.Body)), connect.WithConditionalHandlerOptions(compression), boundedGzip(s.config.Limits.Body))
-	gate := &gate{
-		refused: newLimiters(refusedPerSecond, refusedBurst),
-		tokens:  newLimiters(s.config.Limits.PerSecond, s.config.Limits.Burst),
-		maxBody: s.config.Limits.Body, call: callTimeout, stall: stallTimeout, now: options.Now, told: s.tally,
-		times: callTimes(),
-	}
+	limit := connect.WithHandlerOptions(ingress.ReadAtMost(s.config.Limits.Body), connect.WithConditionalHandlerOptions(compression))
+	gate := ingress.NewGate(ingress.GateConfig{
+		Tokens:  ingress.Rate{PerSecond: s.config.Limits.PerSecond, Burst: s.config.Limits.Burst},
+		MaxBody: s.config.Limits.Body, Times: callTimes(), Now: options.Now, Tally: s.tally,
+	})
 	service := s.service
 	authenticated := func(h http.Handler) http.Handler { return service.Authenticate(h, gate) }
 	api := http.NewServeMux()
@@ -274,20 +280,31 @@ func (s *Server) routes(options Options) http.Handler {
 	s.leakRoutes(api, gate, options.Now)
 	api.Handle("GET /emergency", console.Emergency())
 	mux := http.NewServeMux()
-	mux.Handle("/", gate.wrap(api))
+	mux.Handle("/", gate.Wrap(api))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
 	return s.brokerRoutes(gate, s.tokens.route(gate, mux))
 }
 
+// Timeouts of calls that are not ingress.CallTimeout.
+const (
+	pollTimeout   = 90 * time.Second
+	exportTimeout = 10 * time.Minute
+	// backupTimeout bounds how long a snapshot keeps what has changed since.
+	backupTimeout = time.Hour
+)
+
 // callTimes are how long calls may take, by the end of their path, where that is not
-// callTimeout; 0 is a stream.
+// ingress.CallTimeout; 0 is a stream, which is bounded by its heartbeats instead.
 func callTimes() map[string]time.Duration {
 	return map[string]time.Duration{
 		"/Watch": 0, "/WatchRotation": 0, "/WatchEmergency": 0, "/ExportLog": exportTimeout, "/Backup": backupTimeout,
-		"/Doctor": exportTimeout, "/Poll": pollTimeout,
+		"/Doctor": exportTimeout, "/Poll": pollTimeout, "/v1/apikeys/snapshot": 0,
 	}
 }
+
+// compressFrom is the size of an answer, in bytes, from which on it is compressed.
+const compressFrom = 4 << 10
 
 // compression says from which size on an answer is compressed: what is encrypted
 // never is.

@@ -11,6 +11,7 @@ import (
 	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/hub"
+	"github.com/keyturn/keyturn/internal/ingress"
 	provided "github.com/keyturn/keyturn/internal/provider/jwks"
 	"github.com/keyturn/keyturn/internal/token"
 	"github.com/keyturn/keyturn/key"
@@ -99,15 +100,12 @@ func newTokens(s *Server, options Options) (*tokens, error) {
 	t.signer = token.NewSigner(token.SignerConfig{
 		Store: s.store, Board: t.board, Connect: t.connect, Report: t.report, Logger: s.log, Now: options.Now, Node: node, Outage: c.Outage, Skew: c.Skew,
 	})
-	limits := newLimiters(c.PerSecond, c.Burst)
+	rate := ingress.NewAddressRate(ingress.AddressRateConfig{
+		Rate: ingress.Rate{PerSecond: c.PerSecond, Burst: c.Burst},
+		What: "fetches of signing keys; tokens.perSecond and tokens.burst say how many an address may make", Now: options.Now, Tally: s.tally,
+	})
 	t.sets = jwks.New(jwks.Config{Board: t.board})
-	t.public = jwks.New(jwks.Config{Board: t.board, Fetched: s.telemetry.SetFetched, Admit: func(r *http.Request) bool {
-		admitted := limits.of(addressOf(r)).AllowN(options.Now(), 1)
-		if !admitted {
-			s.tally.add("fetches of signing keys; tokens.perSecond and tokens.burst say how many an address may make", "lastFrom", addressOf(r))
-		}
-		return admitted
-	}})
+	t.public = jwks.New(jwks.Config{Board: t.board, Fetched: s.telemetry.SetFetched, Admit: rate.Admit})
 	return t, nil
 }
 
@@ -120,8 +118,8 @@ func (t *tokens) driver() provider.Driver {
 }
 
 // route answers what is published before everything else.
-func (t *tokens) route(gate *gate, next http.Handler) http.Handler {
-	public := gate.wrap(t.public)
+func (t *tokens) route(gate *ingress.Gate, next http.Handler) http.Handler {
+	public := gate.Wrap(t.public)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if token.IsPublic(r.URL.Path) {
 			public.ServeHTTP(w, r)

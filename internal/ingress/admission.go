@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"errors"
@@ -137,15 +137,6 @@ func (c *queuedConn) Close() error {
 	c.closeOnce.Do(func() { close(c.closed) })
 	c.leave()
 	return c.Conn.Close()
-}
-
-// SyscallConn gives access to the socket beneath, if there is one.
-func (c *boundedConn) SyscallConn() (syscall.RawConn, error) {
-	conn, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return conn.SyscallConn()
 }
 
 // hungUp reports whether the other side has closed the connection, after what was

@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"crypto/hkdf"

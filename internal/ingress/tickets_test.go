@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"context"
@@ -16,7 +16,7 @@ import (
 // node is a server's side of TLS with its own CA, at a settable time.
 func node(t *testing.T, dir string, at *time.Time) *tls.Config {
 	t.Helper()
-	config, _, err := serverTLS(&Config{DataDir: dir, Listen: "127.0.0.1:0"}, func() time.Time { return *at })
+	config, _, err := NewTLS(TLSConfig{Dir: dir, Subject: "test", Listen: "127.0.0.1:0", Now: func() time.Time { return *at }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"crypto/ecdsa"
@@ -23,50 +23,76 @@ import (
 	"github.com/keyturn/keyturn/internal/datadir"
 )
 
-// How long the certificates that the server makes itself are valid.
+// How long the certificates that are made here are valid.
 const (
 	caLifetime   = 10 * 365 * 24 * time.Hour
 	leafLifetime = 90 * 24 * time.Hour
 )
 
-// serverTLS returns the TLS configuration of the server and the PEM file of the
-// CA that clients should trust; empty if the certificate is the operator's own.
-func serverTLS(config *Config, now func() time.Time) (*tls.Config, string, error) {
-	base := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
-	if config.Tokens.ClientCertificates {
-		base.ClientAuth = tls.RequestClientCert // who issued it matters to the rules of signing keys alone
-	}
-	if config.TLS.Cert != "" {
-		own := &ownPair{config: &config.TLS}
+// TLSConfig says by which certificate a process is known. What has no default is
+// required.
+type TLSConfig struct {
+	// Cert and Key are PEM files of the operator's, both or neither. They are read for
+	// every handshake, so that a renewed certificate needs no restart; while they do not
+	// fit together, because they are just being replaced, the last pair holds.
+	Cert, Key string
+
+	// What follows is for a process without a certificate of the operator's. Its CA is
+	// made at the first start and kept in ca.pem and ca.key; certificates are kept in
+	// memory only, and renewed in time.
+
+	// Dir is the folder of the CA, in which nobody else can replace files.
+	Dir string
+	// Subject is the common name in certificates, for example Keyturn server.
+	Subject string
+	// Names are DNS names and IP addresses that certificates are valid for, beside those
+	// of loopback, the host's name and the host of Listen. Default: none.
+	Names []string
+	// Listen is the host and port that is listened on.
+	Listen string
+
+	// ClientAuth says whether clients are asked for a certificate. Default: they are not.
+	ClientAuth tls.ClientAuthType
+	// Now is the clock by which certificates are made: the machine's own, as others read
+	// them by theirs.
+	Now func() time.Time
+}
+
+// NewTLS returns the configuration of the side that is connected to, and the PEM file
+// of the CA that clients should trust; empty if the certificate is the operator's
+// own. Connections of TLS 1.3 can be resumed across restarts, and at every process
+// that has the same private key.
+func NewTLS(config TLSConfig) (_ *tls.Config, caFile string, err error) {
+	base := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, ClientAuth: config.ClientAuth}
+	if config.Cert != "" {
+		own := &ownPair{cert: config.Cert, key: config.Key}
 		if err := own.load(); err != nil {
 			return nil, "", fmt.Errorf("tls: %w", err)
 		}
 		base.GetCertificate = own.get
-		return resumable(base, own.last.Load().PrivateKey, now), "", nil
+		return resumable(base, own.last.Load().PrivateKey, config.Now), "", nil
 	}
-	caPath := filepath.Join(config.DataDir, "ca.pem")
-	ca, err := ownCA(config.DataDir, caPath, now())
+	caPath := filepath.Join(config.Dir, "ca.pem")
+	ca, err := ownCA(config.Dir, caPath, config.Now())
 	if err != nil {
 		return nil, "", fmt.Errorf("make a CA: %w", err)
 	}
-	leaves := &leaves{ca: ca, config: config, now: now}
+	leaves := &leaves{ca: ca, config: &config}
 	if _, err := leaves.get(nil); err != nil {
-		return nil, "", fmt.Errorf("make the server's certificate: %w", err)
+		return nil, "", fmt.Errorf("make a certificate: %w", err)
 	}
 	base.GetCertificate = leaves.get
-	return resumable(base, ca.PrivateKey, now), caPath, nil
+	return resumable(base, ca.PrivateKey, config.Now), caPath, nil
 }
 
-// ownPair hands out the operator's certificate. It reads the files for every
-// handshake, so that a renewed certificate needs no restart; while they do not
-// fit together, because they are just being replaced, the last pair holds.
+// ownPair hands out the operator's certificate.
 type ownPair struct {
-	config *TLSConfig
-	last   atomic.Pointer[tls.Certificate]
+	cert, key string
+	last      atomic.Pointer[tls.Certificate]
 }
 
 func (p *ownPair) load() error {
-	pair, err := tls.LoadX509KeyPair(p.config.Cert, p.config.Key)
+	pair, err := tls.LoadX509KeyPair(p.cert, p.key)
 	if err == nil {
 		p.last.Store(&pair)
 	}
@@ -78,11 +104,10 @@ func (p *ownPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return p.last.Load(), nil
 }
 
-// leaves hands out the server's certificate and renews it in time.
+// leaves hands out certificates of the own CA, each until it is time for the next.
 type leaves struct {
 	ca     tls.Certificate
-	config *Config
-	now    func() time.Time
+	config *TLSConfig
 
 	mu     sync.Mutex
 	leaf   *tls.Certificate
@@ -92,7 +117,7 @@ type leaves struct {
 func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
+	now := l.config.Now()
 	if l.leaf != nil && now.Sub(l.issued).Abs() < leafLifetime/3 {
 		return l.leaf, nil
 	}
@@ -104,7 +129,7 @@ func (l *leaves) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return l.leaf, nil
 }
 
-// ownCA reads the server's own CA, creating it on the first start.
+// ownCA reads the own CA, creating it on the first start.
 func ownCA(dir, certPath string, now time.Time) (tls.Certificate, error) {
 	keyPath := filepath.Join(dir, "ca.key")
 	keyPEM, err := datadir.ReadPrivate(keyPath)
@@ -151,12 +176,12 @@ func ownCA(dir, certPath string, now time.Time) (tls.Certificate, error) {
 }
 
 // issueLeaf makes a certificate; it is kept in memory only.
-func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certificate, error) {
+func issueLeaf(ca tls.Certificate, config *TLSConfig, now time.Time) (tls.Certificate, error) {
 	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	template, err := certificate("Keyturn server", now, leafLifetime)
+	template, err := certificate(config.Subject, now, leafLifetime)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -164,7 +189,7 @@ func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certifica
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	template.DNSNames = []string{"localhost"}
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
-	names := slices.Clone(config.TLS.Names)
+	names := slices.Clone(config.Names)
 	if host, err := os.Hostname(); err == nil {
 		names = append(names, host)
 	}
@@ -189,7 +214,7 @@ func issueLeaf(ca tls.Certificate, config *Config, now time.Time) (tls.Certifica
 	return tls.Certificate{Certificate: [][]byte{der, ca.Certificate[0]}, PrivateKey: signer}, nil
 }
 
-// backdated is how far a client's clock may be behind the server's.
+// backdated is how far a client's clock may be behind ours.
 const backdated = time.Hour
 
 func certificate(name string, now time.Time, lifetime time.Duration) (*x509.Certificate, error) {

@@ -1,14 +1,33 @@
-package server
+package ingress
 
 import (
+	"errors"
 	"net"
-	"net/http"
 	"sync"
-	"time"
+	"syscall"
 )
 
-// stallTimeout is how long a client may take to read one piece of a stream.
-const stallTimeout = 30 * time.Second
+// ListenerConfig says how a listener is bounded.
+type ListenerConfig struct {
+	// Connections is how many may be open, PerAddress how many of them from one address;
+	// of an IPv6 address the network of 64 bits counts. Required.
+	Connections, PerAddress int
+	// Handshakes is how many of TLS may compute at the same time. Default: one for each
+	// processor.
+	Handshakes int
+	// Refused is told of each connection that was closed because there were too many; it
+	// must not block. Required.
+	Refused func()
+}
+
+// Bound returns a listener, for TLS, whose connections are bounded. Those beyond the
+// bounds are closed as soon as they come. Handshakes are computed in the order in
+// which clients said hello, a few at the same time, so that a fleet that comes back
+// at once is served one after another; a client that is slow, or says nothing, holds
+// up nobody.
+func Bound(l net.Listener, config ListenerConfig) net.Listener {
+	return newAdmission(config.Handshakes).queued(boundListener(l, config.Connections, config.PerAddress, config.Refused))
+}
 
 // boundedListener closes connections beyond its bounds as soon as they come, so
 // that no flood of them takes memory or file descriptors.
@@ -35,7 +54,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		address := addressOf(&http.Request{RemoteAddr: conn.RemoteAddr().String()})
+		address := subscriberOf(hostOf(conn.RemoteAddr().String()))
 		if l.enter(address) {
 			return &boundedConn{Conn: conn, leave: sync.OnceFunc(func() { l.leave(address) })}, nil
 		}
@@ -75,34 +94,11 @@ func (c *boundedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// streamWriter ends a stream whose client does not read. It answers pings, so the
-// connection looks well.
-type streamWriter struct {
-	http.ResponseWriter
-	control *http.ResponseController
-	within  time.Duration
-}
-
-// Unwrap lets http.ResponseController find what is beneath.
-func (w *streamWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// Write implements io.Writer.
-func (w *streamWriter) Write(p []byte) (int, error) {
-	defer w.limit().Stop()
-	return w.ResponseWriter.Write(p)
-}
-
-// Flush implements http.Flusher.
-func (w *streamWriter) Flush() { _ = w.FlushError() } // the next write tells
-
-// FlushError implements what http.ResponseController looks for.
-func (w *streamWriter) FlushError() error {
-	defer w.limit().Stop()
-	return w.control.Flush()
-}
-
-func (w *streamWriter) limit() *time.Timer {
-	return time.AfterFunc(w.within, func() {
-		_ = w.control.SetWriteDeadline(time.Now()) // the connection is gone if this fails
-	})
+// SyscallConn gives access to the socket beneath, if there is one.
+func (c *boundedConn) SyscallConn() (syscall.RawConn, error) {
+	conn, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return conn.SyscallConn()
 }

@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"context"
@@ -68,8 +68,7 @@ func (p *processor) spend(d time.Duration) {
 func stormOf(t *testing.T, clients int, cost time.Duration, queued func(net.Listener) net.Listener) (failed int, last time.Duration, cpu *processor) {
 	t.Helper()
 	cpu = &processor{}
-	s := &Server{config: Config{DataDir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
-	config, caFile, err := serverTLS(&s.config, time.Now)
+	config, caFile, err := NewTLS(TLSConfig{Dir: t.TempDir(), Subject: "test", Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +78,7 @@ func stormOf(t *testing.T, clients int, cost time.Duration, queued func(net.List
 		return hand(hello)
 	}
 	l := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
-	srv := s.newHTTP(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+	srv := NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }), slog.New(slog.DiscardHandler))
 	srv.TLSConfig = config
 	served := make(chan error, 1)
 	go func() { served <- srv.ServeTLS(queued(l), "", "") }()
@@ -149,13 +148,12 @@ func TestStormIsAdmittedInTurn(t *testing.T) {
 func TestSlowHandshakesHoldNoPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
-		s := &Server{config: Config{DataDir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
-		config, caFile, err := serverTLS(&s.config, time.Now)
+		config, caFile, err := NewTLS(TLSConfig{Dir: t.TempDir(), Subject: "test", Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}
 		queue := newAdmission(1)
-		srv := s.newHTTP(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+		srv := NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }), slog.New(slog.DiscardHandler))
 		srv.TLSConfig = config
 		served := make(chan error, 1)
 		go func() { served <- srv.ServeTLS(queue.queued(l), "", "") }()

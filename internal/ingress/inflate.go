@@ -1,4 +1,4 @@
-package server
+package ingress
 
 import (
 	"compress/gzip"
@@ -12,14 +12,14 @@ import (
 // errInflated ends the reading of a request that is compressed and too large.
 var errInflated = errors.New("the rest of a request that is too large is not decompressed")
 
-// boundedGzip makes handlers decompress no more of a request than they may read.
-// By itself the library decompresses what is too large to its end, only to tell
-// how large: 4 MiB could cost minutes of a processor.
-func boundedGzip(most int64) connect.HandlerOption {
-	return connect.WithCompression("gzip",
+// ReadAtMost makes handlers read no more than so many bytes of a request, and
+// decompress no more. By itself the library decompresses what is too large to its
+// end, only to tell how large: 4 MiB could cost minutes of a processor.
+func ReadAtMost(most int64) connect.HandlerOption {
+	return connect.WithHandlerOptions(connect.WithReadMaxBytes(int(most)), connect.WithCompression("gzip",
 		func() connect.Decompressor { return &inflater{most: most} },
 		func() connect.Compressor { return gzip.NewWriter(io.Discard) },
-	)
+	))
 }
 
 // inflater decompresses one request after another.
