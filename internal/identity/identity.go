@@ -14,6 +14,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/store"
@@ -59,6 +61,8 @@ type Registry struct {
 	// revocations counts them, so that what was read before one is not remembered
 	// after it.
 	revocations uint64
+	// readings are those under way, by ID.
+	readings singleflight.Group
 }
 
 // New returns a registry.
@@ -223,17 +227,18 @@ func (r *Registry) Find(ctx context.Context, id string) (Token, error) {
 // for connections that outlive the call that authenticated them.
 func (r *Registry) Check(ctx context.Context, id string) error {
 	now := r.config.Now()
-	if cached, ok := r.recall(id, now); ok {
-		return cached.token.expired(now)
+	cached, recalled := r.recall(id, now)
+	if !recalled {
+		var err error
+		if cached, err = r.fetch(ctx, id, now); err != nil {
+			return err
+		}
+		if cached.token.ID != id {
+			return ErrUnauthenticated
+		}
+		r.remember(id, cached, time.Time{})
 	}
-	token, err := r.read(ctx, id)
-	if errors.Is(err, ErrNotFound) {
-		return ErrUnauthenticated
-	}
-	if err != nil {
-		return err
-	}
-	return token.expired(now)
+	return cached.token.expired(now)
 }
 
 // MaxListed bounds List.
@@ -271,6 +276,8 @@ func (r *Registry) List(ctx context.Context) ([]Token, error) {
 const (
 	cacheFor  = time.Second
 	maxCached = 65_536
+	// fetchTime bounds a reading that several callers may wait for.
+	fetchTime = 10 * time.Second
 )
 
 type cachedToken struct {
@@ -289,15 +296,28 @@ func (r *Registry) recall(id string, now time.Time) (cachedToken, bool) {
 	return cached, ok && now.Sub(cached.read) < cacheFor && !now.Before(cached.read)
 }
 
-// fetch returns a token from the store, a decoy when there is none.
+// fetch returns a token from the store, a decoy when there is none. Those who want
+// the same one at the same time share a reading, which began after the last time that
+// one was revoked: ten thousand requests through a gateway read its token once.
 func (r *Registry) fetch(ctx context.Context, id string, now time.Time) (cachedToken, error) {
 	r.mu.Lock()
 	cached := cachedToken{read: now, revocations: r.revocations}
+	reading := r.readings.DoChan(id, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTime)
+		defer cancel()
+		var err error
+		cached.token, err = r.readOrDecoy(ctx, id)
+		copy(cached.hash[:], cached.token.Hash)
+		return cached, err
+	})
 	r.mu.Unlock()
-	var err error
-	cached.token, err = r.readOrDecoy(ctx, id)
-	copy(cached.hash[:], cached.token.Hash)
-	return cached, err
+	select {
+	case result := <-reading:
+		shared, _ := result.Val.(cachedToken)
+		return shared, result.Err
+	case <-ctx.Done():
+		return cachedToken{}, ctx.Err()
+	}
 }
 
 // decoy is decoded and compared in place of a token that does not exist, so that
@@ -392,7 +412,9 @@ func (r *Registry) read(ctx context.Context, id string) (Token, error) {
 	return token, err
 }
 
-func (r *Registry) remember(id string, cached cachedToken, now time.Time) {
+// remember keeps a token for as long as it is believed; used is zero for one that was
+// looked at only.
+func (r *Registry) remember(id string, cached cachedToken, used time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if cached.revocations != r.revocations {
@@ -403,7 +425,9 @@ func (r *Registry) remember(id string, cached cachedToken, now time.Time) {
 		clear(r.used)
 	}
 	r.known[id] = cached
-	r.used[id] = now
+	if !used.IsZero() {
+		r.used[id] = used
+	}
 }
 
 // Redeem exchanges a join token for a token of role agent that belongs to the

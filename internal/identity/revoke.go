@@ -43,6 +43,7 @@ func (r *Registry) forget(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.revocations++
+	r.readings.Forget(id) // nobody who asks from now on gets what was read before
 	delete(r.known, id)
 	delete(r.used, id)
 }
