@@ -36,9 +36,12 @@ const (
 	Verifier
 	// Scanner learns whether what it found is a secret of a key. It reads nothing.
 	Scanner
+	// Gateway serves a region: it presents and verifies like those whom it serves, and
+	// vouches for their addresses. It reads no secrets of keys that it does not present.
+	Gateway
 )
 
-var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner"}
+var roleNames = []string{"", "admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner", "gateway"}
 
 // String returns the role's name, "invalid" for the zero value.
 func (r Role) String() string {
@@ -83,9 +86,12 @@ const (
 	Verify
 	// Scan: learn whether a text that was found is a secret of a key.
 	Scan
+	// Forward: send on the requests of others, vouch for their addresses, and tell what
+	// was handed out to them.
+	Forward
 )
 
-var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup", "verify", "scan"}
+var actionNames = []string{"", "read", "reveal", "present", "apply", "operate", "approve", "administer", "redeem", "backup", "verify", "scan", "forward"}
 
 // String returns the action's name, "invalid" for the zero value.
 func (a Action) String() string {
@@ -113,6 +119,8 @@ func (r Role) allows(a Action) bool {
 		return a == Verify
 	case Scanner:
 		return a == Scan
+	case Gateway:
+		return a == Present || a == Verify || a == Forward
 	}
 	return false
 }

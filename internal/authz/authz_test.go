@@ -12,10 +12,10 @@ import (
 
 // TestRoles states every allowed pair, so that a new one needs a new row here.
 func TestRoles(t *testing.T) {
-	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem, authz.Backup, authz.Verify, authz.Scan}
+	all := []authz.Action{authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Redeem, authz.Backup, authz.Verify, authz.Scan, authz.Forward}
 	allowed := map[authz.Role][]authz.Action{
 		0:              nil,
-		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Backup, authz.Verify, authz.Scan},
+		authz.Admin:    {authz.Read, authz.Reveal, authz.Present, authz.Apply, authz.Operate, authz.Approve, authz.Administer, authz.Backup, authz.Verify, authz.Scan, authz.Forward},
 		authz.Operator: {authz.Read, authz.Apply, authz.Operate},
 		authz.Approver: {authz.Read, authz.Approve},
 		authz.Viewer:   {authz.Read},
@@ -23,6 +23,7 @@ func TestRoles(t *testing.T) {
 		authz.Join:     {authz.Redeem},
 		authz.Verifier: {authz.Verify},
 		authz.Scanner:  {authz.Scan},
+		authz.Gateway:  {authz.Present, authz.Verify, authz.Forward},
 	}
 	for role, actions := range allowed {
 		for _, action := range append([]authz.Action{0}, all...) {
