@@ -51,6 +51,9 @@ const (
 	ActionApply Action = "key.apply"
 	// ActionRead: a secret was handed out.
 	ActionRead Action = "secret.read"
+	// ActionHandout: a gateway handed a secret out by itself, while nobody else could be
+	// asked. It was told of afterwards: its details say when it happened.
+	ActionHandout Action = "secret.handout"
 	// ActionAttempt: an effect was tried at Target.
 	ActionAttempt Action = "job.attempt"
 	// ActionToken: a token was created.
@@ -69,6 +72,10 @@ const (
 	// party connects from now; DetailBefore the one before.
 	DetailAddress = "address"
 	DetailBefore  = "before"
+	// DetailGateway is the gateway through which a party connects, or which handed out.
+	DetailGateway = "gateway"
+	// DetailGatewayBefore is, with ActionMove, the gateway before.
+	DetailGatewayBefore = "gateway-before"
 )
 
 // Outcome says how it ended: one word of a-z, 0-9 and "-".

@@ -205,7 +205,7 @@ func (e *Engine) attachChanged(ctx context.Context, list []*arrival) error {
 }
 
 // attached answers those that are registered just so already, and returns the
-// others; moved are those of the former that come from another address than before.
+// others; moved are those of the former that come from elsewhere than before.
 func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed, moved []*arrival, err error) {
 	err = e.store.View(ctx, func(tx store.Tx) error {
 		changed, moved = nil, nil
@@ -227,7 +227,7 @@ func (e *Engine) attached(ctx context.Context, batch []*arrival) (changed, moved
 			switch {
 			case !same:
 				changed = append(changed, a)
-			case a.party.Address != "" && a.party.Address != known.Address:
+			case a.party.Address != "" && a.party.movedFrom(&known.PartyRecord):
 				moved = append(moved, a)
 			}
 		}
@@ -250,7 +250,7 @@ func (e *Engine) noteMoves(ctx context.Context, list []*arrival) error {
 				continue // it was removed meanwhile, which its session will hear of
 			}
 			party := known.PartyRecord
-			party.Address = a.party.Address
+			party.Address, party.Gateway = a.party.Address, a.party.Gateway
 			if err := c.putParty(a, &known, &party); err != nil {
 				return err
 			}
@@ -261,11 +261,10 @@ func (e *Engine) noteMoves(ctx context.Context, list []*arrival) error {
 
 // putParty writes a party's record, and its new address into the log.
 func (c *change) putParty(a *arrival, known *storedParty, party *PartyRecord) error {
-	if known.doc.Rev != 0 && party.Address != known.Address {
-		c.audit(audit.Entry{
-			Action: audit.ActionMove, Actor: a.actor, Target: party.ID,
-			Detail: nonEmpty(map[string]string{audit.DetailAddress: party.Address, audit.DetailBefore: known.Address}),
-		})
+	if known.doc.Rev != 0 && party.movedFrom(&known.PartyRecord) {
+		detail := party.cameFrom()
+		detail[audit.DetailBefore], detail[audit.DetailGatewayBefore] = known.Address, known.Gateway
+		c.audit(audit.Entry{Action: audit.ActionMove, Actor: a.actor, Target: party.ID, Detail: nonEmpty(detail)})
 	}
 	body, err := encode(party)
 	if err != nil {
@@ -384,13 +383,12 @@ func (c *change) register(a *arrival, known *storedParty, isNew bool) error {
 	party.Joined, party.Keys = known.Joined, nil
 	if isNew {
 		party.Joined = c.now
-		c.audit(audit.Entry{
-			Action: audit.ActionJoin, Actor: a.actor, Target: party.ID,
-			Detail: nonEmpty(map[string]string{"kind": party.Kind, "region": party.Region, audit.DetailAddress: party.Address}),
-		})
+		detail := party.cameFrom()
+		detail["kind"], detail["region"] = party.Kind, party.Region
+		c.audit(audit.Entry{Action: audit.ActionJoin, Actor: a.actor, Target: party.ID, Detail: nonEmpty(detail)})
 	}
 	if party.Address == "" {
-		party.Address = known.Address
+		party.Address, party.Gateway = known.Address, known.Gateway
 	}
 	for _, h := range a.holdings {
 		party.Keys = append(party.Keys, h.Key)

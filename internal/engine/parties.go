@@ -46,10 +46,23 @@ type PartyRecord struct {
 	// Address is the IP address that it connected from last, InProcess for one that is a
 	// part of a server; empty when it is not known.
 	Address string `json:"address,omitempty"`
+	// Gateway is the gateway through which it connected last, which vouches for the
+	// address; empty if it came by itself.
+	Gateway string `json:"gateway,omitempty"`
 }
 
 // InProcess is the address of a party that is a part of a server.
 const InProcess = "in-process"
+
+// cameFrom says where a party comes from, as details of an entry.
+func (p *PartyRecord) cameFrom() map[string]string {
+	return map[string]string{audit.DetailAddress: p.Address, audit.DetailGateway: p.Gateway}
+}
+
+// movedFrom reports whether a party comes from elsewhere than it did before.
+func (p *PartyRecord) movedFrom(before *PartyRecord) bool {
+	return p.Address != before.Address || p.Gateway != before.Gateway
+}
 
 func (p *PartyRecord) info() policy.Party {
 	return policy.Party{ID: p.ID, Name: p.ID, Kind: p.Kind, Region: p.Region, Labels: p.Labels}
@@ -158,7 +171,7 @@ func (e *Engine) Detach(ctx context.Context, actor audit.Actor, id, reason strin
 				return err
 			}
 		}
-		c.audit(audit.Entry{Action: audit.ActionLeave, Target: id, Reason: reason, Detail: nonEmpty(map[string]string{audit.DetailAddress: party.Address})})
+		c.audit(audit.Entry{Action: audit.ActionLeave, Target: id, Reason: reason, Detail: nonEmpty(party.cameFrom())})
 		if err := c.noteRemoval(id); err != nil {
 			return err
 		}
