@@ -465,6 +465,31 @@ func (s *Service) listVerifiers(ctx context.Context, tx store.Tx) (map[string]ve
 	return list, nil
 }
 
+// Known is a verifier outside the server that was given a snapshot and has not been
+// silent for so long that it is forgotten.
+type Known struct {
+	// ID is as in Verifier.
+	ID   string
+	Seen time.Time
+	// Left: it said that it serves nothing any more.
+	Left bool
+}
+
+// Verifiers returns those that are known, in no order.
+func (s *Service) Verifiers(ctx context.Context) ([]Known, error) {
+	var list map[string]verifier
+	err := s.config.Store.View(ctx, func(tx store.Tx) error {
+		var err error
+		list, err = s.listVerifiers(ctx, tx)
+		return err
+	})
+	known := make([]Known, 0, len(list))
+	for id, v := range list {
+		known = append(known, Known{ID: id, Seen: v.Seen, Left: v.Left})
+	}
+	return known, err
+}
+
 // mayServe reports whether the verifier may still let in what it was told of.
 func (v *verifier) mayServe(now time.Time) bool {
 	return !v.Left && now.Sub(v.Seen) <= v.MaxAge+staleMargin
