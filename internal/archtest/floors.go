@@ -65,6 +65,7 @@ func floors() []Place {
 		{Path: "internal/token", Floor: 3, Only: append([]string{"internal/webtoken"}, interfaces()...)},
 		{Path: "internal/apikey", Floor: 3, Only: interfaces()},
 		{Path: "internal/notices", Floor: 3, Only: interfaces()},
+		{Path: "internal/handout", Floor: 3, Only: interfaces()},
 		{Path: "internal/broker", Floor: 3, Only: append([]string{"internal/grant", "internal/dpop", "internal/webtoken"}, interfaces()...), Beside: []string{"internal/token"}},
 		{Path: "gen", Floor: 3, Only: none},
 
@@ -120,7 +121,7 @@ func interfaces() []string {
 func transports() []string {
 	return []string{
 		"key", "secret", "internal/rotation", "internal/policy", "internal/anomaly", "internal/audit", "internal/authz",
-		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey", "internal/broker", "internal/notices",
+		"internal/engine", "internal/hub", "internal/identity", "internal/emergency", "internal/transit", "internal/pki", "internal/token", "internal/apikey", "internal/broker", "internal/notices", "internal/handout",
 	}
 }
 
