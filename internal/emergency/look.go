@@ -87,13 +87,27 @@ func (s *Service) since(request *Request) (time.Time, error) {
 // look reads the part of the audit log for what the readers were given.
 func (s *Service) look(ctx context.Context, r *readers, looked *Looked) (seen, error) {
 	found := seen{finding: finding{}, crowds: map[key.Name][]audit.Entry{}}
-	err := s.entries(ctx, looked, []string{string(audit.ActionRead), "presenter.", "backup.begin", "token.revoke"}, func(e *audit.Entry) { found.take(r, e) })
+	if len(r.gateways) > 0 {
+		err := s.entries(ctx, looked, []string{"party."}, func(e *audit.Entry) {
+			for _, gateway := range []string{e.Detail[audit.DetailGateway], e.Detail[audit.DetailGatewayBefore]} {
+				if r.gateways[gateway] {
+					r.through[e.Target] = gateway
+				}
+			}
+		})
+		if err != nil {
+			return found, err
+		}
+	}
+	actions := []string{string(audit.ActionRead), string(audit.ActionHandout), "presenter.", "backup.begin", "token.revoke"}
+	err := s.entries(ctx, looked, actions, func(e *audit.Entry) { found.take(r, e) })
 	return found, err
 }
 
 // connected is who was at an address, by the audit log.
 type connected struct {
-	// parties connected from there, readers read from there by their tokens.
+	// parties connected from there, or got something there from a gateway, readers read
+	// from there by their tokens.
 	parties, readers map[string]bool
 }
 
@@ -107,7 +121,7 @@ func (s *Service) connected(ctx context.Context, request *Request, looked *Looke
 	r := &readers{network: network}
 	var nowhere uint64
 	var first audit.Entry
-	err = s.entries(ctx, looked, []string{string(audit.ActionRead), "party."}, func(e *audit.Entry) {
+	err = s.entries(ctx, looked, []string{string(audit.ActionRead), string(audit.ActionHandout), "party."}, func(e *audit.Entry) {
 		there := r.at(e.Detail[audit.DetailAddress]) || r.at(e.Detail[audit.DetailBefore])
 		switch {
 		case e.Action == audit.ActionRead && e.Detail[audit.DetailAddress] == "":
@@ -222,20 +236,26 @@ func (f *seen) take(r *readers, e *audit.Entry) {
 			}
 			f.add(e.Key, fmt.Sprintf("%s%v read by %s%s", place, e.Version, e.Actor.ID, address))
 		}
+	case string(audit.ActionHandout):
+		address, gateway := e.Detail[audit.DetailAddress], e.Detail[audit.DetailGateway]
+		if r.is(e.Target) || r.at(address) || r.is(e.Actor.ID) || r.is(gateway) {
+			f.add(e.Key, fmt.Sprintf("%s%v handed out to %s at %s by gateway %s", place, e.Version, e.Target, address, gateway))
+		}
 	case "presenter.told":
+		how, sees := r.sees(e.Target)
 		switch {
-		case r.is(e.Target):
-			f.add(e.Key, fmt.Sprintf("%s%v told to %s", place, e.Version, e.Target))
 		case e.Target == "":
 			f.crowds[e.Key] = append(f.crowds[e.Key], *e)
+		case sees:
+			f.add(e.Key, fmt.Sprintf("%s%v told to %s%s", place, e.Version, e.Target, how))
 		}
 	case "presenter.acked":
-		if r.is(e.Target) {
-			f.add(e.Key, fmt.Sprintf("%s%v in use at %s", place, e.Version, e.Target))
+		if how, sees := r.sees(e.Target); sees {
+			f.add(e.Key, fmt.Sprintf("%s%v in use at %s%s", place, e.Version, e.Target, how))
 		}
 	case "presenter.left":
-		if r.is(e.Target) {
-			f.add(e.Key, fmt.Sprintf("%s%s presented it until then", place, e.Target))
+		if how, sees := r.sees(e.Target); sees {
+			f.add(e.Key, fmt.Sprintf("%s%s presented it until then%s", place, e.Target, how))
 		}
 	case "backup.begin":
 		if r.is(e.Actor.ID) {

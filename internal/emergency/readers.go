@@ -34,6 +34,9 @@ type Token struct {
 	Keys []string
 	// Speaks: while it belongs to no party it may speak for those that are named after it.
 	Speaks bool
+	// Gateway: it is that of a gateway, which sees what the parties get that connect
+	// through it.
+	Gateway bool
 }
 
 // hostLabel is the label by which a party says on which host it is.
@@ -52,6 +55,14 @@ type readers struct {
 	network netip.Prefix
 	parties []engine.PartyRecord
 	tokens  []Token
+	// gateways are those of the tokens that are gateways', relayed the parties that
+	// connect through them now, and through those that did, by the audit log, with the
+	// gateway.
+	gateways map[string]bool
+	relayed  []engine.PartyRecord
+	through  map[string]string
+	// issued are all tokens that there are, lent those that the gateways were shown.
+	issued, lent []Token
 }
 
 // is reports whether somebody whom the log names is one of them.
@@ -73,14 +84,54 @@ func isBeneath(of, name string) bool {
 	return name == of || strings.HasPrefix(name, of+"/")
 }
 
+// lend takes in the tokens of those who connected through the gateways: these were
+// shown them with every request.
+func (r *readers) lend() {
+	for i := range r.issued {
+		t := &r.issued[i]
+		for party := range r.through {
+			if t.Party == party || t.Party == "" && t.Speaks && isBeneath(t.Name, party) {
+				r.lent = append(r.lent, *t)
+				break
+			}
+		}
+	}
+}
+
 // presenter returns one of the parties that present a key, or nothing.
 func (r *readers) presenter(name key.Name) string {
-	for i := range r.parties {
-		if slices.Contains(r.parties[i].Keys, name) {
-			return r.parties[i].ID
+	for _, list := range [][]engine.PartyRecord{r.parties, r.relayed} {
+		for i := range list {
+			if slices.Contains(list[i].Keys, name) {
+				return list[i].ID
+			}
 		}
 	}
 	return ""
+}
+
+// sees reports whether what a party gets reaches the readers: it is one of them, or
+// connects through one, which how then says.
+func (r *readers) sees(party string) (how string, ok bool) {
+	if gateway := r.through[party]; gateway != "" && !r.is(party) {
+		return " through gateway " + gateway, true
+	}
+	return "", r.is(party)
+}
+
+// relay takes in the parties that connect through the gateways among the readers.
+func (r *readers) relay(candidates []engine.PartyRecord) {
+	for i := range r.tokens {
+		if r.tokens[i].Gateway {
+			r.gateways[r.tokens[i].Name] = true
+		}
+	}
+	for i := range candidates {
+		if p := &candidates[i]; r.gateways[p.Gateway] && !r.names[p.ID] {
+			r.through[p.ID] = p.Gateway
+			r.relayed = append(r.relayed, *p)
+		}
+	}
 }
 
 // readers finds whom a selection means among those registered now, and are those that
@@ -97,7 +148,10 @@ func (s *Service) readers(ctx context.Context, request *Request, shown *connecte
 	if !whole {
 		looked.lack("there are too many tokens to look at all of them")
 	}
-	r := &readers{names: map[string]bool{}, host: request.Host, network: network, label: request.Host + request.ReadBy + request.Address}
+	r := &readers{
+		names: map[string]bool{}, gateways: map[string]bool{}, through: map[string]string{},
+		issued: tokens, host: request.Host, network: network, label: request.Host + request.ReadBy + request.Address,
+	}
 	switch {
 	case r.host != "":
 		r.beneath = []string{r.host}
@@ -113,6 +167,7 @@ func (s *Service) readers(ctx context.Context, request *Request, shown *connecte
 		}
 	}
 	unknown := 0
+	var behind []engine.PartyRecord
 	for after := ""; ; {
 		page, err := s.config.Fleet.Parties(ctx, after, scanned)
 		if err != nil {
@@ -126,6 +181,8 @@ func (s *Service) readers(ctx context.Context, request *Request, shown *connecte
 			if r.is(page[i].ID) || r.host != "" && page[i].Labels[hostLabel] == r.host || r.at(page[i].Address) {
 				r.names[page[i].ID] = true
 				r.parties = append(r.parties, page[i])
+			} else if page[i].Gateway != "" {
+				behind = append(behind, page[i])
 			}
 		}
 		if len(page) < scanned {
@@ -141,6 +198,7 @@ func (s *Service) readers(ctx context.Context, request *Request, shown *connecte
 			r.tokens = append(r.tokens, *t)
 		}
 	}
+	r.relay(behind)
 	return r, nil
 }
 
@@ -182,8 +240,10 @@ func (r *readers) owns(t *Token) bool {
 // holds notes the versions that readers present now: whenever they were told, they
 // have them.
 func (s *Service) holds(ctx context.Context, r *readers, found finding, couldRead bool) error {
-	for i := range r.parties {
-		party := &r.parties[i]
+	all := slices.Concat(r.parties, r.relayed)
+	for i := range all {
+		party := &all[i]
+		how, _ := r.sees(party.ID)
 		for _, name := range party.Keys {
 			tell, _, ok, err := s.config.Fleet.Assigned(ctx, name, party.ID)
 			if err != nil {
@@ -191,9 +251,9 @@ func (s *Service) holds(ctx context.Context, r *readers, found finding, couldRea
 			}
 			switch {
 			case ok && tell.Version != 0:
-				found.add(name, fmt.Sprintf("%s presents %v now", party.ID, tell.Version))
+				found.add(name, fmt.Sprintf("%s presents %v%s now", party.ID, tell.Version, how))
 			case couldRead:
-				found.add(name, fmt.Sprintf("%s may present it", party.ID))
+				found.add(name, fmt.Sprintf("%s may present it%s", party.ID, how))
 			}
 		}
 	}
@@ -202,10 +262,12 @@ func (s *Service) holds(ctx context.Context, r *readers, found finding, couldRea
 
 // could returns why readers could have read a key, whether or not they did.
 func (r *readers) could(name key.Name, backups []string) (why string, ok bool) {
-	for i := range r.tokens {
-		for _, pattern := range r.tokens[i].Keys {
-			if authz.Match(pattern, name) {
-				return fmt.Sprintf("token %s of %s covers %s", r.tokens[i].ID, r.tokens[i].Name, pattern), true
+	for _, list := range [][]Token{r.tokens, r.lent} {
+		for i := range list {
+			for _, pattern := range list[i].Keys {
+				if authz.Match(pattern, name) {
+					return fmt.Sprintf("token %s of %s covers %s", list[i].ID, list[i].Name, pattern), true
+				}
 			}
 		}
 	}
@@ -234,6 +296,13 @@ func (s *Service) given(ctx context.Context, request *Request) (found finding, c
 	if err != nil {
 		return nil, nil, looked, err
 	}
+	if s.config.Untold != nil {
+		untold, err := s.config.Untold(ctx)
+		if err != nil {
+			return nil, nil, looked, err
+		}
+		looked.Incomplete = append(looked.Incomplete, untold...)
+	}
 	log, err := s.look(ctx, r, &looked)
 	if err != nil {
 		return nil, nil, looked, err
@@ -244,6 +313,7 @@ func (s *Service) given(ctx context.Context, request *Request) (found finding, c
 	}
 	if request.CouldRead {
 		looked.Incomplete = append(looked.Incomplete, log.revoked...)
+		r.lend()
 		return log.finding, func(name key.Name) (string, bool) { return r.could(name, log.backups) }, looked, nil
 	}
 	for _, backup := range log.backups {

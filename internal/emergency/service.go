@@ -23,13 +23,16 @@ type Engine interface {
 	Rotation(ctx context.Context, id key.RotationID) (engine.RotationView, error)
 }
 
-// Config is what a Service needs. All fields are required but MaxLooked.
+// Config is what a Service needs. All fields are required but Untold and MaxLooked.
 type Config struct {
 	Store  store.Store
 	Engine Engine
 	Fleet  Fleet
 	// Tokens lists the tokens that may read secrets; whole is false when there are more.
 	Tokens func(ctx context.Context) (list []Token, whole bool, err error)
+	// Untold says which gateways may have handed out keys that the audit log does not
+	// know of yet. Optional: there are no gateways.
+	Untold func(ctx context.Context) ([]string, error)
 	// MaxLooked is how many entries of the audit log one selection reads; 0 takes
 	// 1,000,000.
 	MaxLooked uint64
