@@ -7,9 +7,9 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// How many texts one token may have compared with the secrets of managed versions:
-// per second, and at once. A scan of a large repository passes; whoever tries guesses
-// gets no further than this.
+// How many texts one token may have compared with the secrets of managed versions, and
+// how many hand-outs it may tell of: per second, and at once. A scan of a large
+// repository passes; whoever tries guesses gets no further than this.
 const (
 	askedPerSecond = 2000
 	askedAtOnce    = 50_000

@@ -132,8 +132,8 @@ func (s *Service) allowEverything(ctx context.Context, a authz.Action) (authz.Pr
 // actorOf is the caller as audit entries name it.
 func actorOf(p authz.Principal) audit.Actor {
 	kind := "user"
-	if p.Role == authz.Agent {
-		kind = "agent"
+	if p.Role == authz.Agent || p.Role == authz.Gateway {
+		kind = p.Role.String()
 	}
 	return audit.Actor{ID: p.Name, Kind: kind}
 }

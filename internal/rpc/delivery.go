@@ -73,7 +73,7 @@ func (d Delivery) Watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 
 // heartbeatsToCheck is after how many heartbeats a stream makes sure that its token is
 // good, in case the note of its revocation could not be followed. Each costs a read
-// of the store, of every party.
+// of the store, of every token.
 const heartbeatsToCheck = 4
 
 func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, stream *connect.ServerStream[keyturnv1.WatchResponse]) error {
@@ -103,9 +103,8 @@ func (d Delivery) watch(ctx context.Context, request *keyturnv1.WatchRequest, st
 			return ended(ctx, err)
 		}
 		if time.Since(checked) >= heartbeatsToCheck*d.config.Heartbeat {
-			// While the store does not answer, what is known holds.
-			if err := d.config.Identity.Check(ctx, principal.ID); errors.Is(err, identity.ErrUnauthenticated) {
-				return wire(err)
+			if err := d.check(ctx, principal.ID); err != nil {
+				return err
 			}
 			checked = time.Now()
 		}
@@ -174,6 +173,9 @@ func (d Delivery) present(ctx context.Context, p *keyturnv1.Party, keys []*keytu
 	}
 	shape := c.Fixed.Over(identity.PartyShape{ID: party.ID, Kind: party.Kind, Region: party.Region, Labels: party.Labels})
 	party.Kind, party.Region, party.Labels, party.Address = shape.Kind, shape.Region, shape.Labels, addressOf(ctx)
+	if gateway, ok := gatewayOf(ctx); ok {
+		party.Gateway = gateway.Name
+	}
 	holdings, err := d.holdings(ctx, principal, keys)
 	return party, holdings, principal, err
 }

@@ -195,7 +195,7 @@ func (c Control) partyStatus(ctx context.Context, party *engine.PartyRecord, vis
 	connected, seen := c.config.Hub.Presence(party.ID)
 	status := &keyturnv1.PartyStatus{
 		Party:     &keyturnv1.Party{Id: party.ID, Kind: kind, Region: party.Region, Labels: party.Labels},
-		Connected: connected, LastSeen: timestamp(seen),
+		Connected: connected, LastSeen: timestamp(seen), Gateway: party.Gateway,
 	}
 	for _, name := range party.Keys {
 		if !visible(name) {

@@ -104,6 +104,8 @@ type Config struct {
 	Backups  Backups
 	// Emergencies declares groups.
 	Emergencies Emergencies
+	// Handouts enters what gateways handed out.
+	Handouts Handouts
 	// LogKeys are the verifier keys of the audit log, for exports.
 	LogKeys []string
 	// Now is the server's time, by which tokens expire. Default: the machine's.
@@ -120,13 +122,15 @@ type Service struct {
 	config Config
 	// denials bounds how fast denied calls can make the audit log grow.
 	denials *rate.Limiter
-	// streams are those of parties, watches those of people.
-	streams, watches streams
+	// streams are those of parties, watches those of people, by their tokens; forwarded
+	// are those of both that came through a gateway, by its token.
+	streams, watches, forwarded streams
 	// doctors lets one examination run at a time.
 	doctors chan struct{}
 	// scans lets two comparisons with what scanners found run at a time.
-	scans  chan struct{}
-	askers askers
+	scans chan struct{}
+	// askers bound what scanners ask, handouts what gateways tell.
+	askers, handouts askers
 }
 
 // New returns a service.

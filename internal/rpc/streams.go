@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -54,26 +53,28 @@ func (s *streams) begin(ctx context.Context, token string, most int) (_ context.
 	}
 }
 
-// revoke ends the streams of a token.
-func (s *streams) revoke(token string) {
+// revoke ends the streams of a token, for a reason.
+func (s *streams) revoke(token string, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for one := range s.open[token] {
-		one.cancel(identity.ErrUnauthenticated)
+		one.cancel(why)
 	}
 }
 
 // EndStreams ends the streams of a token that was revoked, here or at another
-// server on the same store.
+// server on the same store; those of a gateway are all that came through it.
 func (s *Service) EndStreams(token string) {
-	s.streams.revoke(token)
-	s.watches.revoke(token)
+	s.streams.revoke(token, identity.ErrUnauthenticated)
+	s.watches.revoke(token, identity.ErrUnauthenticated)
+	s.forwarded.revoke(token, errGateway(identity.ErrUnauthenticated))
 }
 
 // Stop ends all streams, now and from now on; their callers are told to come back.
 func (s *Service) Stop() {
 	s.streams.stop()
 	s.watches.stop()
+	s.forwarded.stop()
 }
 
 func (s *streams) stop() {
@@ -90,10 +91,13 @@ func (s *streams) stop() {
 // maxWatches is how many rotations one token may watch at the same time.
 const maxWatches = 200
 
-// begin is that of list; the context ends as well when the caller's token expires. A
-// clock that is set meanwhile is noticed at the next heartbeat.
+// begin is that of list; the context ends as well when the caller's token expires, and
+// with that of the gateway through which it came. A clock that is set meanwhile is
+// noticed at the next heartbeat.
 func (s *Service) begin(ctx context.Context, list *streams, token string, most int) (context.Context, func()) {
-	ctx, end := list.begin(ctx, token, most)
+	ctx, leave := list.begin(ctx, token, most)
+	ctx, part := s.through(ctx)
+	end := func() { part(); leave() }
 	c, err := caller(ctx)
 	if err != nil || c.Expires.IsZero() {
 		return ctx, end
@@ -112,6 +116,7 @@ func (s *Service) guardIn(ctx context.Context, list *streams, token string, most
 	ctx, end := s.begin(ctx, list, token, most)
 	var running sync.WaitGroup
 	done := make(chan struct{})
+	ctx, cancel := context.WithCancelCause(ctx)
 	running.Go(func() {
 		ticker := time.NewTicker(s.config.Heartbeat)
 		defer ticker.Stop()
@@ -123,13 +128,14 @@ func (s *Service) guardIn(ctx context.Context, list *streams, token string, most
 				return
 			case <-ticker.C:
 			}
-			if errors.Is(s.config.Identity.Check(ctx, token), identity.ErrUnauthenticated) {
-				list.revoke(token)
+			if err := s.check(ctx, token); err != nil {
+				cancel(err)
 			}
 		}
 	})
 	return ctx, func() {
 		close(done)
+		cancel(context.Canceled)
 		end()
 		running.Wait()
 	}

@@ -146,16 +146,22 @@ type applier struct {
 	apiKeys  *apikey.Service
 	tokens   *tokens
 	expiries expiries
+	gateways gateways
 }
 
-// Doctor implements rpc.Engine: the engine's checks, and the API keys that end soon.
+// Doctor implements rpc.Engine: the engine's checks, the API keys that end soon, and
+// the gateways that are away.
 func (a applier) Doctor(ctx context.Context) ([]engine.Check, error) {
 	checks, err := a.Engine.Doctor(ctx)
 	if err != nil {
 		return checks, err
 	}
 	ending, err := a.expiries.check(ctx)
-	return append(checks, ending), err
+	if err != nil {
+		return checks, err
+	}
+	away, err := a.gateways.check(ctx)
+	return append(checks, ending, away), err
 }
 
 // Apply implements rpc.Engine. What is applied is stored even if the rules could not

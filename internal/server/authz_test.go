@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
@@ -42,7 +43,11 @@ func TestWhoMayCallWhat(t *testing.T) {
 	rotations := map[string]string{"prod/db": rotation("prod/db"), "dev/db": rotation("dev/db")}
 
 	type control = keyturnv1connect.ControlServiceClient
-	type delivery = keyturnv1connect.DeliveryServiceClient
+	type delivery struct {
+		keyturnv1connect.DeliveryServiceClient
+		keyturnv1connect.GatewayServiceClient
+	}
+	deliveryOf := func(token string) delivery { return delivery{w.delivery(token), w.gateway(token)} }
 	rows := []struct {
 		procedure string
 		// roles that may call it for covered keys; whether a key decides.
@@ -155,20 +160,24 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.Doctor(ctx, &keyturnv1.DoctorRequest{})
 			return err
 		}},
-		{"Watch", "admin agent", true, func(_ control, d delivery, name string) error {
+		{"Watch", "admin agent gateway", true, func(_ control, d delivery, name string) error {
 			return first(d.Watch(ctx, watchOf("me", name)))
 		}},
-		{"Poll", "admin agent", true, func(_ control, d delivery, name string) error {
+		{"Poll", "admin agent gateway", true, func(_ control, d delivery, name string) error {
 			request := watchOf("me", name)
 			_, err := d.Poll(ctx, &keyturnv1.PollRequest{Party: request.GetParty(), Keys: request.GetKeys()})
 			return err
 		}},
-		{"Ack", "admin agent", true, func(_ control, d delivery, name string) error {
+		{"Ack", "admin agent gateway", true, func(_ control, d delivery, name string) error {
 			_, err := d.Ack(ctx, &keyturnv1.AckRequest{PartyId: "me", Outcomes: []*keyturnv1.Outcome{{Key: name, Epoch: 99, Code: keyturnv1.OutcomeCode_OUTCOME_CODE_FAILED}}})
 			return err
 		}},
-		{"Report", "admin agent", true, func(_ control, d delivery, name string) error {
+		{"Report", "admin agent gateway", true, func(_ control, d delivery, name string) error {
 			_, err := d.Report(ctx, &keyturnv1.ReportRequest{PartyId: "me", Samples: []*keyturnv1.Sample{{Key: name, Healthy: true}}})
+			return err
+		}},
+		{"Handouts", "admin gateway", true, func(_ control, d delivery, name string) error {
+			_, err := d.Handouts(ctx, &keyturnv1.HandoutsRequest{PartyId: "me", Handouts: []*keyturnv1.Handout{{PartyId: "web", Key: name, Version: 1, ClientAddress: "10.0.3.7", Count: 1}}})
 			return err
 		}},
 		{"ListLeaks", "admin operator approver viewer", false, func(c control, _ delivery, _ string) error {
@@ -191,12 +200,12 @@ func TestWhoMayCallWhat(t *testing.T) {
 			_, err := c.ChangeLearned(ctx, &keyturnv1.ChangeLearnedRequest{Name: name, Forget: true, All: true})
 			return err
 		}},
-		{"Leave", "admin agent", false, func(_ control, d delivery, _ string) error {
+		{"Leave", "admin agent gateway", false, func(_ control, d delivery, _ string) error {
 			_, err := d.Leave(ctx, &keyturnv1.LeaveRequest{PartyId: "me"})
 			return err
 		}},
 	}
-	roles := []string{"admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner"}
+	roles := []string{"admin", "operator", "approver", "viewer", "agent", "join", "verifier", "scanner", "gateway"}
 	tokens := map[string]string{}
 	for _, role := range roles {
 		token, err := w.control(w.root).CreateToken(ctx, &keyturnv1.CreateTokenRequest{Name: "me", Role: role, Keys: []string{"dev/**"}})
@@ -209,7 +218,7 @@ func TestWhoMayCallWhat(t *testing.T) {
 	for _, row := range rows {
 		covered[row.procedure] = true
 		for _, role := range roles {
-			c, d := w.control(tokens[role]), w.delivery(tokens[role])
+			c, d := w.control(tokens[role]), deliveryOf(tokens[role])
 			may := slices.Contains(strings.Fields(row.roles), role)
 			if err := row.call(c, d, "dev/db"); (connect.CodeOf(err) == connect.CodePermissionDenied) == may {
 				t.Errorf("%s by %s for a key it covers: %v", row.procedure, role, err)
@@ -228,13 +237,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 			}
 		}
 		for _, token := range []string{"", "nonsense"} {
-			if err := row.call(w.control(token), w.delivery(token), "dev/db"); connect.CodeOf(err) != connect.CodeUnauthenticated {
+			if err := row.call(w.control(token), deliveryOf(token), "dev/db"); connect.CodeOf(err) != connect.CodeUnauthenticated {
 				t.Errorf("%s with token %q: %v", row.procedure, token, err)
 			}
 		}
 	}
 	for _, row := range rows {
-		if err := row.call(w.control(w.root), w.delivery(w.root), "prod/db"); connect.CodeOf(err) == connect.CodePermissionDenied {
+		if err := row.call(w.control(w.root), deliveryOf(w.root), "prod/db"); connect.CodeOf(err) == connect.CodePermissionDenied {
 			t.Errorf("%s by root: %v", row.procedure, err)
 		}
 	}
@@ -247,13 +256,14 @@ func TestWhoMayCallWhat(t *testing.T) {
 
 func methodNames() []string {
 	var names []string
-	control := keyturnv1.File_keyturn_v1_control_proto.Services().ByName("ControlService").Methods()
-	delivery := keyturnv1.File_keyturn_v1_delivery_proto.Services().ByName("DeliveryService").Methods()
-	for i := range control.Len() {
-		names = append(names, string(control.Get(i).Name()))
-	}
-	for i := range delivery.Len() {
-		names = append(names, string(delivery.Get(i).Name()))
+	for _, service := range []protoreflect.ServiceDescriptor{
+		keyturnv1.File_keyturn_v1_control_proto.Services().ByName("ControlService"),
+		keyturnv1.File_keyturn_v1_delivery_proto.Services().ByName("DeliveryService"),
+		keyturnv1.File_keyturn_v1_gateway_proto.Services().ByName("GatewayService"),
+	} {
+		for i := range service.Methods().Len() {
+			names = append(names, string(service.Methods().Get(i).Name()))
+		}
 	}
 	return names
 }

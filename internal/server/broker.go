@@ -95,7 +95,7 @@ func (s *Server) brokerRoutes(gate *ingress.Gate, next http.Handler) http.Handle
 		Rate: ingress.Rate{PerSecond: s.config.Tokens.IssuePerSecond, Burst: max(1, int(2*s.config.Tokens.IssuePerSecond))},
 		What: "requests for tokens; tokens.issuePerSecond says how many an address may make", Now: s.clock.Now, Tally: s.tally,
 	})
-	handler := gate.Wrap(oauth.New(oauth.Config{
+	handler := gate.Wrap(s.service.Forwarded(oauth.New(oauth.Config{
 		Broker: s.broker, Issuers: s.tokens.board,
 		Inspector: func(ctx context.Context, text secret.Value, name key.Name) error {
 			_, err := s.bearer(ctx, text, authz.Verify, name)
@@ -103,7 +103,7 @@ func (s *Server) brokerRoutes(gate *ingress.Gate, next http.Handler) http.Handle
 		},
 		Revoker: s.revoker, Reported: s.observeReported,
 		Admit: rate.Admit, Blocked: gate.Blocked, Refused: gate.Refused,
-	}))
+	}), gate))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if oauth.Is(r.URL.Path) {
 			handler.ServeHTTP(w, r)

@@ -8,8 +8,8 @@ import (
 	"github.com/keyturn/keyturn/internal/identity"
 )
 
-// readingTokens are the tokens whose roles may read secrets; whole is false when there
-// may be more than are listed.
+// readingTokens are the tokens whose roles may get secrets, by reading or presenting;
+// whole is false when there may be more than are listed.
 func (s *Server) readingTokens(ctx context.Context) (list []emergency.Token, whole bool, err error) {
 	all, err := s.identity.List(ctx)
 	if err != nil {
@@ -21,12 +21,15 @@ func (s *Server) readingTokens(ctx context.Context) (list []emergency.Token, who
 		if err != nil {
 			return nil, false, err
 		}
+		p := authz.Principal{Name: t.Name, Role: role}
+		presents := authz.Allow(p, authz.Present, "") == nil
 		// A join token is redeemed for one that may.
-		if authz.Allow(authz.Principal{Name: t.Name, Role: role}, authz.Reveal, "") != nil && role != authz.Join {
+		if authz.Allow(p, authz.Reveal, "") != nil && !presents && role != authz.Join {
 			continue
 		}
 		list = append(list, emergency.Token{
-			ID: t.ID, Name: t.Name, Party: t.Party.ID, Labels: t.Party.Labels, Keys: t.Keys, Speaks: role == authz.Agent,
+			ID: t.ID, Name: t.Name, Party: t.Party.ID, Labels: t.Party.Labels, Keys: t.Keys,
+			Speaks: role == authz.Agent || role == authz.Gateway, Gateway: role == authz.Gateway,
 		})
 	}
 	return list, len(all) < identity.MaxListed, nil

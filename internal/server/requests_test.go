@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 )
@@ -161,6 +162,9 @@ func FuzzRequests(f *testing.F) {
 	seed("Ack", &keyturnv1.AckRequest{PartyId: "me", Outcomes: []*keyturnv1.Outcome{{Key: "dev/db", Code: 2, Epoch: 1, Using: math.MaxUint64}}})
 	seed("Report", &keyturnv1.ReportRequest{PartyId: "me", Samples: []*keyturnv1.Sample{{Key: "dev/db", Version: 1, Detail: strings.Repeat("ä", 600)}}})
 	seed("CreateToken", &keyturnv1.CreateTokenRequest{Name: "n", Role: "join", Keys: []string{"**"}, Lifetime: &durationpb.Duration{Seconds: math.MaxInt64}})
+	seed("Handouts", &keyturnv1.HandoutsRequest{PartyId: "me", BatchId: "b", Handouts: []*keyturnv1.Handout{{
+		PartyId: "web", Key: "dev/db", Version: math.MaxUint64, ClientAddress: "::1%x", Count: 1, First: &timestamppb.Timestamp{Seconds: math.MinInt64}, Last: &timestamppb.Timestamp{Nanos: -1},
+	}}})
 	seed("RemoveParty", &keyturnv1.RemovePartyRequest{Id: "me"})
 	seed("Join", &keyturnv1.JoinRequest{JoinToken: "kt_", Party: &keyturnv1.Party{Id: "me"}})
 	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
@@ -171,6 +175,9 @@ func FuzzRequests(f *testing.F) {
 		path := "/keyturn.v1.ControlService/" + name
 		if slices.Contains([]string{"Join", "Poll", "Ack", "Report", "Leave"}, name) {
 			path = "/keyturn.v1.DeliveryService/" + name
+		}
+		if name == "Handouts" {
+			path = "/keyturn.v1.GatewayService/" + name
 		}
 		patience := 10 * time.Second
 		if name == "Poll" {

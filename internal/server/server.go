@@ -25,6 +25,7 @@ import (
 	"github.com/keyturn/keyturn/internal/datadir"
 	"github.com/keyturn/keyturn/internal/emergency"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/handout"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/ingress"
@@ -67,6 +68,7 @@ type Server struct {
 	// emergencies declares groups.
 	emergencies *emergency.Service
 	broker      *broker.Broker
+	handouts    *handout.Service
 
 	servers   []*http.Server
 	address   string
@@ -173,12 +175,14 @@ func (s *Server) assemble(ctx context.Context, options Options, keys keeper.Keep
 	s.broker = s.newBroker(keys)
 	s.identity = identity.New(identity.Config{Store: s.store, Journal: s.engine, Now: options.Now, Random: rand.Reader})
 	s.tokenFile, err = rootToken(ctx, s.identity, s.config.DataDir)
+	regional := gateways{identity: s.identity, engine: s.engine, presence: s.hub.Presence, verifiers: s.apiKeys.Verifiers, now: options.Now}
 	s.emergencies = emergency.New(emergency.Config{
-		Store: s.store, Engine: s.engine, Fleet: s.engine, Tokens: s.readingTokens, Logger: s.log, Now: options.Now, Random: rand.Reader,
+		Store: s.store, Engine: s.engine, Fleet: s.engine, Tokens: s.readingTokens, Untold: regional.untold, Logger: s.log, Now: options.Now, Random: rand.Reader,
 	})
+	s.handouts = handout.New(handout.Config{Store: s.store, Journal: s.engine, Now: options.Now})
 	s.service = rpc.New(rpc.Config{
-		Engine: applier{s.engine, s.apiKeys, s.tokens, expiries{s.store, s.engine, options.Now}}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
-		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies,
+		Engine: applier{s.engine, s.apiKeys, s.tokens, expiries{s.store, s.engine, options.Now}, regional}, Hub: s.hub, Identity: s.identity, Backups: backups{server: s, now: options.Now, version: options.Version},
+		LogKeys: []string{s.signer.VerifierKey()}, Now: options.Now, StreamsPerToken: s.config.Limits.StreamsPerToken, Emergencies: s.emergencies, Handouts: s.handouts,
 	})
 	return err
 }
@@ -192,6 +196,9 @@ func (s *Server) sweep(ctx context.Context) {
 	for {
 		if err := s.identity.Sweep(ctx); err != nil && ctx.Err() == nil {
 			s.log.WarnContext(ctx, "expired tokens could not be deleted; trying again later", "error", err)
+		}
+		if err := s.handouts.Sweep(ctx); err != nil && ctx.Err() == nil {
+			s.log.WarnContext(ctx, "old notes of gateways could not be deleted; trying again later", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -275,12 +282,14 @@ func (s *Server) routes(options Options) http.Handler {
 	api.Handle(deliveryPath, authenticated(delivery))
 	api.Handle(keyturnv1connect.DeliveryServiceJoinProcedure, service.Public(delivery, gate))
 	api.Handle(controlPath, authenticated(control))
+	gatewayPath, gateway := keyturnv1connect.NewGatewayServiceHandler(rpc.Gateway{Service: service}, limit)
+	api.Handle(gatewayPath, authenticated(gateway))
 	api.Handle("GET /metrics", authenticated(service.Everything(s.telemetry.handler())))
 	s.apiKeyRoutes(api, gate)
 	s.leakRoutes(api, gate, options.Now)
 	api.Handle("GET /emergency", console.Emergency())
 	mux := http.NewServeMux()
-	mux.Handle("/", gate.Wrap(api))
+	mux.Handle("/", gate.Wrap(service.Forwarded(api, gate)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
 	return s.brokerRoutes(gate, s.tokens.route(gate, mux))

@@ -119,7 +119,7 @@ func (t *tokens) driver() provider.Driver {
 
 // route answers what is published before everything else.
 func (t *tokens) route(gate *ingress.Gate, next http.Handler) http.Handler {
-	public := gate.Wrap(t.public)
+	public := gate.Wrap(t.server.service.Forwarded(t.public, gate))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if token.IsPublic(r.URL.Path) {
 			public.ServeHTTP(w, r)

@@ -142,6 +142,10 @@ func (w *world) delivery(token string) keyturnv1connect.DeliveryServiceClient {
 	return keyturnv1connect.NewDeliveryServiceClient(&caller{w, token}, w.Address())
 }
 
+func (w *world) gateway(token string) keyturnv1connect.GatewayServiceClient {
+	return keyturnv1connect.NewGatewayServiceClient(&caller{w, token}, w.Address())
+}
+
 // token makes a token of a role for keys.
 func (w *world) token(tb testing.TB, name, role string, keys ...string) string {
 	tb.Helper()

@@ -2879,11 +2879,13 @@ func (x *ListPartiesResponse) GetNextPageToken() string {
 }
 
 type PartyStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Party         *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
-	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	Keys          []*PartyKey            `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Party     *Party                 `protobuf:"bytes,1,opt,name=party,proto3" json:"party,omitempty"`
+	Connected bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	LastSeen  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Keys      []*PartyKey            `protobuf:"bytes,4,rep,name=keys,proto3" json:"keys,omitempty"`
+	// The gateway through which it connected last; empty if it came by itself.
+	Gateway       string `protobuf:"bytes,5,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2944,6 +2946,13 @@ func (x *PartyStatus) GetKeys() []*PartyKey {
 		return x.Keys
 	}
 	return nil
+}
+
+func (x *PartyStatus) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
 }
 
 type PartyKey struct {
@@ -3107,7 +3116,8 @@ type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who the token stands for, for audit entries.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// "admin", "operator", "approver", "viewer", "agent" or "join".
+	// "admin", "operator", "approver", "viewer", "agent", "verifier", "scanner",
+	// "gateway" or "join".
 	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	// Key-name globs: "*" matches within a segment, "**" across segments.
 	Keys []string `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
@@ -6425,12 +6435,13 @@ const file_keyturn_v1_control_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"p\n" +
 	"\x13ListPartiesResponse\x121\n" +
 	"\aparties\x18\x01 \x03(\v2\x17.keyturn.v1.PartyStatusR\aparties\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb7\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd1\x01\n" +
 	"\vPartyStatus\x12'\n" +
 	"\x05party\x18\x01 \x01(\v2\x11.keyturn.v1.PartyR\x05party\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x127\n" +
 	"\tlast_seen\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12(\n" +
-	"\x04keys\x18\x04 \x03(\v2\x14.keyturn.v1.PartyKeyR\x04keys\"`\n" +
+	"\x04keys\x18\x04 \x03(\v2\x14.keyturn.v1.PartyKeyR\x04keys\x12\x18\n" +
+	"\agateway\x18\x05 \x01(\tR\agateway\"`\n" +
 	"\bPartyKey\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04told\x18\x02 \x01(\x04R\x04told\x12\x14\n" +
