@@ -137,6 +137,9 @@ func entryLine(entry string) string {
 	if e.Target != "" {
 		s += "  " + e.Target
 	}
+	if e.Action == audit.ActionHandout {
+		s += fmt.Sprintf(" at %s, %s times from %s to %s", e.Detail[audit.DetailAddress], e.Detail["count"], e.Detail["first"], e.Detail["last"])
+	}
 	if e.Outcome != audit.OutcomeOK {
 		s += "  " + string(e.Outcome)
 	}

@@ -53,6 +53,9 @@ func (a *app) partyRows(p *keyturnv1.PartyStatus) [][]string {
 			connection = "away since " + a.since(p.GetLastSeen())
 		}
 	}
+	if p.GetGateway() != "" {
+		connection += ", through " + p.GetGateway()
+	}
 	party := p.GetParty()
 	kind := strings.ToLower(strings.TrimPrefix(party.GetKind().String(), "PARTY_KIND_"))
 	start := []string{party.GetId(), kind, party.GetRegion(), pairsOf(party.GetLabels()), connection}

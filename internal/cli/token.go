@@ -45,21 +45,23 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 		return a.createToken(cmd, request, f)
 	})
 	c.Long = `The token is printed to standard output, once, and stored by the server as a hash.
-NAME is who it stands for, in audit entries; a token of the role agent may speak
-for the party NAME and those that begin with NAME/.
+NAME is who it stands for, in audit entries; a token of the role agent or gateway
+may speak for the party NAME and those that begin with NAME/.
 
 Roles: admin does everything; operator applies documents and runs rotations but
 reads no secrets; approver approves rotations; viewer reads what is public; agent
-presents keys; verifier verifies API keys that it was shown.`
+presents keys; verifier verifies API keys that it was shown; scanner learns whether
+what it found is a secret in use; gateway does what agent and verifier do, for a
+region, and vouches for the addresses of its clients.`
 	c.Example = "  keyturn token create ci --role operator --keys 'prod/**' --lifetime 90d\n  keyturn token create orders --role agent --keys prod/orders/db --file token"
-	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer, agent, verifier or scanner")
+	c.Flags().StringVar(&request.Role, "role", "", "the `ROLE`: admin, operator, approver, viewer, agent, verifier, scanner or gateway")
 	f.register(c, "it does not expire")
 	a.choices(c, "role", tokenRoles()...)
 	return c
 }
 
 func tokenRoles() []string {
-	return []string{"admin", "operator", "approver", "viewer", "agent", "verifier"}
+	return []string{"admin", "operator", "approver", "viewer", "agent", "verifier", "scanner", "gateway"}
 }
 
 func (a *app) tokenJoinCommand() *cobra.Command {

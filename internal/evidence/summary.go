@@ -30,6 +30,9 @@ func (s *Summarizer) Take(e *audit.Entry) {
 		s.add(&s.proofs, append(row, e.Version.String(), e.Target))
 	case e.Action == audit.ActionRead:
 		s.add(&s.reads, append(row, e.Version.String(), e.Actor.Kind+" "+e.Actor.ID, strings.TrimSuffix("read it from "+e.Detail[audit.DetailAddress], " from ")))
+	case e.Action == audit.ActionHandout:
+		how := fmt.Sprintf("got it at %s from gateway %s, %s times from %s to %s", e.Detail[audit.DetailAddress], e.Detail[audit.DetailGateway], e.Detail["count"], e.Detail["first"], e.Detail["last"])
+		s.add(&s.reads, append(row, e.Version.String(), e.Target, how))
 	case e.Action == "presenter.told":
 		who := e.Target
 		if who == "" {
