@@ -465,7 +465,7 @@ func (f *fake) ListParties(context.Context, *keyturnv1.ListPartiesRequest) (*key
 			Party: &keyturnv1.Party{Id: "web-1", Kind: keyturnv1.PartyKind_PARTY_KIND_AGENT, Region: "eu", Labels: map[string]string{"cohort": "canary"}}, Connected: true, LastSeen: at(0),
 			Keys: []*keyturnv1.PartyKey{{Key: "prod/orders/db", Told: 3, Using: 2, Trouble: "health check failed: connection refused"}, {Key: "prod/web/api", Told: 1, Using: 1}},
 		},
-		{Party: &keyturnv1.Party{Id: "batch/7", Kind: keyturnv1.PartyKind_PARTY_KIND_CLIENT}, LastSeen: at(-5)},
+		{Party: &keyturnv1.Party{Id: "batch/7", Kind: keyturnv1.PartyKind_PARTY_KIND_CLIENT}, LastSeen: at(-5), Gateway: "eu"},
 	}}, nil
 }
 
