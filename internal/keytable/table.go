@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/maphash"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -209,6 +210,17 @@ func (t *Table) Owner(hash *Hash) (name key.Name, v key.Version, ok bool) {
 	}
 	found := t.versions.at(at)
 	return t.clients.at(found.client).name, found.number, true
+}
+
+// Get returns the version that has the hash, if there is one.
+func (t *Table) Get(hash *Hash) (e Entry, ok bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	at := t.find(hash)
+	if at == 0 {
+		return e, false
+	}
+	return t.entry(t.versions.at(at)), true
 }
 
 // Delete removes the version that has the hash, if there is one.
@@ -498,7 +510,8 @@ func (t *Table) planOf(rules *Rules) *plan {
 	if p == nil {
 		p = &plan{name: name, scopes: slices.Clone(rules.Scopes), burst: int64(max(rules.Burst, 1))}
 		if rules.PerSecond > 0 {
-			p.interval = max(int64(float64(time.Second)/rules.PerSecond), 1)
+			// Rounded, so that what entry makes of it leads to the same interval again.
+			p.interval = max(int64(math.Round(float64(time.Second)/rules.PerSecond)), 1)
 		}
 		t.plans[name] = p
 	}

@@ -352,3 +352,30 @@ func TestPage(t *testing.T) {
 		t.Errorf("%d of %d were found", len(seen), table.Len())
 	}
 }
+
+// TestEntriesAreStable: what the table gives of a version leads to the same rules when it
+// is put into another table, and from there again.
+func TestEntriesAreStable(t *testing.T) {
+	hash := keytable.Hash{1}
+	for _, rate := range []float64{0, 0.001, 0.7, 1, 3, 7, 999, 1e6, 3e8} {
+		e := keytable.Entry{Key: "a", Version: 1, Hash: hash, Rules: keytable.Rules{Client: "A", PerSecond: rate, Burst: 5}}
+		var got [3]keytable.Entry
+		for i := range got {
+			table := keytable.New()
+			if err := table.Put(&e); err != nil {
+				t.Fatal(err)
+			}
+			var ok bool
+			if got[i], ok = table.Get(&hash); !ok {
+				t.Fatal("it is not there")
+			}
+			e = got[i]
+		}
+		if !reflect.DeepEqual(got[1], got[0]) || !reflect.DeepEqual(got[2], got[0]) {
+			t.Errorf("%v a second: %+v", rate, got)
+		}
+	}
+	if _, ok := keytable.New().Get(&hash); ok {
+		t.Error("an empty table has it")
+	}
+}
