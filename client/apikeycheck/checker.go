@@ -40,8 +40,12 @@ type Config struct {
 	// RootCAs are the authorities of the server's certificate. Nil: the system's.
 	RootCAs *x509.CertPool
 	// Name tells this process apart from the others with the token. It names who
-	// still uses an old key, too. Default: the host's name and a random part.
+	// still uses an old key, too. Default: the host's name and a random part. With a
+	// Cache it is required, and the same after a restart.
 	Name string
+	// Cache keeps what is known over restarts. Nil: a restarted process waits for a
+	// server.
+	Cache Cache
 	// MaxAge is for how long keys are let in without news of the server: 10 minutes
 	// when zero, 15 seconds at least and a day at most. Revoking a key waits so long
 	// for a verifier that cannot be reached.
@@ -76,16 +80,23 @@ type Checker struct {
 	config    Config
 	addresses []string
 
+	clock  clock
 	hasher atomic.Pointer[keytable.Hasher]
 	table  atomic.Pointer[keytable.Table]
-	// fresh is as of when the table is, in nanoseconds; rev its revision.
-	fresh atomic.Int64
+	// fresh is as of when the table is; rev is the revision that a restart, too, would
+	// not fall behind.
+	fresh atomic.Pointer[moment]
 	rev   atomic.Uint64
 	// reported is when the server last took a report: it waits for no verifier from
-	// which it hears nothing for MaxAge.
-	reported atomic.Int64
-	ready    chan struct{}
-	first    sync.Once
+	// which it hears nothing for limit.
+	reported atomic.Pointer[moment]
+	// limit is MaxAge, or the one of the process before if that is less, until the
+	// server has heard of it.
+	limit atomic.Int64
+	ready chan struct{}
+	first sync.Once
+	// saver is nil without a Cache.
+	saver *saver
 
 	uses uses
 	// told receives when there is something to report at once.
@@ -99,14 +110,17 @@ const (
 	defaultMaxAge = 10 * time.Minute
 	minMaxAge     = 15 * time.Second
 	maxMaxAge     = 24 * time.Hour
-	// silentAfter is after how long without a word of the server a key that is not
-	// known may be a new one.
+	// silentAfter is after how long without a word of the server, or to it, a key that is
+	// not known may be a new one.
 	silentAfter = 12 * time.Second
 )
 
 func (c *Config) complete() ([]string, error) {
 	if c.Token == nil {
 		return nil, fmt.Errorf("%w: Token is missing", ErrConfig)
+	}
+	if c.Cache != nil && c.Name == "" {
+		return nil, fmt.Errorf("%w: Name is missing; with a Cache it must be the same after each restart", ErrConfig)
 	}
 	var addresses []string
 	for address := range strings.SplitSeq(c.Address, ",") {
@@ -144,17 +158,32 @@ func (c *Config) complete() ([]string, error) {
 	return addresses, nil
 }
 
-// Open connects, and returns once the first snapshot is there. It fails when ctx
-// ends before, or when config is wrong. Close must be called.
+// Open connects, and returns once the first snapshot is there, or at once with one in
+// the cache that may still be used. It fails when ctx ends before, or when config is
+// wrong. Close must be called.
 func Open(ctx context.Context, config Config) (*Checker, error) {
 	addresses, err := config.complete()
 	if err != nil {
 		return nil, err
 	}
-	c := &Checker{config: config, addresses: addresses, ready: make(chan struct{}), told: make(chan struct{}, 1)}
+	c := &Checker{
+		config: config, addresses: addresses, clock: clock{config.Now()}, ready: make(chan struct{}), told: make(chan struct{}, 1),
+	}
 	c.table.Store(keytable.New())
+	c.limit.Store(int64(config.MaxAge))
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel = cancel
+	if config.Cache != nil {
+		c.saver = newSaver(c)
+		if err := c.saver.load(ctx); err != nil {
+			cancel()
+			return nil, err
+		}
+		if c.age(c.config.Now()) <= c.limit.Load() {
+			c.first.Do(func() { close(c.ready) })
+		}
+		c.running.Go(func() { c.saver.run(running) })
+	}
 	c.running.Go(func() { c.follow(running) })
 	c.running.Go(func() { c.report(running) })
 	select {
@@ -169,11 +198,45 @@ func Open(ctx context.Context, config Config) (*Checker, error) {
 
 // Close reports the last uses, tells the server not to wait for this verifier any
 // more, and returns. Afterwards Check answers ErrUnsure.
+//
+// With a Cache the server goes on waiting, for MaxAge at the longest: what is kept may
+// be used after a restart. Uses that cannot be reported are kept, too, and reported
+// then. Close fails when they can be neither reported nor kept.
 func (c *Checker) Close(ctx context.Context) error {
+	c.stop()
+	if c.saver == nil {
+		return c.send(ctx, true)
+	}
+	return c.saver.close(ctx)
+}
+
+// Leave is Close for good: it empties the Cache first, and then tells the server not to
+// wait for this verifier any more. When it fails the server goes on waiting.
+func (c *Checker) Leave(ctx context.Context) error {
+	c.stop()
+	if c.saver != nil {
+		if err := c.saver.empty(ctx); err != nil {
+			return err
+		}
+	}
+	return c.send(ctx, true)
+}
+
+func (c *Checker) stop() {
 	c.cancel()
 	c.running.Wait()
-	c.fresh.Store(0)
-	return c.send(ctx, true)
+	c.fresh.Store(nil)
+}
+
+// CacheError returns why the Cache does not hold what is known here, or nil. While it
+// does not, no further revision is confirmed to the server: it goes on waiting for this
+// verifier before it counts a key as accepted or as refused, although both have their
+// effect here.
+func (c *Checker) CacheError() error {
+	if c.saver == nil {
+		return nil
+	}
+	return c.saver.failure()
 }
 
 // Check tells whose key text is, and counts the use; address says who showed it,
@@ -219,10 +282,10 @@ func (c *Checker) judge(text string, now time.Time) (table *keytable.Table, foun
 	}
 	table = c.table.Load()
 	found = table.Look(&hash, now)
-	age := now.UnixNano() - c.fresh.Load()
+	age := c.age(now)
 	switch found.Reason {
 	case keytable.Good, keytable.Limited:
-		if max(age, now.UnixNano()-c.reported.Load()) > int64(c.config.MaxAge) {
+		if age > c.limit.Load() {
 			return nil, found, ErrUnsure
 		}
 		if found.Reason == keytable.Limited {
@@ -249,7 +312,23 @@ func resultOf(found *keytable.Found, err error) Result {
 
 // Age is how old what is known here is.
 func (c *Checker) Age() time.Duration {
-	return time.Duration(c.config.Now().UnixNano() - c.fresh.Load())
+	return time.Duration(c.clock.since(c.fresh.Load(), c.config.Now()))
+}
+
+// age is how long ago both was true: what is known here was so, and the server had
+// heard of this verifier.
+func (c *Checker) age(now time.Time) int64 {
+	return max(c.clock.since(c.fresh.Load(), now), c.clock.since(c.reported.Load(), now))
+}
+
+// heard notes that the server heard of this verifier then.
+func (c *Checker) heard(when *moment) {
+	for {
+		last := c.reported.Load()
+		if last != nil && last.own >= when.own || c.reported.CompareAndSwap(last, when) {
+			return
+		}
+	}
 }
 
 // Len is how many versions are known.

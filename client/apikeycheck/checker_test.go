@@ -388,6 +388,7 @@ func TestBadConfig(t *testing.T) {
 		"no token":  {Address: "https://keyturn.example"},
 		"plain":     {Address: "http://keyturn.example", Token: token},
 		"no server": {Token: token},
+		"no name":   {Address: "https://keyturn.example", Token: token, Cache: &disk{}},
 		"too short": {Address: "https://keyturn.example", Token: token, MaxAge: time.Second},
 		"too long":  {Address: "https://keyturn.example", Token: token, MaxAge: 48 * time.Hour},
 	} {

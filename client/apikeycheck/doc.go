@@ -11,6 +11,13 @@
 //     the latest; the server counts it as refused no earlier.
 //   - A key that is not known is refused only when the server was heard of within
 //     the last seconds; else it may be new, and Check answers ErrUnsure.
+//   - With Config.Cache a restarted process lets keys in before a server answers, for as
+//     long as the process before would have. A change is in the cache before it is
+//     confirmed to the server: no key that counts as refused there is let in after a
+//     restart, whenever the process ends. Times in the cache may be some seconds behind,
+//     and lie never ahead.
+//   - A clock that is set back prolongs nothing: the process measures by its own clock as
+//     well, and does not use a cache of a time to come.
 //   - The process holds keyed hashes, no keys. Whoever reads its memory can verify
 //     keys, and show none.
 //   - Uses are reported in batches, each at least once: what could not be reported is

@@ -24,6 +24,8 @@ const (
 	// silence is how long a stream may be without a line: the server sends one each
 	// second.
 	silence = 15 * time.Second
+	// maxAgeSent is the age of a mark that is old in any case, in milliseconds.
+	maxAgeSent = int64(2 * maxMaxAge / time.Millisecond)
 )
 
 func newHTTPClient(roots *x509.CertPool) *http.Client {
@@ -80,6 +82,7 @@ func (c *Checker) follow(ctx context.Context) {
 func (c *Checker) stream(ctx context.Context, turn int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	began := c.clock.at(c.config.Now(), 0)
 	r, err := c.request(ctx, http.MethodGet, "/v1/apikeys/snapshot", turn, http.NoBody)
 	if err != nil {
 		return err
@@ -96,7 +99,7 @@ func (c *Checker) stream(ctx context.Context, turn int) error {
 	watchdog := time.AfterFunc(silence, func() { cancel(errors.New("the server has fallen silent")) })
 	defer watchdog.Stop()
 	lines := bufio.NewReaderSize(response.Body, keytable.MaxLine)
-	taking := &taking{checker: c}
+	taking := &taking{checker: c, began: began}
 	for {
 		text, err := lines.ReadSlice('\n')
 		if err != nil {
@@ -119,54 +122,90 @@ func (c *Checker) stream(ctx context.Context, turn int) error {
 // taking is what one stream has sent so far.
 type taking struct {
 	checker *Checker
+	// began is when it was asked for: the server noted this verifier after that, and
+	// before it sent anything. It is nil once that is said.
+	began *moment
 	// next is the table that a reset fills; it takes the place of the present one with
 	// the next mark.
 	next   *keytable.Table
 	hasher *keytable.Hasher
+	pepper []byte
 }
 
 func (t *taking) take(line *keytable.Line) error {
 	c := t.checker
 	switch {
 	case len(line.Pepper) > 0:
-		t.hasher = keytable.NewHasher(line.Pepper)
+		t.hasher, t.pepper = keytable.NewHasher(line.Pepper), line.Pepper
 	case line.Reset:
 		t.next = keytable.New()
 	case line.Rev != 0:
-		if t.hasher == nil {
-			return errors.New("the server has sent no pepper")
-		}
-		if t.next != nil {
-			// Who counts a use in the old table after this sees that it is not the present one.
-			c.uses.drain(c.table.Swap(t.next))
-			t.next = nil
-		}
-		c.hasher.Store(t.hasher)
-		c.fresh.Store(c.config.Now().UnixNano() - line.Age*int64(time.Millisecond))
-		if c.rev.Swap(line.Rev) != line.Rev {
-			select {
-			case c.told <- struct{}{}:
-			default:
-			}
-		}
-		c.first.Do(func() {
-			c.reported.Store(c.config.Now().UnixNano()) // it was noted when it connected
-			close(c.ready)
-		})
+		return t.mark(line)
 	default:
 		e, err := line.Entry()
 		if err != nil {
 			return err
 		}
-		table := t.next
-		if table == nil {
-			table = c.table.Load()
+		if t.next != nil {
+			return change(t.next, &e, line.Gone)
 		}
-		if line.Gone {
-			table.Delete(&e.Hash)
-			return nil
+		if err := change(c.table.Load(), &e, line.Gone); err != nil {
+			return err
 		}
-		return table.Put(&e)
+		if c.saver != nil {
+			c.saver.change(&e, line.Gone)
+		}
 	}
 	return nil
+}
+
+func change(table *keytable.Table, e *keytable.Entry, gone bool) error {
+	if gone {
+		table.Delete(&e.Hash)
+		return nil
+	}
+	return table.Put(e)
+}
+
+// mark takes over everything up to a revision.
+func (t *taking) mark(line *keytable.Line) error {
+	c := t.checker
+	if t.hasher == nil {
+		return errors.New("the server has sent no pepper")
+	}
+	fresh := c.clock.at(c.config.Now(), time.Duration(min(max(line.Age, 0), maxAgeSent))*time.Millisecond)
+	if t.next != nil {
+		// Who counts a use in the old table after this sees that it is not the present one.
+		old := c.table.Swap(t.next)
+		c.uses.drain(old)
+		if c.saver != nil {
+			c.saver.swapped(t.pepper, old, t.next)
+		}
+		t.next = nil
+	}
+	c.hasher.Store(t.hasher)
+	c.fresh.Store(fresh)
+	if t.began != nil {
+		c.heard(t.began)
+		c.limit.Store(int64(c.config.MaxAge))
+		t.began = nil
+	}
+	if c.saver != nil {
+		c.saver.mark(line.Rev, fresh)
+	} else {
+		c.confirm(line.Rev)
+	}
+	c.first.Do(func() { close(c.ready) })
+	return nil
+}
+
+// confirm has the server told of a revision.
+func (c *Checker) confirm(rev uint64) {
+	if c.rev.Swap(rev) == rev {
+		return
+	}
+	select {
+	case c.told <- struct{}{}:
+	default:
+	}
 }

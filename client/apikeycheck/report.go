@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	// until they are reported.
 	maxUses  = 2000
 	maxNamed = 20_000
+	// maxAddress bounds what is kept of a caller's address, in bytes.
+	maxAddress = 128
 )
 
 // who is somebody who used a version, or tried to while it was refused.
@@ -62,6 +65,7 @@ func (u *uses) name(w who) {
 	if u.named == nil {
 		u.named = map[who]uint32{}
 	}
+	w.address = w.address[:min(len(w.address), maxAddress)]
 	if _, known := u.named[w]; !known && len(u.named) >= maxNamed {
 		if !w.refused {
 			return // the table counts it
@@ -150,6 +154,45 @@ func (u *uses) some() (part map[who]uint32, more bool) {
 	return part, len(u.pending) > 0
 }
 
+// usesPerRecord bounds the uses of one record of a cache.
+const usesPerRecord = 500
+
+// encode returns what waits, as records hold it; not nil.
+func (u *uses) encode() (keptUses, error) {
+	u.mu.Lock()
+	list := make([]reportUse, 0, len(u.pending))
+	for w, n := range u.pending {
+		for ; n > 0; n -= min(n, math.MaxUint32) {
+			list = append(list, reportUse{Key: w.key, Version: w.version, Count: uint32(min(n, math.MaxUint32)), Address: w.address, Refused: w.refused})
+		}
+	}
+	u.mu.Unlock()
+	kept := keptUses{}
+	for part := range slices.Chunk(list, usesPerRecord) {
+		text, err := json.Marshal(part)
+		if err != nil {
+			return nil, fmt.Errorf("encode uses of API keys: %w", err)
+		}
+		kept = append(kept, text)
+	}
+	return kept, nil
+}
+
+// restore has uses wait that encode has returned.
+func (u *uses) restore(text []byte) error {
+	var list []reportUse
+	if err := json.Unmarshal(text, &list); err != nil {
+		return fmt.Errorf("%w: uses: %w", errDamaged, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i := range list {
+		one := &list[i]
+		u.wait(who{key: one.Key, version: one.Version, address: one.Address, refused: one.Refused}, uint64(one.Count))
+	}
+	return nil
+}
+
 // back has a part wait again that could not be reported.
 func (u *uses) back(part map[who]uint32) {
 	u.mu.Lock()
@@ -211,6 +254,9 @@ func (c *Checker) send(ctx context.Context, leaving bool) error {
 			return err
 		}
 		if !more {
+			if c.saver != nil {
+				c.saver.usesTold.Store(true)
+			}
 			return nil
 		}
 	}
@@ -235,9 +281,9 @@ func (c *Checker) sendPart(ctx context.Context, message *report, part map[who]ui
 		if err != nil {
 			return err
 		}
-		began := c.config.Now()
+		began := c.clock.at(c.config.Now(), 0)
 		if err = c.do(r); err == nil {
-			c.reported.Store(began.UnixNano())
+			c.heard(began)
 			return nil
 		}
 		problems = append(problems, err)

@@ -83,6 +83,7 @@ func floors() []Place {
 		// The outer side: it speaks to the server through gen and the network alone.
 		{Path: "client", Floor: 6, Only: append([]string{"gen/...", "internal/keytable", "internal/dpop", "internal/webtoken"}, words...), Never: inner()},
 		{Path: "client/clienttest", Floor: 6, Only: append([]string{"gen/..."}, words...), Beside: []string{"client"}, Never: inner(), ForTests: true},
+		{Path: "client/apikeycheck/cachetest", Floor: 6, Only: none, Foreign: none, Beside: []string{"client/apikeycheck"}, Never: inner(), ForTests: true},
 		{Path: "internal/scan", Floor: 7, Only: append([]string{"internal/keytable"}, words...), Never: inner()},
 		{Path: "internal/agent", Floor: 7, Only: append([]string{"client", "client/tokensource", "internal/harden", "internal/spelling", "gen/..."}, words...), Never: inner()},
 		// The gateway is a client of the centre, and to its region what the server is: it
