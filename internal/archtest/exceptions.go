@@ -22,6 +22,7 @@ func exceptions(r Rules) Rules {
 		{"client", "the SDK sends its token and hands credentials to the application"},
 		{"internal/agent", "templates are rendered with the plaintext"},
 		{"internal/cli", "get and exec hand the credential to the user's process"},
+		{"internal/gateway/relay", "the gateway hands credentials out as the server does, and sends tokens on"},
 		{"internal/demo", "the fleet logs in with the credentials"},
 		{"test", "tests search for leaks by plaintext"},
 		{"examples", "they show what an application does"},

@@ -1,0 +1,426 @@
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/internal/store"
+	"github.com/keyturn/keyturn/key"
+)
+
+// errFull: so many hand-outs wait to be told that no more can be noted.
+var errFull = errors.New("hand-outs wait to be told to the centre, and there is no room to note more")
+
+// handout is one version that one party got from the relay, a document of kindHandout.
+type handout struct {
+	Token   string      `json:"token,omitempty"`
+	Party   string      `json:"party"`
+	Address string      `json:"address,omitempty"`
+	Key     key.Name    `json:"key"`
+	Version key.Version `json:"version"`
+	Epoch   uint64      `json:"epoch"`
+	// Agent: rotations wait for the party, however long it is away.
+	Agent bool      `json:"agent,omitempty"`
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+	Count uint32    `json:"count"`
+	// Told is how many of them the centre has entered; what is told and may still be in
+	// use by an agent is kept.
+	Told uint32 `json:"told,omitempty"`
+}
+
+// same names the hand-outs that are told as one.
+type same struct {
+	token, party string
+	key          key.Name
+	version      key.Version
+}
+
+func (h *handout) same() same { return same{h.Token, h.Party, h.Key, h.Version} }
+
+// batchRecord is a document of kindBatch: what is being told, unchanged until it is done.
+type batchRecord struct {
+	ID       string             `json:"id"`
+	Handouts map[string]handout `json:"handouts"` // by the name of their documents
+}
+
+// notes are the hand-outs that the centre does not know of.
+type notes struct {
+	cache *cache
+	most  int
+
+	mu   sync.Mutex
+	by   map[same]*noted
+	next uint64
+	full bool
+	// queue waits for the writer; writing: there is one.
+	queue   []*noting
+	writing bool
+	handed  uint64
+	// fresh has room for one token.
+	fresh chan struct{}
+}
+
+type noted struct {
+	handout
+	name string
+}
+
+// noting is a group of hand-outs of one answer.
+type noting struct {
+	list []handout
+	done chan error
+	// turn is closed in the place of done when there is nothing to write.
+	turn chan struct{}
+}
+
+func newNotes(c *cache, most int) *notes {
+	return &notes{cache: c, most: most, by: map[same]*noted{}, fresh: make(chan struct{}, 1)}
+}
+
+// add makes hand-outs durable before it returns nil. Those that come together share a
+// transaction. It fails with errFull, or when the cache cannot be written; then nothing
+// may be handed out.
+func (n *notes) add(ctx context.Context, list []handout) error {
+	one := &noting{list: list, done: make(chan error, 1)}
+	n.mu.Lock()
+	n.queue = append(n.queue, one)
+	lead := !n.writing
+	n.writing = true
+	n.mu.Unlock()
+	if lead {
+		go n.write(context.WithoutCancel(ctx))
+	}
+	// A note that is under way is waited for: it is not known yet whether it counts.
+	return <-one.done
+}
+
+// write takes what waits, until nothing does.
+func (n *notes) write(ctx context.Context) {
+	for {
+		n.mu.Lock()
+		batch := n.queue[:min(len(n.queue), pageOf)]
+		n.queue = n.queue[len(batch):]
+		if len(batch) == 0 {
+			n.writing, n.queue = false, nil
+			n.mu.Unlock()
+			return
+		}
+		changed, failed := n.merge(batch)
+		n.mu.Unlock()
+		err := n.store(ctx, changed)
+		n.mu.Lock()
+		if err == nil {
+			for _, one := range changed {
+				n.by[one.same()] = one
+			}
+		}
+		n.mu.Unlock()
+		for i, one := range batch {
+			switch {
+			case one.turn != nil:
+				close(one.turn)
+			case failed[i] != nil:
+				one.done <- failed[i]
+			case err != nil:
+				one.done <- fmt.Errorf("note hand-outs: %w", err)
+			default:
+				n.mu.Lock()
+				n.handed += uint64(len(one.list))
+				n.mu.Unlock()
+				one.done <- nil
+			}
+		}
+		select {
+		case n.fresh <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// writeTime bounds the writes that an answer waits for.
+const writeTime = 10 * time.Second
+
+// merge adds up what is to be stored; the caller holds the lock.
+func (n *notes) merge(batch []*noting) (changed []*noted, failed []error) {
+	fresh := map[same]*noted{}
+	failed = make([]error, len(batch))
+	for i, one := range batch {
+		missing := 0
+		for j := range one.list {
+			of := one.list[j].same()
+			if n.by[of] == nil && fresh[of] == nil {
+				missing++
+			}
+		}
+		if missing > 0 && len(n.by)+len(fresh)+missing > n.most {
+			n.full = true
+			failed[i] = fmt.Errorf("%w: %d do; they are told when the centre answers again", errFull, len(n.by))
+			continue
+		}
+		for j := range one.list {
+			h := one.list[j]
+			of := h.same()
+			is := fresh[of]
+			if is == nil {
+				if old := n.by[of]; old != nil {
+					again := *old
+					is = &again
+				} else {
+					n.next++
+					is = &noted{handout: handout{First: h.First}, name: fmt.Sprintf("%020d", n.next)}
+				}
+				fresh[of] = is
+			}
+			count, first, told := is.Count, is.First, is.Told
+			if count == told {
+				first = h.First
+			}
+			is.handout = h
+			is.Count, is.First, is.Told = count+1, first, told
+			if is.Count == 0 { // four thousand million times
+				is.Count = count
+			}
+		}
+	}
+	for _, one := range fresh {
+		changed = append(changed, one)
+	}
+	return changed, failed
+}
+
+func (n *notes) store(ctx context.Context, changed []*noted) error {
+	if len(changed) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	return n.cache.store.Update(ctx, func(tx store.Tx) error {
+		for _, one := range changed {
+			if err := put(ctx, tx, kindHandout, one.name, one.handout); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// load reads what the cache holds, and calls each with it.
+func (n *notes) load(ctx context.Context, each func(*handout)) error {
+	return n.cache.list(ctx, kindHandout, func(doc *store.Doc) error {
+		number, err := strconv.ParseUint(doc.Name, 10, 64)
+		one := &noted{name: doc.Name}
+		if err != nil || json.Unmarshal(doc.Body, &one.handout) != nil || one.Count == 0 {
+			return fmt.Errorf("hand-out %s in the cache is damaged; what it says is lost if you remove the cache", doc.Name)
+		}
+		n.next = max(n.next, number)
+		n.by[one.same()] = one
+		each(&one.handout)
+		return nil
+	})
+}
+
+const maxBatch = 500
+
+// batch returns what is to be told next, durably under one name until done is called;
+// nil when nothing is.
+func (n *notes) batch(ctx context.Context, id func() string) (*batchRecord, error) {
+	var batch *batchRecord
+	err := n.cache.store.View(ctx, func(tx store.Tx) error {
+		doc, err := tx.Docs.Get(ctx, kindBatch, docState)
+		if errors.Is(err, store.ErrNotFound) {
+			batch = nil
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		batch = &batchRecord{}
+		return json.Unmarshal(doc.Body, batch)
+	})
+	if err != nil || batch != nil {
+		return batch, err
+	}
+	batch = &batchRecord{ID: id(), Handouts: map[string]handout{}}
+	n.mu.Lock()
+	for _, one := range n.by {
+		if len(batch.Handouts) == maxBatch {
+			break
+		}
+		if one.Count > one.Told {
+			batch.Handouts[one.name] = one.handout
+		}
+	}
+	n.mu.Unlock()
+	if len(batch.Handouts) == 0 {
+		return nil, nil
+	}
+	return batch, n.cache.store.Update(ctx, func(tx store.Tx) error { return put(ctx, tx, kindBatch, docState, batch) })
+}
+
+// done notes that the centre has entered a batch. owes says which of them have to be
+// kept all the same.
+func (n *notes) done(ctx context.Context, batch *batchRecord, owes func(*handout) bool) error {
+	n.lockWriter()
+	defer n.unlockWriter(ctx)
+	n.mu.Lock()
+	var changed []*noted
+	for _, one := range batch.Handouts {
+		if is := n.by[one.same()]; is != nil {
+			again := *is
+			again.Told = one.Count
+			changed = append(changed, &again)
+		}
+	}
+	n.mu.Unlock()
+	return n.replace(ctx, changed, owes, true)
+}
+
+// sweep removes what is told and kept for no reason any more.
+func (n *notes) sweep(ctx context.Context, owes func(*handout) bool) error {
+	n.lockWriter()
+	defer n.unlockWriter(ctx)
+	n.mu.Lock()
+	var changed []*noted
+	for _, one := range n.by {
+		if one.Told == one.Count && !owes(&one.handout) {
+			changed = append(changed, one)
+		}
+	}
+	n.mu.Unlock()
+	for part := range slices.Chunk(changed, pageOf) {
+		if err := n.replace(ctx, part, owes, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace stores what changed, without what has nothing to say any more.
+func (n *notes) replace(ctx context.Context, changed []*noted, owes func(*handout) bool, endBatch bool) error {
+	drop := func(one *noted) bool { return one.Told >= one.Count && !(one.Agent && owes(&one.handout)) }
+	err := n.cache.store.Update(ctx, func(tx store.Tx) error {
+		for _, one := range changed {
+			var body any = one.handout
+			if drop(one) {
+				body = nil
+			}
+			if err := put(ctx, tx, kindHandout, one.name, body); err != nil {
+				return err
+			}
+		}
+		if endBatch {
+			return put(ctx, tx, kindBatch, docState, nil)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, one := range changed {
+		if drop(one) {
+			delete(n.by, one.same())
+		} else {
+			n.by[one.same()] = one
+		}
+	}
+	n.full = n.full && len(n.by) >= n.most
+	return nil
+}
+
+// lockWriter waits until nobody writes, and then is the writer.
+func (n *notes) lockWriter() {
+	for {
+		n.mu.Lock()
+		if !n.writing {
+			n.writing = true
+			n.mu.Unlock()
+			return
+		}
+		one := &noting{turn: make(chan struct{})}
+		n.queue = append(n.queue, one)
+		n.mu.Unlock()
+		<-one.turn
+	}
+}
+
+// unlockWriter writes what has come meanwhile.
+func (n *notes) unlockWriter(ctx context.Context) { go n.write(context.WithoutCancel(ctx)) }
+
+// untold returns how many wait, how many were handed out, and whether there is no room.
+func (n *notes) untold() (untold int, handed uint64, full bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, one := range n.by {
+		if one.Count > one.Told {
+			untold++
+		}
+	}
+	return untold, n.handed, n.full
+}
+
+// wire is the batch as the centre takes it.
+func (b *batchRecord) wire(party string) *keyturnv1.HandoutsRequest {
+	req := &keyturnv1.HandoutsRequest{PartyId: party, BatchId: b.ID}
+	names := make([]string, 0, len(b.Handouts))
+	for name := range b.Handouts {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		h := b.Handouts[name]
+		req.Handouts = append(req.Handouts, &keyturnv1.Handout{
+			PartyId: h.Party, Key: string(h.Key), Version: uint64(h.Version), Epoch: h.Epoch, TokenId: h.Token, ClientAddress: h.Address,
+			Count: h.Count - h.Told, First: timestamppb.New(h.First), Last: timestamppb.New(h.Last),
+		})
+	}
+	return req
+}
+
+// tell tells the centre of hand-outs until none are left or it fails.
+func (r *Relay) tell(ctx context.Context) error {
+	for ctx.Err() == nil {
+		batch, err := r.notes.batch(ctx, r.drawID)
+		if err != nil || batch == nil {
+			return err
+		}
+		calling, cancel := context.WithTimeout(ctx, 3*requestTime)
+		calling, err = r.asGateway(calling)
+		if err == nil {
+			_, err = r.gateway.Handouts(calling, batch.wire(r.config.Name))
+		}
+		cancel()
+		if err != nil {
+			return fmt.Errorf("tell the centre of %d hand-outs: %w", len(batch.Handouts), err)
+		}
+		if err := r.notes.done(ctx, batch, r.owesHandout); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (r *Relay) owesHandout(h *handout) bool {
+	return h.Agent && r.owed.owes(h.Party, h.Key, h.Version)
+}
+
+// tellRetry is how long to wait after a failure.
+func tellRetry(err error) time.Duration {
+	switch connect.CodeOf(err) {
+	case connect.CodePermissionDenied, connect.CodeInvalidArgument, connect.CodeUnimplemented:
+		return time.Minute
+	}
+	return 5 * time.Second
+}
