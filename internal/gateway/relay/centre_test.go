@@ -24,7 +24,7 @@ const (
 	gatewayToken = "kt_gateway_x"
 	gatewayName  = "gw"
 	forgetAfter  = 2 * time.Minute
-	beat         = 5 * time.Second
+	beat         = 10 * time.Second
 )
 
 // centre is a model of the centre: one party for each name, versions of keys that it
@@ -51,6 +51,8 @@ type centre struct {
 	// forgot counts clients that were forgotten.
 	forgot int
 	stops  chan struct{}
+	// stopped: the process does not run.
+	stopped bool
 }
 
 type modelKey struct {
@@ -160,7 +162,7 @@ func (c *centre) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, at := range c.seen {
-		if !at.IsZero() && time.Since(at) >= forgetAfter && c.kinds[id] == keyturnv1.PartyKind_PARTY_KIND_CLIENT {
+		if !c.stopped && !at.IsZero() && time.Since(at) >= forgetAfter && c.kinds[id] == keyturnv1.PartyKind_PARTY_KIND_CLIENT {
 			c.remove(id)
 			c.forgot++
 		}
@@ -179,9 +181,14 @@ func (c *centre) remove(id string) {
 	}
 }
 
-func (c *centre) restarted() {
+// run says whether the process runs.
+func (c *centre) run(is bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.stopped == !is {
+		return
+	}
+	c.stopped = !is
 	for id, at := range c.seen {
 		if !at.IsZero() {
 			c.seen[id] = time.Now() // it cannot know how long they are away

@@ -34,6 +34,8 @@ type grants struct {
 	count int
 	// dirty are those that differ from what is stored.
 	dirty map[subject]struct{}
+	// changed has room for one token.
+	changed chan struct{}
 }
 
 // grant is what the centre accepted of one token.
@@ -44,7 +46,13 @@ type grant struct {
 }
 
 func newGrants(c *Config, now func() time.Time) *grants {
-	return &grants{most: c.MaxGrants, serveFor: c.ServeFor, now: now, by: map[subject]*grant{}, dirty: map[subject]struct{}{}}
+	return &grants{most: c.MaxGrants, serveFor: c.ServeFor, now: now, by: map[subject]*grant{}, dirty: map[subject]struct{}{}, changed: make(chan struct{}, 1)}
+}
+
+// mark notes that a token differs from what is stored; the caller holds the lock.
+func (g *grants) mark(of subject) {
+	g.dirty[of] = struct{}{}
+	nudge(g.changed)
 }
 
 // pairOf names a key, and the party unless it is a client.
@@ -74,7 +82,7 @@ func (g *grants) accept(of subject, agent string, names []key.Name) {
 		one.accepted[pair] = now
 		// The time on disk lags by a part of what it stands for, and never leads.
 		if at, stored := one.stored[pair]; !stored || now.Sub(at) >= g.serveFor/24 {
-			g.dirty[of] = struct{}{}
+			g.mark(of)
 		}
 	}
 	g.bound()
@@ -114,7 +122,7 @@ func (g *grants) drop(of subject, pair string) {
 	}
 	delete(one.accepted, pair)
 	g.count--
-	g.dirty[of] = struct{}{}
+	g.mark(of)
 	if len(one.accepted) == 0 {
 		delete(g.by, of)
 	}
@@ -204,7 +212,7 @@ func (g *grants) load(of subject, accepted map[string]time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(accepted) == 0 || g.count+len(accepted) > g.most {
-		g.dirty[of] = struct{}{}
+		g.mark(of)
 		return
 	}
 	g.by[of] = &grant{accepted: accepted, stored: maps.Clone(accepted)}
@@ -242,7 +250,7 @@ func (g *grants) settle(list []change, stored bool) {
 	defer g.mu.Unlock()
 	for _, one := range list {
 		if !stored {
-			g.dirty[one.of] = struct{}{}
+			g.mark(one.of)
 		} else if is := g.by[one.of]; is != nil {
 			is.stored = one.accepted
 		}

@@ -80,7 +80,7 @@ type noted struct {
 type noting struct {
 	list []handout
 	done chan error
-	// turn is closed in the place of done when there is nothing to write.
+	// turn is closed to make somebody else the writer, who has no list.
 	turn chan struct{}
 }
 
@@ -109,8 +109,19 @@ func (n *notes) add(ctx context.Context, list []handout) error {
 func (n *notes) write(ctx context.Context) {
 	for {
 		n.mu.Lock()
-		batch := n.queue[:min(len(n.queue), pageOf)]
-		n.queue = n.queue[len(batch):]
+		if len(n.queue) > 0 && n.queue[0].turn != nil {
+			next := n.queue[0]
+			n.queue = n.queue[1:]
+			n.mu.Unlock()
+			close(next.turn)
+			return
+		}
+		most := min(len(n.queue), pageOf)
+		if other := slices.IndexFunc(n.queue[:most], func(one *noting) bool { return one.turn != nil }); other > 0 {
+			most = other
+		}
+		batch := n.queue[:most]
+		n.queue = n.queue[most:]
 		if len(batch) == 0 {
 			n.writing, n.queue = false, nil
 			n.mu.Unlock()
@@ -128,8 +139,6 @@ func (n *notes) write(ctx context.Context) {
 		n.mu.Unlock()
 		for i, one := range batch {
 			switch {
-			case one.turn != nil:
-				close(one.turn)
 			case failed[i] != nil:
 				one.done <- failed[i]
 			case err != nil:
@@ -342,18 +351,16 @@ func (n *notes) replace(ctx context.Context, changed []*noted, owes func(*handou
 
 // lockWriter waits until nobody writes, and then is the writer.
 func (n *notes) lockWriter() {
-	for {
-		n.mu.Lock()
-		if !n.writing {
-			n.writing = true
-			n.mu.Unlock()
-			return
-		}
-		one := &noting{turn: make(chan struct{})}
-		n.queue = append(n.queue, one)
+	n.mu.Lock()
+	if !n.writing {
+		n.writing = true
 		n.mu.Unlock()
-		<-one.turn
+		return
 	}
+	one := &noting{turn: make(chan struct{})}
+	n.queue = append(n.queue, one)
+	n.mu.Unlock()
+	<-one.turn
 }
 
 // unlockWriter writes what has come meanwhile.

@@ -30,6 +30,8 @@ type owed struct {
 	uses map[key.Name]map[key.Version]int
 	// changed has room for one token.
 	changed chan struct{}
+	// said is when late last returned something.
+	said time.Time
 	// until is when who was served before the start is gone.
 	until time.Time
 }
@@ -213,6 +215,27 @@ func (o *owed) expire() int {
 		}
 	}
 	return len(o.parties)
+}
+
+// lateEvery is how often it is told for whom acknowledgements wait.
+const lateEvery = 10 * time.Minute
+
+// late returns some of the parties that are away for long and not forgotten, now and then.
+func (o *owed) late() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := o.now()
+	if !o.said.IsZero() && now.Sub(o.said) < lateEvery {
+		return nil
+	}
+	var list []string
+	for party, d := range o.parties {
+		if d.here == 0 && len(d.uses) > 0 && now.Sub(d.gone) >= o.forget && len(list) < 5 {
+			list = append(list, party)
+			o.said = now
+		}
+	}
+	return list
 }
 
 // holds reports whether somebody may be using another version than v.

@@ -357,31 +357,37 @@ func (p *party) take(ctx context.Context, list []*keyturnv1.Assignment, spread *
 // acknowledge sends the acknowledgements that may go out, until ctx ends.
 func (p *party) acknowledge(ctx context.Context) {
 	r := p.relay
-	ticker := time.NewTicker(ackEvery)
-	defer ticker.Stop()
+	var again <-chan time.Time
 	for failures := 0; ctx.Err() == nil; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.answers:
-		case <-ticker.C:
+		case <-again:
 		}
+		again = nil
 		r.mu.Lock()
 		wait := p.quiet.Sub(r.config.Monotonic())
 		r.mu.Unlock()
 		if wait > 0 {
 			_ = sleep(ctx, wait)
 		}
-		due, _ := r.keys.answers(p.number, r.owed)
-		if down, _, _ := r.link.state(); len(due) == 0 || down {
+		due, held := r.keys.answers(p.number, r.owed)
+		if down, _, _ := r.link.state(); down {
+			due = nil
+		}
+		if held+len(due) > 0 {
+			again = time.After(ackEvery)
+		}
+		if len(due) == 0 {
 			continue
 		}
 		if err := p.ack(ctx, due); err != nil {
 			failures++
+			again = time.After(r.backoff(failures))
 			if ctx.Err() == nil {
 				r.config.Logger.WarnContext(ctx, "the gateway's acknowledgements are not taken yet", "party", p.id, "keys", len(due), "error", err)
 			}
-			_ = sleep(ctx, r.backoff(failures))
 			continue
 		}
 		failures = 0

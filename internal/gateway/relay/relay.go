@@ -49,6 +49,8 @@ type Relay struct {
 	comeBack time.Duration
 	// marked: the cache says that the relay may have served somebody by itself.
 	marked bool
+	// seen is the time that was written last.
+	seen time.Time
 
 	saving   sync.Mutex
 	stopping chan struct{}
@@ -206,6 +208,9 @@ func (r *Relay) tidyOnce(ctx context.Context) error {
 		nudge(p.answers)
 	}
 	r.grants.expire()
+	if parties := r.owed.late(); len(parties) > 0 {
+		r.config.Logger.WarnContext(ctx, "acknowledgements wait for parties that the gateway served by itself and that the centre did not hear of since; agents are waited for as long as they are served", "parties", parties)
+	}
 	r.mu.Lock()
 	own := r.marked
 	if left == 0 && !r.config.Monotonic().Before(r.owed.until) && !r.servesOwn() {
@@ -232,16 +237,30 @@ func (r *Relay) servesOwn() bool {
 	return false
 }
 
+// seenEvery is how far the time in the cache may lag.
+const seenEvery = time.Minute
+
 func (r *Relay) putState(ctx context.Context, own bool) error {
+	now := r.clock.now()
 	r.mu.Lock()
+	same := r.marked == own && !r.seen.IsZero() && now.Sub(r.seen) < seenEvery
 	r.marked = r.marked && own // who begins to be served now writes it again
 	r.mu.Unlock()
+	if same {
+		return nil
+	}
 	r.keys.writing.Lock()
 	defer r.keys.writing.Unlock()
 	r.mu.Lock()
 	own = own || r.marked
 	r.mu.Unlock()
-	return r.cache.putState(ctx, stateRecord{Seen: r.clock.now(), Own: own})
+	err := r.cache.putState(ctx, stateRecord{Seen: now, Own: own})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen = now; err != nil {
+		r.seen, r.marked = time.Time{}, false // it is not known what is written
+	}
+	return err
 }
 
 // mark makes durable that the relay serves somebody by itself, before it does.
@@ -263,19 +282,20 @@ func (r *Relay) mark(ctx context.Context) error {
 	return nil
 }
 
-// saveEvery is how often grants are written.
+// saveEvery is how often grants are written at most.
 const saveEvery = time.Second
 
 // save writes grants until ctx ends.
 func (r *Relay) save(ctx context.Context) {
-	ticker := time.NewTicker(saveEvery)
-	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+		case <-r.grants.changed:
+			_ = sleep(ctx, saveEvery) // others come together with it
+		}
+		if ctx.Err() != nil {
 			r.saveLast(ctx)
 			return
-		case <-ticker.C:
 		}
 		if err := r.saveOnce(ctx); err != nil && ctx.Err() == nil {
 			r.config.Logger.ErrorContext(ctx, "what the centre accepts is not written to the cache; trying again", "error", err)

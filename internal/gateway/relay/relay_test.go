@@ -49,7 +49,7 @@ func TestRollBack(t *testing.T) {
 		w.centre.back("prod/db")
 		after(15 * time.Second)
 		w.uses(a, db, 1)
-		w.up.stop()
+		w.stopCentre()
 		after(5 * time.Second)
 		newcomer := w.app("new", client.KindClient, tok, db)
 		after(5 * time.Second)
@@ -63,7 +63,7 @@ func TestCentreAway(t *testing.T) {
 	run(t, func(w *world) {
 		old := w.app("old", client.KindClient, tok, db)
 		after(5 * time.Second)
-		w.up.stop()
+		w.stopCentre()
 		after(time.Second)
 		newcomer := w.app("new", client.KindClient, tok, db)
 		after(3 * time.Second)
@@ -72,8 +72,7 @@ func TestCentreAway(t *testing.T) {
 			t.Errorf("while the centre is away: %+v", s)
 		}
 		after(5 * time.Minute)
-		w.centre.restarted()
-		w.up.serve(w.centre.handler())
+		w.startCentre()
 		after(30 * time.Second)
 		if s := w.relay.Stats(); s.Own != 0 || s.Relayed != 2 || s.Untold != 0 || !s.Up {
 			t.Errorf("when the centre is back: %+v", s)
@@ -116,7 +115,7 @@ func TestAtOnceOrLate(t *testing.T) {
 		if s := w.relay.Stats(); s.Relayed != 2 || s.Own != 0 {
 			t.Errorf("%+v", s)
 		}
-		w.up.stop()
+		w.stopCentre()
 		after(3 * time.Second)
 		if w.relay.Stats().Up {
 			t.Error("a centre that is gone counts as up")
@@ -227,7 +226,7 @@ func TestGrants(t *testing.T) {
 	t.Run("the token", func(t *testing.T) {
 		run(t, func(w *world) {
 			begin(w)
-			w.up.stop()
+			w.stopCentre()
 			after(5 * time.Second)
 			if !serves(w, tok, db) {
 				t.Error("the token that the centre accepted is not served")
@@ -246,7 +245,7 @@ func TestGrants(t *testing.T) {
 			begin(w)
 			delete(w.centre.tokens, tok)
 			serves(w, tok, db) // the centre says no
-			w.up.stop()
+			w.stopCentre()
 			after(5 * time.Second)
 			if serves(w, tok, db) {
 				t.Error("a token that the centre has refused since is served")
@@ -264,7 +263,7 @@ func TestGrants(t *testing.T) {
 			begin(w)
 			w.centre.tokens[tok] = "other/"
 			serves(w, tok, db)
-			w.up.stop()
+			w.stopCentre()
 			after(5 * time.Second)
 			if serves(w, tok, db) {
 				t.Error("a key that the centre has denied since is served")
@@ -276,7 +275,7 @@ func TestGrants(t *testing.T) {
 			w.adapt = func(c *relay.Config) { c.ServeFor = 2 * time.Hour }
 			w.startGateway()
 			begin(w)
-			w.up.stop()
+			w.stopCentre()
 			after(115 * time.Minute)
 			if !serves(w, tok, db) {
 				t.Error("not served within the time")
@@ -301,7 +300,7 @@ func TestGrants(t *testing.T) {
 			w.adapt = func(c *relay.Config) { c.ServeFor = 2 * time.Hour }
 			w.startGateway()
 			begin(w)
-			w.up.stop()
+			w.stopCentre()
 			after(90 * time.Minute)
 			w.setSkew(-80 * time.Minute)
 			after(35 * time.Minute)
@@ -315,7 +314,7 @@ func TestGrants(t *testing.T) {
 			w.adapt = func(c *relay.Config) { c.ServeFor = 2 * time.Hour }
 			w.startGateway()
 			begin(w)
-			w.up.stop()
+			w.stopCentre()
 			after(90 * time.Minute)
 			w.killGateway()
 			w.setSkew(-80 * time.Minute)
@@ -332,7 +331,7 @@ func TestGrants(t *testing.T) {
 			w.startGateway()
 			w.app("a", client.KindClient, tok, db)
 			after(3 * time.Hour)
-			w.up.stop()
+			w.stopCentre()
 			after(5 * time.Second)
 			if !serves(w, tok, db) {
 				t.Error("the token of a stream that stood until now is not served")
@@ -342,7 +341,7 @@ func TestGrants(t *testing.T) {
 	t.Run("restarted", func(t *testing.T) {
 		run(t, func(w *world) {
 			begin(w)
-			w.up.stop()
+			w.stopCentre()
 			w.killGateway()
 			after(time.Hour)
 			w.startGateway()
@@ -404,7 +403,7 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%d grants", s.Grants)
 		}
 		w.app("a", client.KindClient, tok, db).closeAfter(5 * time.Second)
-		w.up.stop()
+		w.stopCentre()
 		after(5 * time.Second)
 		var served int
 		for i := range 5 {
@@ -416,7 +415,7 @@ func TestBounds(t *testing.T) {
 		if s := w.relay.Stats(); served != 3 || s.Untold != 3 || !s.Full {
 			t.Errorf("%d were served, %+v", served, s)
 		}
-		w.up.serve(w.centre.handler())
+		w.startCentre()
 		after(20 * time.Second)
 		if s := w.relay.Stats(); s.Untold != 0 || s.Full || len(w.centre.handedOut()) != 3 {
 			t.Errorf("%+v", s)

@@ -32,6 +32,7 @@ type world struct {
 	// skew is what the gateway's clock is ahead.
 	skew    time.Duration
 	refused int
+	apps    []*app
 	ends    []func()
 	mu      sync.Mutex
 	log     *slog.Logger
@@ -100,6 +101,17 @@ func (w *world) setSkew(d time.Duration) {
 	w.skew = d
 }
 
+// stopCentre kills the centre.
+func (w *world) stopCentre() {
+	w.centre.run(false)
+	w.up.stop()
+}
+
+func (w *world) startCentre() {
+	w.centre.run(true)
+	w.up.serve(w.centre.handler())
+}
+
 // startGateway starts one, in the place of the one that was killed.
 func (w *world) startGateway() {
 	w.t.Helper()
@@ -111,7 +123,7 @@ func (w *world) startGateway() {
 	w.handle = w.disk.open()
 	config := relay.Config{
 		Name: gatewayName, Centre: route, CentreName: "centre", Token: client.StaticToken(secret.NewString(gatewayToken)),
-		Store: w.handle, Keeper: lock{}, Now: w.now, Logger: w.log, Heartbeat: beat,
+		Store: w.handle, Keeper: lock{}, Now: w.now, Logger: w.log, Heartbeat: beat, Parties: 1,
 		Refused: func(context.Context) { w.mu.Lock(); w.refused++; w.mu.Unlock() },
 	}
 	w.adapt(&config)
@@ -167,7 +179,7 @@ func (w *world) app(id string, kind client.PartyKind, token string, names ...key
 
 func (w *world) appWith(id string, kind client.PartyKind, token string, known []client.Known) *app {
 	w.t.Helper()
-	a := &app{w: w, id: id, uses: map[key.Name]key.Version{}, slow: func() time.Duration { return 0 }, applied: func(key.Name, key.Version) {}}
+	a := w.prepare(id)
 	for _, k := range known {
 		if k.Version != 0 {
 			a.uses[k.Key] = k.Version
@@ -175,6 +187,10 @@ func (w *world) appWith(id string, kind client.PartyKind, token string, known []
 	}
 	a.start(kind, token, known)
 	return a
+}
+
+func (w *world) prepare(id string) *app {
+	return &app{w: w, id: id, uses: map[key.Name]key.Version{}, slow: func() time.Duration { return 0 }, applied: func(key.Name, key.Version) {}}
 }
 
 func (a *app) start(kind client.PartyKind, token string, known []client.Known) {
@@ -197,6 +213,9 @@ func (a *app) start(kind client.PartyKind, token string, known []client.Known) {
 	var once sync.Once
 	a.close = func() { once.Do(func() { cancel(); <-done; closeIdle() }) }
 	w.ends = append(w.ends, a.close)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.apps = append(w.apps, a)
 }
 
 func (a *app) take(ctx context.Context, list []client.Assignment) []client.Outcome {
