@@ -1,4 +1,4 @@
-// Command keyturn rotates keys without outages: server, agent and command line
+// Command keyturn rotates keys without outages: server, gateway, agent and command line
 // in one program.
 package main
 
@@ -34,7 +34,7 @@ func run() int {
 	slices.Sort(names)
 	return int(cli.Main(ctx, cli.Config{
 		Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Version: version,
-		Server: runServer, MoveStore: runMove, KEKs: runKEKs, Restore: runRestore, VerifyBackup: runVerifyBackup, TestProvider: runProviderTest, Dev: runDev, Demo: runDemo,
+		Server: runServer, Gateway: runGateway, MoveStore: runMove, KEKs: runKEKs, Restore: runRestore, VerifyBackup: runVerifyBackup, TestProvider: runProviderTest, Dev: runDev, Demo: runDemo,
 		CheckConfig: engine.CheckConfig(drivers), Providers: names,
 	}))
 }

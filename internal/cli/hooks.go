@@ -28,6 +28,26 @@ func (a *app) serverCommand() *cobra.Command {
 	return c
 }
 
+func (a *app) gatewayCommand() *cobra.Command {
+	if a.config.Gateway == nil {
+		return nil
+	}
+	var config string
+	c := a.action("gateway", "Serve a region from a sealed cache", func(cmd *cobra.Command, _ []string) error {
+		if config == "" {
+			return usage("write for example keyturn gateway --config /etc/keyturn/gateway.yaml", "--config is missing")
+		}
+		return a.config.Gateway(cmd.Context(), ServerOptions{ConfigFile: config, Version: a.config.Version, Stderr: a.config.Stderr})
+	})
+	c.Long = `Stands between the applications of a region and the servers, until a signal ends
+it. Agents and SDKs use its address as they would a server's; proxies and services
+have it verify API keys and access tokens. While no server answers it goes on with
+what its sealed cache holds, also after a restart. It needs a token of role
+gateway. The log goes to standard error.`
+	c.Flags().StringVar(&config, "config", "", "the configuration `FILE`")
+	return c
+}
+
 func (a *app) moveCommand() *cobra.Command {
 	if a.config.MoveStore == nil {
 		return nil

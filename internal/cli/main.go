@@ -27,10 +27,11 @@ type Config struct {
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 
-	// Server, MoveStore, KEKs, Restore, VerifyBackup, TestProvider, Dev and Demo run what the command line may not import.
-	// Server, Dev and Demo return nil when ctx ends them. A command whose function
+	// Server, Gateway, MoveStore, KEKs, Restore, VerifyBackup, TestProvider, Dev and Demo run what the command line may not import.
+	// Server, Gateway, Dev and Demo return nil when ctx ends them. A command whose function
 	// is nil does not exist.
 	Server       func(ctx context.Context, o ServerOptions) error
+	Gateway      func(ctx context.Context, o ServerOptions) error
 	MoveStore    func(ctx context.Context, o MoveOptions) error
 	KEKs         func(ctx context.Context, o KEKOptions) error
 	Restore      func(ctx context.Context, o RestoreOptions) error
@@ -45,7 +46,7 @@ type Config struct {
 	Providers   []string
 }
 
-// ServerOptions say how to run a server.
+// ServerOptions say how to run a server, or a gateway.
 type ServerOptions struct {
 	// ConfigFile is the path of the configuration.
 	ConfigFile string

@@ -72,7 +72,7 @@ Learn it:   keyturn dev, then keyturn apply -f DIR and keyturn rotate NAME --wai
 		group    string
 		commands []*cobra.Command
 	}{
-		{groupTry, []*cobra.Command{a.demoCommand(), a.devCommand(), a.serverCommand(), a.moveCommand(), a.restoreCommand(), a.kekCommand(), a.loginCommand()}},
+		{groupTry, []*cobra.Command{a.demoCommand(), a.devCommand(), a.serverCommand(), a.gatewayCommand(), a.moveCommand(), a.restoreCommand(), a.kekCommand(), a.loginCommand()}},
 		{groupKeys, []*cobra.Command{a.applyCommand(), a.policyCommand(), a.ruleCommand(), a.keyCommand(), a.getCommand(), a.apiKeyCommand(), a.rotateCommand(), a.rotationCommand(), a.emergencyCommand(), a.rollbackCommand(), a.reconcileCommand()}},
 		{groupRun, []*cobra.Command{a.agentCommand(), a.execCommand(), a.partyCommand()}},
 		{groupInspect, []*cobra.Command{a.auditCommand(), a.reportCommand(), a.evidenceCommand(), a.doctorCommand(), a.scanCommand(), a.leakCommand(), a.verifiedBackup(a.backupCommand()), a.providerCommand(), a.tokenCommand(), a.completionCommand(), a.versionCommand()}},

@@ -44,6 +44,10 @@ func hooks() cli.Config {
 			fmt.Fprintf(o.Stderr, "server with %s\n", o.ConfigFile)
 			return nil
 		},
+		Gateway: func(_ context.Context, o cli.ServerOptions) error {
+			fmt.Fprintf(o.Stderr, "gateway with %s\n", o.ConfigFile)
+			return nil
+		},
 		MoveStore: func(_ context.Context, o cli.MoveOptions) error {
 			fmt.Fprintf(o.Stdout, "{\"config\":%q,\"json\":%v}\n", o.ConfigFile, o.JSON)
 			return nil

@@ -1,0 +1,120 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/keyturn/keyturn/client/tokencheck"
+	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
+	"github.com/keyturn/keyturn/internal/gateway/forward"
+	"github.com/keyturn/keyturn/internal/ingress"
+)
+
+// maxBody is the largest request, in bytes: that of a client with as many keys as it may
+// have.
+const maxBody = 4 << 20
+
+// pollTimeout bounds a poll, which may wait for a minute.
+const pollTimeout = 90 * time.Second
+
+// How often one token may call.
+const (
+	callsPerSecond = 200
+	callsAtOnce    = 2000
+)
+
+// routes are what is answered: to the region, with TLS, and to proxies on this machine,
+// without; local is nil if there is no address for them.
+type routes struct{ region, local http.Handler }
+
+// localKey marks requests that came to the address for this machine.
+type localKey struct{}
+
+func (g *Gateway) routes(ctx context.Context) (routes, error) {
+	gate := ingress.NewGate(ingress.GateConfig{
+		Tokens: ingress.Rate{PerSecond: callsPerSecond, Burst: callsAtOnce}, MaxBody: maxBody, Now: g.now, Tally: g.tally,
+		Times: map[string]time.Duration{"/Watch": 0, "/Poll": pollTimeout},
+	})
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, g.ready()) })
+	if g.relay != nil {
+		mux.Handle(keyturnv1connect.NewDeliveryServiceHandler(g.relay, deliveryOptions()))
+	}
+	if !g.config.serves(ServeAPIKeys) {
+		return routes{region: gate.Wrap(mux)}, nil
+	}
+	asked, err := g.newForward(ctx)
+	if err != nil {
+		return routes{}, err
+	}
+	all := routes{region: gate.Wrap(asked.Handler(mux))}
+	if g.config.Forward.Listen != "" {
+		handler := gate.Wrap(asked.Handler(mux))
+		all.local = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), localKey{}, true)))
+		})
+	}
+	return all, nil
+}
+
+// newForward makes what answers proxies.
+func (g *Gateway) newForward(ctx context.Context) (*forward.Service, error) {
+	settings := &g.config.Forward.Settings
+	tokens := map[string]forward.Tokens{}
+	for name, one := range settings.Tokens {
+		config := one.Checker()
+		config.Logger, config.Now, config.Report = g.log, g.now, g.token
+		if config.CACertFile == "" {
+			config.CACertFile = g.config.Centre.CAFile
+		}
+		verifier := openLate(ctx, func(ctx context.Context) (*tokencheck.Checker, error) { return tokencheck.Open(ctx, config) })
+		g.accessTokens = append(g.accessTokens, accessTokens{verifier})
+		if err := verifier.wait(ctx); err != nil {
+			return nil, fmt.Errorf("%w: forward.tokens.%s: %w", ErrConfig, name, err)
+		}
+		tokens[name] = accessTokens{verifier}
+	}
+	proxies, err := forward.NewProxyTokens(forward.ProxyTokensConfig{Files: settings.ProxyTokenFiles, Now: g.now, Logger: g.log})
+	if err != nil {
+		return nil, fmt.Errorf("forward.proxyTokenFiles: %w", err)
+	}
+	return forward.New(forward.Config{
+		Settings: *settings, Keys: g.apiKeys, Tokens: tokens, Logger: g.log, Now: g.now, Metrics: g.metrics.registry,
+		Caller: func(r *http.Request) error {
+			if r.Context().Value(localKey{}) != nil {
+				return nil // whoever reaches the address may ask
+			}
+			return proxies.Caller(r)
+		},
+	})
+}
+
+// errNotReady is why a gateway does not serve yet.
+var errNotReady = errors.New("the centre has not answered yet, and the cache is empty; the log says why")
+
+// ready reports whether there is something to serve by.
+func (g *Gateway) ready() error {
+	if g.apiKeys.late != nil && g.apiKeys.value.Load() == nil {
+		return errNotReady
+	}
+	if g.relay != nil {
+		if stats := g.relay.Stats(); !stats.Up && stats.Keys == 0 {
+			return errNotReady
+		}
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = fmt.Fprintln(w, err) // the caller is gone if this fails
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
+}
