@@ -30,9 +30,9 @@ const maxHeaders = 16 << 10
 
 // forward answers a proxy over HTTP.
 func (s *Service) forward(w http.ResponseWriter, r *http.Request, name string) {
-	if r.ContentLength != 0 {
+	if r.ContentLength != 0 && r.ProtoMajor < 2 {
 		// Else the body would be waited for: some proxies announce that of the client and
-		// send none.
+		// send none. With HTTP/2 a stream ends alone.
 		w.Header().Set("Connection", "close")
 	}
 	if !s.allowed(r) {

@@ -104,9 +104,10 @@ const maxForeign = 100
 // left out: Envoy removes after it has set, and they are always set. ok is false if there
 // are too many.
 func foreign(sent *authv3.AttributeContext_HttpRequest) (list []string, ok bool) {
+	alike := strings.NewReplacer("_", "-", ".", "-") // as for origins behind CGI and its like
 	look := func(name string) {
 		lower := strings.ToLower(name)
-		if !strings.HasPrefix(strings.ReplaceAll(lower, "_", "-"), "keyturn-") {
+		if !strings.HasPrefix(alike.Replace(lower), "keyturn-") {
 			return
 		}
 		for _, set := range Headers() {

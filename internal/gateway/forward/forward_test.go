@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"slices"
 	"strconv"
 	"strings"
@@ -226,6 +227,41 @@ func TestBodiesAreNotAwaited(t *testing.T) {
 		}
 		_ = answer.Body.Close()
 		_ = conn.Close()
+	}
+}
+
+// TestBodiesOfHTTP2: with HTTP/2 no body is waited for either, and the connection, which
+// other requests share, stays.
+func TestBodiesOfHTTP2(t *testing.T) {
+	server := httptest.NewUnstartedServer(newWorld(t).handler())
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	reused := 0
+	for range 3 {
+		body, never := io.Pipe()
+		trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+			if info.Reused {
+				reused++
+			}
+		}}
+		r, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodPost, server.URL+"/v1/forward/open", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-API-Key", "kt_good")
+		answer, err := server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer.StatusCode != http.StatusOK || answer.ProtoMajor != 2 {
+			t.Errorf("%d by %s", answer.StatusCode, answer.Proto)
+		}
+		_ = answer.Body.Close()
+		_ = never.Close()
+	}
+	if reused != 2 {
+		t.Errorf("the connection was used again %d times", reused)
 	}
 }
 
