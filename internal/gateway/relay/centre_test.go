@@ -48,6 +48,8 @@ type centre struct {
 	busy chan struct{}
 	// refuseGateway refuses the gateway's own token.
 	refuseGateway bool
+	// refuseHandout is a key of which it takes no hand-outs.
+	refuseHandout string
 	// forgot counts clients that were forgotten.
 	forgot int
 	stops  chan struct{}
@@ -412,6 +414,11 @@ func (c *centre) Handouts(ctx context.Context, req *keyturnv1.HandoutsRequest) (
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, h := range req.GetHandouts() {
+		if h.GetKey() == c.refuseHandout {
+			return nil, connect.NewError(connect.CodePermissionDenied, errors.New("the token does not cover it"))
+		}
+	}
 	if !c.batches[req.GetBatchId()] {
 		c.batches[req.GetBatchId()] = true
 		c.told = append(c.told, req.GetHandouts()...)

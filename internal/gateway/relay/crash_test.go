@@ -102,3 +102,30 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 }
+
+// TestHandoutsThatAreNotTaken: one that the centre does not take does not hold up the others.
+func TestHandoutsThatAreNotTaken(t *testing.T) {
+	run(t, func(w *world) {
+		w.app("a", client.KindClient, tok, db, "prod/cache").closeAfter(5 * time.Second)
+		w.stopCentre()
+		after(3 * time.Second)
+		for i := range 5 {
+			w.app(fmt.Sprint("n", i), client.KindClient, tok, db, "prod/cache").closeAfter(3 * time.Second)
+		}
+		w.centre.mu.Lock()
+		w.centre.refuseHandout = "prod/cache"
+		w.centre.mu.Unlock()
+		w.startCentre()
+		after(time.Minute)
+		if s := w.relay.Stats(); s.Untold != 5 || len(w.centre.handedOut()) != 5 {
+			t.Errorf("%+v, %v", s, w.centre.handedOut())
+		}
+		w.centre.mu.Lock()
+		w.centre.refuseHandout = ""
+		w.centre.mu.Unlock()
+		after(10 * time.Minute)
+		if s := w.relay.Stats(); s.Untold != 0 || len(w.centre.handedOut()) != 10 {
+			t.Errorf("%+v, %v", s, w.centre.handedOut())
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -241,11 +242,33 @@ func (n *notes) load(ctx context.Context, each func(*handout)) error {
 
 const maxBatch = 500
 
-// batch returns what is to be told next, durably under one name until done is called;
-// nil when nothing is.
-func (n *notes) batch(ctx context.Context, id func() string) (*batchRecord, error) {
-	var batch *batchRecord
-	err := n.cache.store.View(ctx, func(tx store.Tx) error {
+// batch returns what is to be told next, durably under one name until it is done; nil
+// when nothing is. Those of skip are left out.
+func (n *notes) batch(ctx context.Context, id func() string, most int, skip map[same]time.Time) (*batchRecord, error) {
+	batch, err := n.begun(ctx)
+	if err != nil || batch != nil {
+		return batch, err
+	}
+	batch = &batchRecord{ID: id(), Handouts: map[string]handout{}}
+	n.mu.Lock()
+	for of, one := range n.by {
+		if len(batch.Handouts) == most {
+			break
+		}
+		if _, skipped := skip[of]; one.Count > one.Told && !skipped {
+			batch.Handouts[one.name] = one.handout
+		}
+	}
+	n.mu.Unlock()
+	if len(batch.Handouts) == 0 {
+		return nil, nil
+	}
+	return batch, n.cache.store.Update(ctx, func(tx store.Tx) error { return put(ctx, tx, kindBatch, docState, batch) })
+}
+
+// begun returns the batch that was begun and is not done.
+func (n *notes) begun(ctx context.Context) (batch *batchRecord, err error) {
+	err = n.cache.store.View(ctx, func(tx store.Tx) error {
 		doc, err := tx.Docs.Get(ctx, kindBatch, docState)
 		if errors.Is(err, store.ErrNotFound) {
 			batch = nil
@@ -257,24 +280,12 @@ func (n *notes) batch(ctx context.Context, id func() string) (*batchRecord, erro
 		batch = &batchRecord{}
 		return json.Unmarshal(doc.Body, batch)
 	})
-	if err != nil || batch != nil {
-		return batch, err
-	}
-	batch = &batchRecord{ID: id(), Handouts: map[string]handout{}}
-	n.mu.Lock()
-	for _, one := range n.by {
-		if len(batch.Handouts) == maxBatch {
-			break
-		}
-		if one.Count > one.Told {
-			batch.Handouts[one.name] = one.handout
-		}
-	}
-	n.mu.Unlock()
-	if len(batch.Handouts) == 0 {
-		return nil, nil
-	}
-	return batch, n.cache.store.Update(ctx, func(tx store.Tx) error { return put(ctx, tx, kindBatch, docState, batch) })
+	return batch, err
+}
+
+// undo ends a batch of which the centre has entered nothing, and will not.
+func (n *notes) undo(ctx context.Context) error {
+	return n.cache.store.Update(ctx, func(tx store.Tx) error { return put(ctx, tx, kindBatch, docState, nil) })
 }
 
 // done notes that the centre has entered a batch. owes says which of them have to be
@@ -396,38 +407,77 @@ func (b *batchRecord) wire(party string) *keyturnv1.HandoutsRequest {
 	return req
 }
 
-// tell tells the centre of hand-outs until none are left or it fails.
-func (r *Relay) tell(ctx context.Context) error {
+// teller tells the centre of hand-outs. It is used by one goroutine.
+type teller struct {
+	*Relay
+	// most is how many are told together: fewer when the centre does not take them all.
+	most int
+	// skip are those that the centre does not take, until when.
+	skip map[same]time.Time
+}
+
+// tell tells until nothing is left, or it fails.
+func (r *teller) tell(ctx context.Context) error {
+	var problems error
 	for ctx.Err() == nil {
-		batch, err := r.notes.batch(ctx, r.drawID)
+		now := r.config.Monotonic()
+		maps.DeleteFunc(r.skip, func(_ same, until time.Time) bool { return !now.Before(until) })
+		batch, err := r.notes.batch(ctx, r.drawID, r.most, r.skip)
 		if err != nil || batch == nil {
+			return errors.Join(problems, err)
+		}
+		err = r.send(ctx, batch)
+		switch {
+		case err == nil:
+			if err := r.notes.done(ctx, batch, r.owesHandout); err != nil {
+				return err
+			}
+			r.most = min(2*r.most, maxBatch)
+			continue
+		case judge(err) != isAnswer || !willStay(err):
 			return err
 		}
-		calling, cancel := context.WithTimeout(ctx, 3*requestTime)
-		calling, err = r.asGateway(calling)
-		if err == nil {
-			_, err = r.gateway.Handouts(calling, batch.wire(r.config.Name))
+		// Nothing of it is entered. One that is not taken must not hold up the others.
+		if undoErr := r.notes.undo(ctx); undoErr != nil {
+			return undoErr
 		}
-		cancel()
-		if err != nil {
-			return fmt.Errorf("tell the centre of %d hand-outs: %w", len(batch.Handouts), err)
+		if len(batch.Handouts) > 1 {
+			r.most = len(batch.Handouts) / 2
+			continue
 		}
-		if err := r.notes.done(ctx, batch, r.owesHandout); err != nil {
-			return err
+		for _, one := range batch.Handouts {
+			r.skip[one.same()] = now.Add(skipFor)
+			problems = fmt.Errorf("%s of %s, handed out to %s: %w", one.Version, one.Key, one.Party, err)
 		}
 	}
 	return ctx.Err()
 }
 
-func (r *Relay) owesHandout(h *handout) bool {
-	return h.Agent && r.owed.owes(h.Party, h.Key, h.Version)
+// skipFor is after how long a hand-out is told again that the centre did not take.
+const skipFor = 5 * time.Minute
+
+// willStay reports whether an answer of the centre will be the same another time.
+func willStay(err error) bool {
+	switch connect.CodeOf(err) {
+	case connect.CodePermissionDenied, connect.CodeInvalidArgument:
+		return true
+	}
+	return false
 }
 
-// tellRetry is how long to wait after a failure.
-func tellRetry(err error) time.Duration {
-	switch connect.CodeOf(err) {
-	case connect.CodePermissionDenied, connect.CodeInvalidArgument, connect.CodeUnimplemented:
-		return time.Minute
+func (r *Relay) send(ctx context.Context, batch *batchRecord) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*requestTime)
+	defer cancel()
+	ctx, err := r.asGateway(ctx)
+	if err == nil {
+		_, err = r.gateway.Handouts(ctx, batch.wire(r.config.Name))
 	}
-	return 5 * time.Second
+	if err != nil {
+		return fmt.Errorf("tell the centre of %d hand-outs: %w", len(batch.Handouts), err)
+	}
+	return nil
+}
+
+func (r *Relay) owesHandout(h *handout) bool {
+	return h.Agent && r.owed.owes(h.Party, h.Key, h.Version)
 }

@@ -237,6 +237,9 @@ func (p *party) stream(ctx context.Context, names []key.Name) (answered bool, er
 // the centre has heard that.
 func (p *party) leave(ctx context.Context) bool {
 	r := p.relay
+	if untold, _, _ := r.notes.untold(); untold > 0 && p.number == 0 {
+		return false // it is as this party that the centre is told
+	}
 	leaving, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	leaving, err := r.asGateway(leaving)

@@ -338,8 +338,12 @@ func (r *Relay) saveOnce(ctx context.Context) error {
 	}
 }
 
+// tellRetry is how long to wait after a failure to tell of hand-outs.
+const tellRetry = 5 * time.Second
+
 // tellAll tells the centre of hand-outs whenever there are some, until ctx ends.
 func (r *Relay) tellAll(ctx context.Context) {
+	t := &teller{Relay: r, most: maxBatch, skip: map[same]time.Time{}}
 	for wait := time.Duration(0); ctx.Err() == nil; {
 		_ = sleep(ctx, wait)
 		down, refused, changed := r.link.state()
@@ -352,17 +356,22 @@ func (r *Relay) tellAll(ctx context.Context) {
 			continue
 		}
 		wait = time.Second
-		if err := r.tell(ctx); err != nil && ctx.Err() == nil {
-			wait = tellRetry(err)
-			if judge(err) != isAway {
-				r.config.Logger.WarnContext(ctx, "the centre does not take what was handed out without it; it is kept", "retry_in", wait, "error", err)
+		var again <-chan time.Time
+		if err := t.tell(ctx); err != nil && ctx.Err() == nil {
+			if judge(err) == isAway {
+				wait = tellRetry
+				r.link.failed()
+				continue
 			}
-			r.link.failed()
-			continue
+			r.config.Logger.WarnContext(ctx, "the centre does not take what was handed out without it; it is kept", "retry_in", skipFor, "error", err)
+		}
+		if untold, _, _ := r.notes.untold(); untold > 0 {
+			again = time.After(skipFor)
 		}
 		select {
 		case <-ctx.Done():
 		case <-r.notes.fresh:
+		case <-again:
 		}
 	}
 }
@@ -416,9 +425,10 @@ func (r *Relay) caller(ctx context.Context) caller {
 	return c
 }
 
+// addressText is the address for the audit log, which needs one.
 func (c *caller) addressText() string {
 	if !c.address.IsValid() {
-		return ""
+		return netip.IPv6Unspecified().String()
 	}
 	return c.address.String()
 }
