@@ -39,6 +39,8 @@ type centre struct {
 	away    bool // nothing is answered
 	deaf    bool // reports are refused
 	streams int
+	// lag is how long the first snapshot of a stream takes.
+	lag time.Duration
 	// confirmed is what the last report said, with everything that it told.
 	confirmed uint64
 	reports   []report
@@ -145,6 +147,9 @@ func (p *process) stream(ctx context.Context, w *io.PipeWriter) {
 			}
 		}
 		c.mu.Unlock()
+		if has < 0 && c.lag > 0 {
+			<-time.After(c.lag)
+		}
 		has = rev
 		for _, line := range append(lines, keytable.Line{Rev: uint64(rev)}) {
 			text, err := line.Encode()
@@ -219,13 +224,16 @@ type disk struct {
 	mu      sync.Mutex
 	records map[string][]byte
 	// broken calls fail.
-	broken          bool
-	updates, wholes int
-	failed, last    int // calls that failed; bytes of the last update
-	written         int
-	killAt          int // the call that ends the process
-	killAfter       bool
-	process         *process
+	broken bool
+	// updates and wholes count calls, failed those that did; last is how long the last
+	// update was, written how long all were, in bytes.
+	updates, wholes, failed, last, written int
+	// slow is how long a write takes, and a Replace between two records.
+	slow time.Duration
+	// killAt is the write that ends the process, killAfter whether it is done.
+	killAt    int
+	killAfter bool
+	process   *process
 }
 
 func (d *disk) Load(_ context.Context, each func(apikeycheck.Record) error) error {
@@ -241,6 +249,7 @@ func (d *disk) Replace(ctx context.Context, records iter.Seq[apikeycheck.Record]
 	next := map[string][]byte{}
 	for r := range records {
 		next[r.Name] = r.Data
+		d.wait()
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -264,10 +273,17 @@ func (d *disk) Update(_ context.Context, records ...apikeycheck.Record) error {
 	})
 }
 
+func (d *disk) wait() {
+	if d.slow > 0 {
+		<-time.After(d.slow)
+	}
+}
+
 func (d *disk) commit(write func()) error {
+	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.broken || d.process != nil && d.process.dead {
+	if d.broken || d.process != nil && d.process.isDead() {
 		d.failed++
 		return errBroken
 	}

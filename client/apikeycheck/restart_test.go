@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,12 +29,13 @@ func in(t *testing.T, test func(t *testing.T, c *centre, d *disk)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		t.Helper()
-		test(t, newCentre(t), &disk{records: map[string][]byte{}})
+		test(t, newCentre(t), &disk{records: map[string][]byte{}, killAt: math.MaxInt})
 	})
 }
 
 func must(t *testing.T, p *process, d *disk, change func(*apikeycheck.Config)) *apikeycheck.Checker {
 	t.Helper()
+	d.process = p
 	checker, err := p.open(d, change)
 	if err != nil {
 		t.Fatal(err)
@@ -119,30 +122,32 @@ func TestRestartWithoutServer(t *testing.T) {
 // confirmed, and none refused that was good in it.
 func TestKilledAtEveryWrite(t *testing.T) {
 	kills := 0
-	for _, after := range []bool{false, true} {
-		for at := 0; ; at++ {
-			more := false
-			in(t, func(t *testing.T, c *centre, d *disk) { more = killed(t, c, d, at, after) })
-			if t.Failed() {
-				t.Fatalf("killed at write %d, after it: %v", at, after)
+	for _, slow := range []time.Duration{0, 300 * time.Millisecond} {
+		for _, after := range []bool{false, true} {
+			for at := 0; ; at++ {
+				more := false
+				in(t, func(t *testing.T, c *centre, d *disk) { more = killed(t, c, d, at, after, slow) })
+				if t.Failed() {
+					t.Fatalf("killed at write %d, after it: %v, which took %v", at, after, slow)
+				}
+				if !more {
+					break
+				}
+				kills++
 			}
-			if !more {
-				break
-			}
-			kills++
 		}
 	}
-	if kills < 40 {
+	if kills < 100 {
 		t.Errorf("only %d kills", kills)
 	}
 }
 
-func killed(t *testing.T, c *centre, d *disk, at int, after bool) bool {
+func killed(t *testing.T, c *centre, d *disk, at int, after bool, slow time.Duration) bool {
 	t.Helper()
 	random := rand.New(rand.NewPCG(1, 2))
 	const versions = 12
 	p := &process{centre: c}
-	d.killAt, d.killAfter, d.process = at, after, p
+	d.killAt, d.killAfter, d.slow = at, after, slow
 	var checker *apikeycheck.Checker
 	for round := range 40 {
 		for range 1 + random.IntN(3) {
@@ -190,7 +195,7 @@ func survives(t *testing.T, c *centre, d *disk) {
 	t.Helper()
 	confirmed := c.confirms()
 	p := &process{centre: c}
-	d.process, d.killAt = nil, 0
+	d.process, d.killAt, d.slow = p, math.MaxInt, 0
 	checker, err := p.open(d, nil)
 	if err != nil {
 		if confirmed != 0 {
@@ -491,6 +496,9 @@ func TestUsesSurvive(t *testing.T) {
 			p.kill()
 			end(checker)
 		}
+		if d.wholes != 1 {
+			t.Errorf("the cache was not used: the table was written %d times", d.wholes)
+		}
 		d.set(true)
 		checker = must(t, &process{centre: c}, d, nil)
 		wantCheck(t, "again", checker, c.text(1), nil)
@@ -505,7 +513,7 @@ func TestUsesSurvive(t *testing.T) {
 // Close the server goes on waiting.
 func TestLeave(t *testing.T) {
 	in(t, func(t *testing.T, c *centre, d *disk) {
-		left := func() bool { return c.reports[len(c.reports)-1].Leaving }
+		left := func() bool { return slices.ContainsFunc(c.reports, func(r report) bool { return r.Leaving }) }
 		c.set(1, true, false)
 		checker := must(t, &process{centre: c}, d, nil)
 		time.Sleep(time.Second)
@@ -522,5 +530,20 @@ func TestLeave(t *testing.T) {
 		if err := checker.Leave(t.Context()); err != nil || !left() || len(d.records) != 0 {
 			t.Errorf("left: %v, %v; %d records", err, left(), len(d.records))
 		}
+	})
+}
+
+// TestStreamCountsFromWhenItWasAskedFor: the server noted this verifier before it sent a
+// snapshot that takes long, and waits from then on.
+func TestStreamCountsFromWhenItWasAskedFor(t *testing.T) {
+	in(t, func(t *testing.T, c *centre, d *disk) {
+		c.set(1, true, false)
+		c.lag, c.deaf = 10*time.Second, true
+		checker := must(t, &process{centre: c}, d, nil)
+		time.Sleep(10*time.Minute - 15*time.Second)
+		wantCheck(t, "before it is over", checker, c.text(1), nil)
+		time.Sleep(10 * time.Second)
+		wantCheck(t, "after it", checker, c.text(1), apikeycheck.ErrUnsure)
+		end(checker)
 	})
 }

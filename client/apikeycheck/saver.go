@@ -36,7 +36,9 @@ const (
 	// saveAgain and saveLast bound the time between two tries to save.
 	saveAgain = time.Second
 	saveLast  = time.Minute
-	pageSize  = 1000
+	// maxTries is how often at once a table is begun.
+	maxTries = 3
+	pageSize = 1000
 )
 
 // errFallenBehind: so much was changed while the table was saved that it is begun anew.
@@ -242,32 +244,33 @@ func (s *saver) note(ctx context.Context, err error) {
 
 // save writes what there is to be written.
 func (s *saver) save(ctx context.Context) error {
-	s.mu.Lock()
-	whole, marked := s.whole, s.rev != 0
-	s.mu.Unlock()
-	if whole {
-		if !marked {
-			return nil // there is nothing yet
+	if !s.needsWhole() {
+		var uses keptUses
+		if s.usesTold.Swap(false) && s.usesKept > 0 {
+			uses = keptUses{} // if it fails the next report says it again
 		}
-		return s.replace(ctx)
-	}
-	var uses keptUses
-	if s.usesTold.Swap(false) && s.usesKept > 0 {
-		uses = keptUses{}
-	}
-	if err := s.update(ctx, uses, false); err != nil {
-		if uses != nil {
-			s.usesTold.Store(true)
+		if err := s.update(ctx, uses, false); err != nil {
+			return err
 		}
-		return err
+		if s.beside > s.base/2+wornOut {
+			s.mu.Lock()
+			s.restart()
+			s.mu.Unlock()
+		}
 	}
-	if s.beside > s.base/2+wornOut {
-		s.mu.Lock()
-		s.restart()
-		s.mu.Unlock()
-		return s.replace(ctx)
+	for tries := 1; s.needsWhole(); tries++ {
+		if err := s.replace(ctx); err != nil && (!errors.Is(err, errFallenBehind) || tries == maxTries) {
+			return err
+		}
 	}
 	return nil
+}
+
+// needsWhole reports whether the table is to be written as a whole, and there is one.
+func (s *saver) needsWhole() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.whole && s.rev != 0
 }
 
 // close keeps everything, uses that wait included, reports these, and forgets them then.
@@ -423,7 +426,7 @@ func (s *saver) replace(ctx context.Context) error {
 	s.mu.Unlock()
 	writing := &wholeTable{saver: s, generation: rand.Uint64() | 1, table: table, pepper: pepper} //nolint:gosec // it tells generations apart and guards no secret
 	err := s.cache.Replace(ctx, writing.records(ctx))
-	if cause := context.Cause(ctx); err == nil && cause != nil {
+	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
 	if err == nil {

@@ -22,7 +22,7 @@ import (
 )
 
 // newKeeper makes a key file.
-func newKeeper(t *testing.T) *file.Keeper {
+func newKeeper(t testing.TB) *file.Keeper {
 	t.Helper()
 	k, err := file.Open(file.Config{Path: filepath.Join(t.TempDir(), "keys.json")})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestCache(t *testing.T) {
 	})
 }
 
-func openSQLite(t *testing.T, path string) *sqlite.Store {
+func openSQLite(t testing.TB, path string) *sqlite.Store {
 	t.Helper()
 	s, err := sqlite.Open(t.Context(), sqlite.Config{Path: path})
 	if err != nil {
