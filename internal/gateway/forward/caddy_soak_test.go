@@ -56,5 +56,5 @@ func TestCaddy(t *testing.T) {
 	put(t, filepath.Join(dir, "Caddyfile"), "{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n}\n\n"+text)
 	run(t, address, []string{"KEYTURN_PROXY_TOKEN=" + token, "HOME=" + dir, "XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir},
 		buildCaddy(t), "run", "--adapter", "caddyfile", "--config", filepath.Join(dir, "Caddyfile"))
-	throughProxy(t, proxied{address: address, malformed: http.StatusBadRequest, away: http.StatusBadGateway}, w, gateway, origin, token)
+	throughProxy(t, proxied{address: address, malformed: http.StatusBadRequest, large: http.StatusRequestHeaderFieldsTooLarge, away: http.StatusBadGateway}, w, gateway, origin, token)
 }

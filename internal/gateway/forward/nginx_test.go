@@ -46,7 +46,7 @@ func TestNginx(t *testing.T) {
 	t.Cleanup(gateway.Close)
 	origin := newOrigin(t)
 	address := nginx(t, gateway, origin, token)
-	throughProxy(t, proxied{address: address, malformed: http.StatusUnauthorized, away: http.StatusServiceUnavailable}, w, gateway, origin, token)
+	throughProxy(t, proxied{address: address, malformed: http.StatusUnauthorized, large: http.StatusRequestHeaderFieldsTooLarge, away: http.StatusServiceUnavailable}, w, gateway, origin, token)
 }
 
 // TestNginxIsAStranger: a proxy with a wrong token lets nobody in, and passes on no client's.
