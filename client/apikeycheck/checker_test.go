@@ -1,6 +1,7 @@
 package apikeycheck_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -222,6 +224,28 @@ func TestServerIsDown(t *testing.T) {
 	} {
 		s.ahead.Store(int64(at.after))
 		check(at.whatever, map[string]error{good: at.good, old: at.unknown, unknown: at.unknown, "x": apikeycheck.ErrRefused})
+	}
+}
+
+// TestOutageIsToldOnce: a server that is away fills no log, however often it is tried.
+func TestOutageIsToldOnce(t *testing.T) {
+	s := newServer(t)
+	_, line := s.mint(1, true)
+	s.change(line)
+	var log bytes.Buffer
+	config := s.config()
+	config.Logger = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	c, err := apikeycheck.Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.stop()
+	until(t, "it is tried again and again", func() bool { return c.Age() > 2*time.Second })
+	_ = c.Close(t.Context()) // there is no server; nothing writes into the log any more
+	const said = `"msg":"the stream of API keys ended`
+	warned, all := strings.Count(log.String(), `"level":"WARN",`+said), strings.Count(log.String(), said)
+	if warned == 0 || warned > 2 || all < 4 { // one for the stream that broke, one for those that could not be made
+		t.Errorf("%d of %d tries are warnings:\n%s", warned, all, log.String())
 	}
 }
 

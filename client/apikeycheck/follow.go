@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -24,6 +25,8 @@ const (
 	// silence is how long a stream may be without a line: the server sends one each
 	// second.
 	silence = 15 * time.Second
+	// maxTold bounds the reasons that are logged until a stream stands again.
+	maxTold = 20
 	// maxAgeSent is the age of a mark that is old in any case, in milliseconds.
 	maxAgeSent = int64(2 * maxMaxAge / time.Millisecond)
 )
@@ -58,6 +61,7 @@ func (c *Checker) request(ctx context.Context, method, path string, turn int, bo
 // follow keeps the table equal to the server's, until ctx ends.
 func (c *Checker) follow(ctx context.Context) {
 	backoff := backoffFirst
+	told := map[string]bool{}
 	for turn := 0; ctx.Err() == nil; turn++ {
 		began := c.config.Now()
 		err := c.stream(ctx, turn)
@@ -66,8 +70,16 @@ func (c *Checker) follow(ctx context.Context) {
 		}
 		if c.config.Now().Sub(began) > backoffLast {
 			backoff = backoffFirst
+			clear(told)
 		}
-		c.config.Logger.WarnContext(ctx, "the stream of API keys ended; connecting again", "error", err, "age", c.Age())
+		// A server may be away for hours: the same is said once.
+		level := slog.LevelWarn
+		if told[err.Error()] || len(told) == maxTold {
+			level = slog.LevelDebug
+		} else {
+			told[err.Error()] = true
+		}
+		c.config.Logger.Log(ctx, level, "the stream of API keys ended; connecting again until it stands", "error", err, "age", c.Age())
 		timer := time.NewTimer(rand.N(backoff) + backoffFirst/2) //nolint:gosec // it spreads clients and guards no secret
 		select {
 		case <-ctx.Done():
