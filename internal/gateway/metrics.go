@@ -46,6 +46,7 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 var (
 	versionsKnown = describe("apikey_versions", "Versions of API keys in the snapshot, absent before there is one.")
 	snapshotAge   = describe("apikey_age_seconds", "Age of what is known of API keys, absent before there is a snapshot.")
+	maxAge        = describe("apikey_max_age_seconds", "Age of what is known of API keys at which none is let in any more.")
 	cacheFails    = describe("apikey_cache_failing", "Whether the snapshot cannot be kept on disk, so that no change is confirmed to the centre: 1 or 0.")
 	lastWord      = describe("centre_age_seconds", "Time since the centre last answered, absent before it did.")
 	streams       = describe("streams", "Open streams and polls, by who answers them: centre, or the gateway by itself.", "by")
@@ -81,7 +82,7 @@ func truth(is bool) float64 {
 
 // Describe implements prometheus.Collector.
 func (s *state) Describe(to chan<- *prometheus.Desc) {
-	for _, one := range []*prometheus.Desc{versionsKnown, snapshotAge, cacheFails, lastWord, streams} {
+	for _, one := range []*prometheus.Desc{versionsKnown, snapshotAge, maxAge, cacheFails, lastWord, streams} {
 		to <- one
 	}
 	for _, one := range readings() {
@@ -98,6 +99,7 @@ func (s *state) Collect(to chan<- prometheus.Metric) {
 		if checker := s.apiKeys.value.Load(); checker != nil {
 			gauge(versionsKnown, float64(checker.Len()))
 			gauge(snapshotAge, checker.Age().Seconds())
+			gauge(maxAge, s.config.APIKeys.MaxAge.Seconds())
 			gauge(cacheFails, truth(checker.CacheError() != nil))
 		}
 	}

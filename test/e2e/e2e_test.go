@@ -56,7 +56,7 @@ func ask(ts *testscript.TestScript, neg bool, args []string) {
 		for _, header := range args[3:] {
 			name, value, _ := strings.Cut(header, "=")
 			if file, ok := strings.CutPrefix(value, "@"); ok {
-				value = ts.ReadFile(file)
+				value = strings.TrimSpace(ts.ReadFile(file))
 			}
 			r.Header.Set(name, value)
 			if name == "Host" {
@@ -138,10 +138,12 @@ func startSystems(t *testing.T, env *testscript.Env, bin string) error {
 	env.Setenv("KEYTURN_TOKEN_FILE", filepath.Join(data, "root.token"))
 	env.Setenv("KEYTURN_CACERT", filepath.Join(data, "ca.pem"))
 	env.Setenv("PGHOSTPORT", pg.Addr())
-	if address, err = freeAddress(ctx); err != nil {
-		return err
+	for _, name := range []string{"FREEADDR", "FREEADDR2"} {
+		if address, err = freeAddress(ctx); err != nil {
+			return err
+		}
+		env.Setenv(name, address)
 	}
-	env.Setenv("FREEADDR", address)
 	return awaitReady(ctx, filepath.Join(env.WorkDir, "server.log"))
 }
 
