@@ -20,11 +20,12 @@ type ListenerConfig struct {
 	Refused func()
 }
 
-// Bound returns a listener, for TLS, whose connections are bounded. Those beyond the
+// Bound returns a listener whose connections are bounded. Those beyond the
 // bounds are closed as soon as they come. Handshakes are computed in the order in
 // which clients said hello, a few at the same time, so that a fleet that comes back
 // at once is served one after another; a client that is slow, or says nothing, holds
-// up nobody.
+// up nobody. What does not begin with a handshake waits for none, so that a listener
+// without TLS can be bounded as well.
 func Bound(l net.Listener, config ListenerConfig) net.Listener {
 	return newAdmission(config.Handshakes).queued(boundListener(l, config.Connections, config.PerAddress, config.Refused))
 }
