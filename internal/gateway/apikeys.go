@@ -18,7 +18,8 @@ func (g *Gateway) startAPIKeys(ctx context.Context) error {
 		return err
 	}
 	config := apikeycheck.Config{
-		Address: g.config.Centre.Address, Token: g.token, RootCAs: roots, Name: g.config.Name, MaxAge: g.config.APIKeys.MaxAge, Now: g.now, Logger: g.log,
+		Address: g.config.Centre.Address, Token: g.token, RootCAs: roots, Name: g.config.Name, MaxAge: g.config.APIKeys.MaxAge,
+		ReportEvery: g.config.APIKeys.ReportEvery, Now: g.now, Logger: g.log,
 		Cache: snapshot.New(snapshot.Config{Store: g.cache, Keeper: g.keys}),
 	}
 	g.apiKeys = apiKeys{openLate(ctx, func(ctx context.Context) (*apikeycheck.Checker, error) { return apikeycheck.Open(ctx, config) })}

@@ -91,6 +91,9 @@ type APIKeysConfig struct {
 	// MaxAge is for how long API keys are let in without news of the centre. Revoking a
 	// key waits so long for a gateway that cannot be reached. Default: 1h.
 	MaxAge time.Duration `yaml:"maxAge"`
+	// ReportEvery is how often the centre is told of uses; a drain that waits for the end
+	// of use waits for three of them. Default: 3s.
+	ReportEvery time.Duration `yaml:"reportEvery"`
 }
 
 // ForwardConfig is about proxies that ask whether a request may pass.
@@ -156,6 +159,7 @@ func (c *Config) fill() {
 	configfile.Fill(&c.Delivery.ServeFor, 24*time.Hour)
 	configfile.Fill(&c.Delivery.KeepKeys, 30*24*time.Hour)
 	configfile.Fill(&c.APIKeys.MaxAge, time.Hour)
+	configfile.Fill(&c.APIKeys.ReportEvery, 3*time.Second)
 	configfile.Fill(&c.Limits.Parties, 20_000)
 	configfile.Fill(&c.Limits.Connections, 2*c.Limits.Parties+1000)
 	configfile.Fill(&c.Limits.ConnectionsPerAddress, c.Limits.Parties+1000)
@@ -173,6 +177,7 @@ const (
 	minServeFor, maxServeFor = time.Minute, 7 * 24 * time.Hour
 	minKeepKeys, maxKeepKeys = time.Hour, 365 * 24 * time.Hour
 	minMaxAge, maxMaxAge     = 15 * time.Second, 24 * time.Hour
+	minReport, maxReport     = 100 * time.Millisecond, 10 * time.Second
 	maxParties               = 1_000_000
 	maxName                  = 100
 	maxLabels, maxLabel      = 64, 253
@@ -222,6 +227,7 @@ func (c *Config) check() []configfile.Problem {
 	between(&p, "delivery.serveFor", c.Delivery.ServeFor, minServeFor, maxServeFor)
 	between(&p, "delivery.keepKeys", c.Delivery.KeepKeys, minKeepKeys, maxKeepKeys)
 	between(&p, "apiKeys.maxAge", c.APIKeys.MaxAge, minMaxAge, maxMaxAge)
+	between(&p, "apiKeys.reportEvery", c.APIKeys.ReportEvery, minReport, maxReport)
 	between(&p, "limits.parties", c.Limits.Parties, 1, maxParties)
 	between(&p, "limits.connections", c.Limits.Connections, 1, 2*maxParties)
 	between(&p, "limits.connectionsPerAddress", c.Limits.ConnectionsPerAddress, 1, 2*maxParties)
