@@ -34,9 +34,9 @@ func (h *hookBox) text() string {
 }
 
 // apiKeyRun takes an API key through everything that handles it: a rotation that its
-// client follows on its own, notices, use, misuse, and an emergency. It returns the
-// secrets, and adds where they must not be.
-func (w *world) apiKeyRun(t *testing.T, found places) map[string]string {
+// client follows on its own, notices, use, misuse, and an emergency, also through a
+// gateway. It returns the secrets, and adds where they must not be.
+func (w *world) apiKeyRun(t *testing.T, g *gatewayProcess, found places) map[string]string {
 	t.Helper()
 	box := &hookBox{}
 	hook := httptest.NewServer(box)
@@ -49,8 +49,10 @@ func (w *world) apiKeyRun(t *testing.T, found places) map[string]string {
 	w.finish(t, w.rotateKey(t, apiKey, "first"), "done")
 	secrets := map[string]string{"the first API key": w.reveal(t, apiKey, 0)}
 	first := secrets["the first API key"]
+	g.knows(t, first)
 	show := func(text string) {
 		t.Helper()
+		g.asked(t, text)
 		if _, err := w.verify(t.Context(), text, "shop"); err != nil {
 			t.Fatal(err)
 		}
@@ -72,6 +74,9 @@ func (w *world) apiKeyRun(t *testing.T, found places) map[string]string {
 	code, listed, told := w.keyturn(t, "", "apikey", "show", apiKey)
 	if code != 0 {
 		t.Errorf("keyturn apikey show: %s", told)
+	}
+	if status, outcome := g.asked(t, first); status != http.StatusUnauthorized {
+		t.Errorf("the gateway answers %d %q for the old key", status, outcome)
 	}
 	found["keyturn apikey show"] = []byte(listed + told)
 	found["webhooks of partners"] = []byte(box.text())

@@ -140,8 +140,13 @@ func TestNoSecretLeaks(t *testing.T) {
 	w.first(t)
 	issued := w.issueTokens(t)
 	maps.Copy(issued, w.bindTokens(t, issued["the service's token"], found))
-	maps.Copy(issued, w.apiKeyRun(t, found))
+	region := w.gateway(t, "gateway-1", "", "delivery", "apikeys")
+	issued["the gateway's token"], issued["the proxies' token"] = region.token, region.proxyToken
+	maps.Copy(issued, w.apiKeyRun(t, region, found))
 	l := w.fleet(t, 2)
+	behind := *w
+	behind.addresses, behind.roots = region.address, region.roots(t)
+	behind.application(t, l, "behind-the-gateway", "rest", "us")
 	a := w.agentApp(t, "agent-0", "rest", "eu", "")
 	w.settled(t, "agent-0", 1)
 	sick := w.open(t, "sick-canary", "canary", "us")
@@ -187,10 +192,11 @@ func TestNoSecretLeaks(t *testing.T) {
 	tokens := w.tokens(t, a)
 	found["the server's log"] = []byte(w.logs.String())
 	found["the agent's log"] = []byte(a.logs.String())
+	found["the gateway's metrics"], found["the gateway's log"] = []byte(region.scrape(t)), []byte(region.logs.String())
 	// The tokens' own files, the keeper's key and the operator's password are where
 	// they belong; everything else in the folders is looked at, with the database,
 	// its WAL and -shm as they are while the server runs.
-	found.folder(t, w.dir, "root.token", "rotator.password", "kek.json", "ca.key", "audit.key")
+	found.folder(t, w.dir, "root.token", "rotator.password", "kek.json", "ca.key", "audit.key", "gateway-1.token", "gateway-1.proxies")
 	found.folder(t, a.dir, "db.json", "token")
 	for _, path := range []string{"/page", "/v1/traces"} {
 		found["sent to "+path] = []byte(strings.Join(w.heard.all(path), "\n"))
@@ -214,7 +220,7 @@ func TestNoSecretLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d secrets were looked for in %d places of %d bytes", len(secrets), len(found), sum)
-	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "evidence summary.md", "webhooks of partners", "apikey show", "the log of the SDK", "what a resource was sent"} {
+	for _, part := range []string{"keyturn.db", "keyturn.db-wal", "/cmdline", "metrics", "bundle", "the backup", "decrypted backup", "/v1/traces", "evidence summary.md", "webhooks of partners", "apikey show", "the log of the SDK", "what a resource was sent", "cache.db", "cache.db-wal", "the gateway's metrics", "the gateway's log"} {
 		looked := false
 		for place, content := range found {
 			looked = looked || strings.HasSuffix(place, part) && len(content) > 0

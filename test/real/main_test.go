@@ -15,6 +15,9 @@ func TestMain(m *testing.M) {
 	if config := os.Getenv(serverVariable); config != "" {
 		os.Exit(childServer(config))
 	}
+	if path := os.Getenv(gatewayVariable); path != "" {
+		os.Exit(childGateway(path))
+	}
 	if path := os.Getenv(agentVariable); path != "" {
 		os.Exit(childAgent(path))
 	}
