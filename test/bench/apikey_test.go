@@ -93,10 +93,7 @@ func (w *world) verifierToken(b *testing.B) string {
 func BenchmarkVerifyOverAPI(b *testing.B) {
 	w := newWorld(b, nil, apiKeyDocuments)
 	text, token := w.newKey(b), w.verifierToken(b)
-	floor := httptest.NewUnstartedServer(http.HandlerFunc(floorVerify))
-	floor.EnableHTTP2 = true
-	floor.StartTLS()
-	b.Cleanup(floor.Close)
+	floor := floorServer(b)
 	roots := w.roots.Clone()
 	roots.AddCert(floor.Certificate())
 	for b.Loop() {
@@ -111,6 +108,16 @@ func BenchmarkVerifyOverAPI(b *testing.B) {
 			limit: verifyRatio * n / least.Seconds(), more: true,
 		})
 	}
+}
+
+// floorServer decodes, hashes and encodes, and no more.
+func floorServer(b *testing.B) *httptest.Server {
+	b.Helper()
+	floor := httptest.NewUnstartedServer(http.HandlerFunc(floorVerify))
+	floor.EnableHTTP2 = true
+	floor.StartTLS()
+	b.Cleanup(floor.Close)
+	return floor
 }
 
 // floorVerify decodes, hashes and encodes.
@@ -166,14 +173,20 @@ func call(b *testing.B, url, token, text string, config *tls.Config) time.Durati
 		}
 		return err
 	}
+	return calls(b, one)
+}
+
+// calls makes verifyPart calls and returns the processor time that they took.
+func calls(b *testing.B, one func() error) time.Duration {
+	b.Helper()
 	if err := one(); err != nil { // the connection
 		b.Fatal(err)
 	}
 	runtime.GC()
 	before := cpu(b)
-	var calls sync.WaitGroup
+	var running sync.WaitGroup
 	for range verifyCalls {
-		calls.Go(func() {
+		running.Go(func() {
 			for range verifyPart / verifyCalls {
 				if err := one(); err != nil {
 					b.Error(err)
@@ -182,7 +195,7 @@ func call(b *testing.B, url, token, text string, config *tls.Config) time.Durati
 			}
 		})
 	}
-	calls.Wait()
+	running.Wait()
 	return cpu(b) - before
 }
 
