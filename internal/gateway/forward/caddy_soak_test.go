@@ -42,7 +42,7 @@ func main() { caddycmd.Main() }
 // TestCaddy runs a real Caddy with the block of the page.
 func TestCaddy(t *testing.T) {
 	const token = "a-token-of-this-proxy"
-	w := pageWorld(t, token, func(g *forward.GateConfig) { g.RequestURL, g.Only401And403 = "x-forwarded", false })
+	w := pageWorld(t, token, nil, func(g *forward.GateConfig) { g.RequestURL, g.Only401And403 = "x-forwarded", false })
 	gateway := httptest.NewTLSServer(w.handler())
 	t.Cleanup(gateway.Close)
 	origin := newOrigin(t)

@@ -12,15 +12,14 @@ import (
 	"github.com/keyturn/keyturn/internal/gateway/forward"
 )
 
-// nginx runs the page's block before the gateway and the origin, and returns where it
-// listens.
-func nginx(t *testing.T, gateway *httptest.Server, origin *origin, token string) string {
+// nginx runs the page's block at an address, before the gateway and the origin.
+func nginx(t *testing.T, address string, gateway *httptest.Server, origin *origin, token string) {
 	t.Helper()
 	program, err := exec.LookPath("nginx")
 	if err != nil {
 		program = "/usr/sbin/nginx"
 	}
-	dir, address := t.TempDir(), freeAddress(t)
+	dir := t.TempDir()
 	put(t, filepath.Join(dir, "token"), "proxy_set_header Keyturn-Proxy-Token "+token+";\n")
 	text := replace(t, block(t, "nginx"), map[string]string{
 		"server gateway.example.com:7449;": "server " + gateway.Listener.Addr().String() + ";",
@@ -35,28 +34,29 @@ func nginx(t *testing.T, gateway *httptest.Server, origin *origin, token string)
 	}
 	put(t, filepath.Join(dir, "nginx.conf"), "daemon off;\nmaster_process off;\npid "+filepath.Join(dir, "pid")+";\nerror_log stderr warn;\nevents {}\nhttp {\naccess_log off;\n"+temp.String()+text+"}\n")
 	run(t, address, nil, program, "-p", dir, "-e", "stderr", "-c", filepath.Join(dir, "nginx.conf"))
-	return address
 }
 
 // TestNginx runs a real nginx with the block of the page.
 func TestNginx(t *testing.T) {
 	const token = "a-token-of-this-proxy"
-	w := pageWorld(t, token, func(*forward.GateConfig) {})
+	w := pageWorld(t, token, nil, func(*forward.GateConfig) {})
 	gateway := httptest.NewTLSServer(w.handler())
 	t.Cleanup(gateway.Close)
 	origin := newOrigin(t)
-	address := nginx(t, gateway, origin, token)
+	address := freeAddress(t)
+	nginx(t, address, gateway, origin, token)
 	throughProxy(t, proxied{address: address, malformed: http.StatusUnauthorized, large: http.StatusRequestHeaderFieldsTooLarge, away: http.StatusServiceUnavailable}, w, gateway, origin, token)
 }
 
 // TestNginxIsAStranger: a proxy with a wrong token lets nobody in, and passes on no client's.
 func TestNginxIsAStranger(t *testing.T) {
 	const token = "a-token-of-this-proxy"
-	w := pageWorld(t, token, func(*forward.GateConfig) {})
+	w := pageWorld(t, token, nil, func(*forward.GateConfig) {})
 	gateway := httptest.NewTLSServer(w.handler())
 	t.Cleanup(gateway.Close)
 	origin := newOrigin(t)
-	address := nginx(t, gateway, origin, "another-token-altogether")
+	address := freeAddress(t)
+	nginx(t, address, gateway, origin, "another-token-altogether")
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/", http.NoBody)
 	if err != nil {
 		t.Fatal(err)

@@ -42,8 +42,8 @@ func block(t *testing.T, language string) string {
 }
 
 // pageWorld is a service with the gates of the page, the first of them changed by change,
-// whose callers show a token of a file.
-func pageWorld(t *testing.T, token string, change func(*forward.GateConfig)) *world {
+// whose callers show a token of a file; verifier verifies access tokens, nil: the world.
+func pageWorld(t *testing.T, token string, verifier forward.Tokens, change func(*forward.GateConfig)) *world {
 	t.Helper()
 	var config struct {
 		Forward forward.Settings `yaml:"forward"`
@@ -57,13 +57,16 @@ func pageWorld(t *testing.T, token string, change func(*forward.GateConfig)) *wo
 	file := filepath.Join(t.TempDir(), "tokens")
 	put(t, file, token)
 	w := &world{}
+	if verifier == nil {
+		verifier = tokens{w}
+	}
 	log := slog.New(slog.NewTextHandler(&w.log, nil))
 	proxies, err := forward.NewProxyTokens(forward.ProxyTokensConfig{Files: []string{file}, Now: time.Now, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.Service, err = forward.New(forward.Config{
-		Settings: config.Forward, Keys: w, Tokens: map[string]forward.Tokens{"orders": tokens{w}}, Caller: proxies.Caller, Logger: log, Now: time.Now,
+		Settings: config.Forward, Keys: w, Tokens: map[string]forward.Tokens{"orders": verifier}, Caller: proxies.Caller, Logger: log, Now: time.Now,
 	})
 	if err != nil {
 		t.Fatal(err)

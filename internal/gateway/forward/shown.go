@@ -55,7 +55,7 @@ func readShown(values headers) (shown, Outcome) {
 		if len(s.proofs) > 1 || len(s.proofs) == 1 && len(s.proofs[0]) > maxProof {
 			return shown{}, Malformed
 		}
-	case isCredential(scheme) && scheme != "":
+	case isCredential(scheme):
 		return shown{}, Missing // it is for somebody else
 	default:
 		return shown{}, Malformed
