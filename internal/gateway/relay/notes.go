@@ -63,6 +63,8 @@ type notes struct {
 	mu   sync.Mutex
 	by   map[same]*noted
 	next uint64
+	// of counts those of each token: none may take all the room.
+	of   map[string]int
 	full bool
 	// queue waits for the writer; writing: there is one.
 	queue   []*noting
@@ -86,7 +88,7 @@ type noting struct {
 }
 
 func newNotes(c *cache, most int) *notes {
-	return &notes{cache: c, most: most, by: map[same]*noted{}, fresh: make(chan struct{}, 1)}
+	return &notes{cache: c, most: most, by: map[same]*noted{}, of: map[string]int{}, fresh: make(chan struct{}, 1)}
 }
 
 // add makes hand-outs durable before it returns nil. Those that come together share a
@@ -134,7 +136,7 @@ func (n *notes) write(ctx context.Context) {
 		n.mu.Lock()
 		if err == nil {
 			for _, one := range changed {
-				n.by[one.same()] = one
+				n.keep(one)
 			}
 		}
 		n.mu.Unlock()
@@ -163,7 +165,7 @@ const writeTime = 10 * time.Second
 
 // merge adds up what is to be stored; the caller holds the lock.
 func (n *notes) merge(batch []*noting) (changed []*noted, failed []error) {
-	fresh := map[same]*noted{}
+	fresh, more := map[same]*noted{}, map[string]int{}
 	failed = make([]error, len(batch))
 	for i, one := range batch {
 		missing := 0
@@ -176,6 +178,14 @@ func (n *notes) merge(batch []*noting) (changed []*noted, failed []error) {
 		if missing > 0 && len(n.by)+len(fresh)+missing > n.most {
 			n.full = true
 			failed[i] = fmt.Errorf("%w: %d do; they are told when the centre answers again", errFull, len(n.by))
+			continue
+		}
+		// More than half of the room is for nobody alone: a client that gives itself ever
+		// new names keeps the others from nothing.
+		token := one.list[0].Token
+		if more[token] += missing; missing > 0 && n.of[token]+more[token] > max(n.most/2, 1) {
+			more[token] -= missing
+			failed[i] = fmt.Errorf("%w of this token: %d do; they are told when the centre answers again", errFull, n.of[token])
 			continue
 		}
 		for j := range one.list {
@@ -209,6 +219,24 @@ func (n *notes) merge(batch []*noting) (changed []*noted, failed []error) {
 	return changed, failed
 }
 
+// keep and forget take one in and out; the caller holds the lock.
+func (n *notes) keep(one *noted) {
+	if n.by[one.same()] == nil {
+		n.of[one.Token]++
+	}
+	n.by[one.same()] = one
+}
+
+func (n *notes) forget(one *noted) {
+	if n.by[one.same()] == nil {
+		return
+	}
+	delete(n.by, one.same())
+	if n.of[one.Token]--; n.of[one.Token] == 0 {
+		delete(n.of, one.Token)
+	}
+}
+
 func (n *notes) store(ctx context.Context, changed []*noted) error {
 	if len(changed) == 0 {
 		return nil
@@ -234,7 +262,7 @@ func (n *notes) load(ctx context.Context, each func(*handout)) error {
 			return fmt.Errorf("hand-out %s in the cache is damaged; what it says is lost if you remove the cache", doc.Name)
 		}
 		n.next = max(n.next, number)
-		n.by[one.same()] = one
+		n.keep(one)
 		each(&one.handout)
 		return nil
 	})
@@ -351,9 +379,9 @@ func (n *notes) replace(ctx context.Context, changed []*noted, owes func(*handou
 	defer n.mu.Unlock()
 	for _, one := range changed {
 		if drop(one) {
-			delete(n.by, one.same())
+			n.forget(one)
 		} else {
-			n.by[one.same()] = one
+			n.keep(one)
 		}
 	}
 	n.full = n.full && len(n.by) >= n.most

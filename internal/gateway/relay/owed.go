@@ -38,7 +38,10 @@ type owed struct {
 
 // debtor is a party that was served.
 type debtor struct {
+	// of is the token that it showed; mixed: not always the same one, so that only the
+	// centre's word counts.
 	of    subject
+	mixed bool
 	agent bool
 	// here counts its open streams and polls; gone is when there were none any more.
 	here int
@@ -75,6 +78,7 @@ func (o *owed) arrive(party string, of subject, agent, serving bool) bool {
 	}
 	d.here++
 	if serving {
+		d.mixed = d.mixed || d.of != subject{} && d.of != of
 		d.of, d.agent = of, d.agent || agent
 	}
 	return true
@@ -127,7 +131,7 @@ func (o *owed) restore(party string, name key.Name, v key.Version, epoch uint64)
 	o.vouch(party, name, v, epoch)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.parties[party].agent = true
+	o.parties[party].agent, o.parties[party].mixed = true, true
 }
 
 // strike removes versions for which gone is true; the caller holds the lock.
@@ -167,7 +171,7 @@ func (o *owed) known(party string, name key.Name, v key.Version) {
 func (o *owed) acked(party string, of subject, name key.Name, epoch uint64, using key.Version, told bool) {
 	o.mu.Lock()
 	d := o.parties[party]
-	credible := d != nil && (told || d.of == of)
+	credible := d != nil && (told || d.of == of && !d.mixed)
 	o.mu.Unlock()
 	if !credible {
 		return
@@ -188,7 +192,7 @@ func (o *owed) settle(party string, name key.Name, gone func(key.Version, uint64
 func (o *owed) left(party string, of subject, told bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if d := o.parties[party]; d != nil && (told || d.of == of) {
+	if d := o.parties[party]; d != nil && (told || d.of == of && !d.mixed) {
 		o.clear(party, d)
 	}
 }

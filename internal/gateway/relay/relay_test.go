@@ -389,7 +389,7 @@ func TestGatewayIsRefused(t *testing.T) {
 // TestBounds: beyond each bound nothing is handed out, and nothing grows.
 func TestBounds(t *testing.T) {
 	synctestWorld(t, func(w *world) {
-		w.adapt = func(c *relay.Config) { c.MaxGrants, c.MaxHandouts, c.MaxStreams = 16, 3, 8 }
+		w.adapt = func(c *relay.Config) { c.MaxGrants, c.MaxHandouts, c.MaxStreams = 16, 4, 8 }
 		w.startGateway()
 		w.app("a", client.KindClient, tok, db).closeAfter(5 * time.Second)
 		for i := range 40 {
@@ -405,19 +405,28 @@ func TestBounds(t *testing.T) {
 		w.app("a", client.KindClient, tok, db).closeAfter(5 * time.Second)
 		w.stopCentre()
 		after(5 * time.Second)
-		var served int
-		for i := range 5 {
-			a := w.app(string(rune('a'+i)), client.KindClient, tok, db)
-			after(3 * time.Second)
-			a.close()
-			served += int(a.using(db))
+		// No token takes more than half of the room.
+		served := func(token string) (n int) {
+			for i := range 5 {
+				a := w.app(token+string(rune('a'+i)), client.KindClient, token, db)
+				after(3 * time.Second)
+				a.close()
+				n += int(a.using(db))
+			}
+			return n
 		}
-		if s := w.relay.Stats(); served != 3 || s.Untold != 3 || !s.Full {
-			t.Errorf("%d were served, %+v", served, s)
+		if n, s := served(tok), w.relay.Stats(); n != 2 || s.Untold != 2 || s.Full {
+			t.Errorf("%d of one token were served, %+v", n, s)
+		}
+		for _, token := range []string{"kt_tma_x", "kt_tnb_x"} {
+			served(token)
+		}
+		if s := w.relay.Stats(); s.Untold != 4 || !s.Full {
+			t.Errorf("%+v", s)
 		}
 		w.startCentre()
 		after(20 * time.Second)
-		if s := w.relay.Stats(); s.Untold != 0 || s.Full || len(w.centre.handedOut()) != 3 {
+		if s := w.relay.Stats(); s.Untold != 0 || s.Full || len(w.centre.handedOut()) != 4 {
 			t.Errorf("%+v", s)
 		}
 		for i := range 12 {
