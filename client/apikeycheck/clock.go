@@ -12,6 +12,11 @@ type clock struct{ started time.Time }
 // moment is when something was, in nanoseconds: since 1970, and since the clock started.
 type moment struct{ wall, own int64 }
 
+// read returns the present moment.
+func (c clock) read(now time.Time) moment {
+	return moment{wall: now.UnixNano(), own: int64(now.Sub(c.started))}
+}
+
 // at returns the moment that was so long before now.
 func (c clock) at(now time.Time, before time.Duration) *moment {
 	return &moment{wall: now.UnixNano() - int64(before), own: int64(now.Sub(c.started) - before)}

@@ -17,7 +17,8 @@
 //     restart, whenever the process ends. Times in the cache may be some seconds behind,
 //     and lie never ahead.
 //   - A clock that is set back prolongs nothing: the process measures by its own clock as
-//     well, and does not use a cache of a time to come.
+//     well, and does not use a cache of a time to come. Nor does standing still: what
+//     waited for it meanwhile is fetched anew.
 //   - The process holds keyed hashes, no keys. Whoever reads its memory can verify
 //     keys, and show none.
 //   - Uses are reported in batches, each at least once: what could not be reported is

@@ -27,6 +27,9 @@ const (
 	silence = 15 * time.Second
 	// maxTold bounds the reasons that are logged until a stream stands again.
 	maxTold = 20
+	// stoodStill is how long after the last line the next one shows that the process did
+	// not run in between. What it finds then was sent long ago: it is not fresh.
+	stoodStill = silence + 10*time.Second
 	// maxAgeSent is the age of a mark that is old in any case, in milliseconds.
 	maxAgeSent = int64(2 * maxMaxAge / time.Millisecond)
 )
@@ -112,7 +115,7 @@ func (c *Checker) stream(ctx context.Context, turn int) error {
 	defer watchdog.Stop()
 	lines := bufio.NewReaderSize(response.Body, keytable.MaxLine)
 	taking := &taking{checker: c, began: began}
-	for {
+	for last := c.clock.read(c.config.Now()); ; {
 		text, err := lines.ReadSlice('\n')
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
@@ -120,6 +123,11 @@ func (c *Checker) stream(ctx context.Context, turn int) error {
 			}
 			return err
 		}
+		now := c.config.Now()
+		if stood := c.clock.since(&last, now); stood > int64(stoodStill) {
+			return fmt.Errorf("this process has stood still for %v", time.Duration(stood))
+		}
+		last = c.clock.read(now)
 		watchdog.Reset(silence)
 		line, err := keytable.DecodeLine(text)
 		if err == nil {

@@ -43,6 +43,8 @@ type uses struct {
 	// addresses is how many of pending have an address.
 	addresses int
 	named     map[who]uint32
+	// sending are those that are being reported.
+	sending map[who]uint32
 	// old are tables that were replaced and may have uses.
 	old map[*keytable.Table]bool
 }
@@ -151,7 +153,15 @@ func (u *uses) some() (part map[who]uint32, more bool) {
 			u.addresses--
 		}
 	}
+	u.sending = part
 	return part, len(u.pending) > 0
+}
+
+// taken notes that what was being reported is.
+func (u *uses) taken() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.sending = nil
 }
 
 // usesPerRecord bounds the uses of one record of a cache.
@@ -165,6 +175,9 @@ func (u *uses) encode() (keptUses, error) {
 		for ; n > 0; n -= min(n, math.MaxUint32) {
 			list = append(list, reportUse{Key: w.key, Version: w.version, Count: uint32(min(n, math.MaxUint32)), Address: w.address, Refused: w.refused})
 		}
+	}
+	for w, n := range u.sending { // it may come to nothing
+		list = append(list, reportUse{Key: w.key, Version: w.version, Count: n, Address: w.address, Refused: w.refused})
 	}
 	u.mu.Unlock()
 	kept := keptUses{}
@@ -197,6 +210,7 @@ func (u *uses) restore(text []byte) error {
 func (u *uses) back(part map[who]uint32) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.sending = nil
 	for w, n := range part {
 		u.wait(w, uint64(n))
 	}
@@ -253,6 +267,7 @@ func (c *Checker) send(ctx context.Context, leaving bool) error {
 			c.uses.back(part)
 			return err
 		}
+		c.uses.taken()
 		if !more {
 			if c.saver != nil {
 				c.saver.usesTold.Store(true)

@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -544,6 +545,63 @@ func TestStreamCountsFromWhenItWasAskedFor(t *testing.T) {
 		wantCheck(t, "before it is over", checker, c.text(1), nil)
 		time.Sleep(10 * time.Second)
 		wantCheck(t, "after it", checker, c.text(1), apikeycheck.ErrUnsure)
+		end(checker)
+	})
+}
+
+// TestSilentReports: a verifier whose reports are not taken lets in nothing after
+// MaxAge, although it hears of every change: the server does not wait for it longer. A
+// key that it does not know is then a new one, perhaps, after 12 s already.
+func TestSilentReports(t *testing.T) {
+	in(t, func(t *testing.T, c *centre, _ *disk) {
+		c.set(1, true, false)
+		p := &process{centre: c}
+		checker, err := p.open(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		c.is(&c.deaf, true)
+		time.Sleep(10 * time.Second)
+		wantCheck(t, "a moment after", checker, c.text(2), apikeycheck.ErrRefused)
+		time.Sleep(5 * time.Second)
+		wantCheck(t, "a little after", checker, c.text(2), apikeycheck.ErrUnsure)
+		time.Sleep(9*time.Minute + 30*time.Second)
+		wantCheck(t, "before MaxAge", checker, c.text(1), nil)
+		time.Sleep(30 * time.Second)
+		if checker.Age() > 2*time.Second || c.streams != 1 {
+			t.Errorf("what it knows is %v old, by %d streams", checker.Age(), c.streams)
+		}
+		wantCheck(t, "after MaxAge", checker, c.text(1), apikeycheck.ErrUnsure)
+		c.is(&c.deaf, false)
+		time.Sleep(2 * time.Second)
+		wantCheck(t, "when it reports again", checker, c.text(1), nil)
+		end(checker)
+	})
+}
+
+// TestStandingStill: a process that did not run for a while takes what was sent to it
+// meanwhile for old, and asks anew.
+func TestStandingStill(t *testing.T) {
+	in(t, func(t *testing.T, c *centre, d *disk) {
+		c.set(1, true, false)
+		var stood atomic.Int64
+		checker := must(t, &process{centre: c}, d, func(config *apikeycheck.Config) {
+			config.Now = func() time.Time { return time.Now().Add(time.Duration(stood.Load())) }
+		})
+		for i, still := range []time.Duration{5 * time.Second, time.Minute} {
+			time.Sleep(time.Minute + 500*time.Millisecond)
+			before := c.streams
+			stood.Add(int64(still))
+			time.Sleep(550 * time.Millisecond) // the next mark
+			if age := checker.Age(); i == 0 && age > time.Second || i == 1 && age < still {
+				t.Errorf("after %v: what it knows is %v old", still, age)
+			}
+			time.Sleep(5 * time.Second)
+			if asked := c.streams > before; asked != (i == 1) || checker.Age() > 2*time.Second {
+				t.Errorf("after %v: asked anew: %v; %v old", still, asked, checker.Age())
+			}
+		}
 		end(checker)
 	})
 }

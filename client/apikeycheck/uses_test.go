@@ -95,3 +95,27 @@ func check(t *testing.T, u *uses, want map[who]uint64) {
 		t.Errorf("reported %v, want %v", got, want)
 	}
 }
+
+// TestKeptUses: what is kept of uses is what waits, and what is being reported until that
+// has been taken.
+func TestKeptUses(t *testing.T) {
+	var u uses
+	sent, waits := who{key: "partners/acme", version: 1, address: "192.0.2.7"}, who{key: "partners/acme", version: 2, refused: true}
+	u.wait(sent, 3)
+	u.some()
+	u.wait(waits, 5<<32)
+	for _, want := range []map[who]uint64{{{key: sent.key, version: 1}: 3, waits: 5 << 32}, {waits: 5 << 32}} {
+		kept, err := u.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var again uses
+		for _, text := range kept {
+			if err := again.restore(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check(t, &again, want)
+		u.taken()
+	}
+}
