@@ -261,6 +261,14 @@ func (g *Gateway) LocalAddress() string { return g.local }
 // is the operator's own.
 func (g *Gateway) CAFile() string { return g.caFile }
 
+// Stats says how deliveries fare; zero when none are served.
+func (g *Gateway) Stats() relay.Stats {
+	if g.relay == nil {
+		return relay.Stats{}
+	}
+	return g.relay.Stats()
+}
+
 // Failed receives when the gateway ended by itself.
 func (g *Gateway) Failed() <-chan error { return g.failed }
 

@@ -224,7 +224,8 @@ func deliverKeyturn(b *testing.B, data server.StoreConfig, count int) (d deliver
 func storm(b *testing.B, w *world, fleet *agents, count int) (back, used time.Duration) {
 	b.Helper()
 	was := fleet.total()
-	w.restart()
+	w.pause()
+	w.resume()
 	before, ready := cpu(b), time.Now()
 	fleet.wait(b, 5*time.Minute, func(all connections) bool { return all.Connected == count && all.Streams >= was.Streams+count })
 	back, used = time.Since(ready), cpu(b)-before

@@ -35,8 +35,8 @@ type world struct {
 	control keyturnv1connect.ControlServiceClient
 	// plain is for calls without the operator's token.
 	plain *http.Client
-	// restart stops the server and starts it again at the same address.
-	restart func()
+	// pause stops the server until resume starts it again at the same address.
+	pause, resume func()
 	// stop stops it for good, once.
 	stop func()
 }
@@ -80,9 +80,9 @@ func startServer(b *testing.B, config server.Config, drivers map[string]provider
 	b.Cleanup(func() { once.Do(stop) })
 	w := operate(b, srv.Address(), srv.CAFile(), srv.TokenFile())
 	w.stop = func() { once.Do(stop) }
-	w.restart = func() {
+	w.pause = stop
+	w.resume = func() {
 		b.Helper()
-		stop()
 		if srv, err = server.Start(b.Context(), config, options); err != nil {
 			b.Fatal(err)
 		}
