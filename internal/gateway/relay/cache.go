@@ -188,30 +188,7 @@ func (c *cache) openKey(ctx context.Context, name key.Name, record *keyRecord) (
 	return m, nil
 }
 
-// Rewrap gives every envelope of the cache to again, and stores what that returns in its
-// place, when the key-encryption key of the cache was exchanged. It runs before a relay
-// opens the cache. belongs are the Name and CentreName of its Config.
-func Rewrap(ctx context.Context, in store.Store, name, centre string, again keeper.Again) error {
-	c := &cache{store: in, belongs: belongs(name, centre)}
-	if err := sealed.Rewrap(ctx, in, sealed.Secret{Purpose: "relay/tokens", Kind: kindSecret, Size: secretSize, Called: "the key that the relay hashes tokens with"}, again); err != nil {
-		return err
-	}
-	return c.list(ctx, kindKey, func(doc *store.Doc) error {
-		record, err := decodeKey(doc.Body, maxParties)
-		if err != nil {
-			return nil //nolint:nilerr // it is not served either
-		}
-		record.Sealed, err = again(ctx, c.place(key.Name(doc.Name), record.Of), record.Sealed)
-		if err != nil || record.Sealed == nil {
-			return err
-		}
-		return in.Update(ctx, func(tx store.Tx) error { return put(ctx, tx, kindKey, doc.Name, record) })
-	})
-}
-
 func belongs(name, centre string) string { return centre + "\x00" + name }
-
-const maxParties = 100
 
 // grantRecord is a document of kindGrant.
 type grantRecord struct {

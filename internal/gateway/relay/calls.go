@@ -181,6 +181,9 @@ func (r *Relay) call(ctx context.Context, c *caller, send func(context.Context) 
 		if err == nil {
 			return nil
 		}
+		if connect.CodeOf(err) == connect.CodeUnauthenticated {
+			r.denied(ctx, c, nil, err)
+		}
 		return pass(err)
 	case isAway, isRefusal:
 		if ctx.Err() == nil {
@@ -253,7 +256,7 @@ func (r *Relay) Leave(ctx context.Context, req *keyturnv1.LeaveRequest) (*keytur
 // Join implements DeliveryService.
 func (r *Relay) Join(ctx context.Context, req *keyturnv1.JoinRequest) (*keyturnv1.JoinResponse, error) {
 	c := r.caller(ctx)
-	c.token = "" // the proof is in the request
+	c.token, c.of = "", subject{} // the proof is in the request
 	answer := &keyturnv1.JoinResponse{}
 	err := r.call(ctx, &c, func(ctx context.Context) (err error) {
 		answer, err = r.centre.Join(ctx, req)

@@ -48,6 +48,8 @@ type centre struct {
 	busy chan struct{}
 	// refuseGateway refuses the gateway's own token.
 	refuseGateway bool
+	// full is how many calls of Watch it refuses, since it has too much to do.
+	full int
 	// refuseHandout is a key of which it takes no hand-outs.
 	refuseHandout string
 	// forgot counts clients that were forgotten.
@@ -297,6 +299,15 @@ func names(keys []*keyturnv1.Known) (list []string) {
 
 func (c *centre) Watch(ctx context.Context, req *keyturnv1.WatchRequest, out *connect.ServerStream[keyturnv1.WatchResponse]) error {
 	if err := c.allow(ctx, names(req.GetKeys())); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	full := c.full > 0
+	c.full--
+	c.mu.Unlock()
+	if full {
+		err := connect.NewError(connect.CodeResourceExhausted, errors.New("too many calls"))
+		err.Meta().Set("Retry-After", "3")
 		return err
 	}
 	id := req.GetParty().GetId()

@@ -415,15 +415,25 @@ func (r *Relay) caller(ctx context.Context) caller {
 	}
 	c := caller{token: info.RequestHeader().Get("Authorization")}
 	c.of = subjectOf(r.hashKey, c.token)
-	// kt_ID_SECRET: the ID is what lists and audit entries call the token.
-	if parts := strings.SplitN(strings.TrimPrefix(c.token, "Bearer "), "_", 3); len(parts) == 3 && len(parts[1]) <= 64 {
-		c.id = parts[1]
-	}
+	c.id = idOf(c.token)
 	if at, err := netip.ParseAddrPort(info.Peer().Addr); err == nil {
 		c.address = at.Addr().Unmap().WithZone("")
 	}
 	return c
 }
+
+// idOf is what lists and audit entries call a token, which reads kt_ID_SECRET; empty if it
+// does not. Of another text no part may be shown.
+func idOf(authorization string) string {
+	rest, ok := strings.CutPrefix(authorization, "Bearer kt_")
+	id, _, found := strings.Cut(rest, "_")
+	if !ok || !found || len(id) > maxTokenID || strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+		return ""
+	}
+	return id
+}
+
+const maxTokenID = 32
 
 // addressText is the address for the audit log, which needs one.
 func (c *caller) addressText() string {

@@ -38,6 +38,41 @@ func TestRelays(t *testing.T) {
 	})
 }
 
+// TestCentreIsFull: a centre that cannot let all in at once, when it is back, does not
+// send those away whom the gateway serves.
+func TestCentreIsFull(t *testing.T) {
+	run(t, func(w *world) {
+		var apps []*app
+		for i := range 5 {
+			apps = append(apps, w.app(string(rune('a'+i)), client.KindClient, tok, db))
+		}
+		after(5 * time.Second)
+		w.stopCentre()
+		after(5 * time.Second)
+		w.centre.mu.Lock()
+		w.centre.full = 12
+		w.centre.mu.Unlock()
+		w.startCentre()
+		after(time.Minute)
+		for _, a := range apps {
+			if a.troubles() != 0 {
+				t.Errorf("%s noticed: %v", a.id, a.status)
+			}
+		}
+		if s := w.relay.Stats(); s.Relayed != 5 {
+			t.Errorf("%+v", s)
+		}
+		w.centre.mu.Lock()
+		w.centre.full = 1
+		w.centre.mu.Unlock()
+		newcomer := w.app("new", client.KindClient, tok, db)
+		after(time.Second)
+		if err := newcomer.lastError(); err == nil || !strings.Contains(err.Error(), "too many calls") {
+			t.Errorf("one that is not served hears of it: %v", err)
+		}
+	})
+}
+
 // TestRollBack: the gateway follows the centre to the version before.
 func TestRollBack(t *testing.T) {
 	run(t, func(w *world) {

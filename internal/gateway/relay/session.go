@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -438,6 +439,9 @@ func (s *session) on(ctx context.Context, e event) (done bool, err error) {
 	switch judge(e.err) {
 	case isAnswer:
 		r.link.answered()
+		if s.sent > 0 && connect.CodeOf(e.err) == connect.CodeResourceExhausted {
+			return false, s.full(ctx, e.err)
+		}
 		r.denied(ctx, &s.caller, s.names, e.err)
 		return true, pass(e.err)
 	case isRefusal, isAway:
@@ -507,6 +511,23 @@ func (s *session) lost(ctx context.Context, err error) error {
 	if refused := s.serve(ctx, s.sent == 0); refused != nil {
 		return s.cause(refused, err)
 	}
+	return nil
+}
+
+// full goes on without the centre, which has others to let in first: a client that is
+// served need not hear of it.
+func (s *session) full(ctx context.Context, err error) error {
+	if lost := s.lost(ctx, err); lost != nil {
+		return lost
+	}
+	wait := retryMost
+	if wire, ok := asConnect(err); ok {
+		if seconds, err := strconv.ParseUint(wire.Meta().Get("Retry-After"), 10, 16); err == nil {
+			wait = min(time.Duration(seconds)*time.Second, time.Minute)
+		}
+	}
+	// Everybody was told the same.
+	s.retry.Reset(wait + time.Duration(s.relay.random()*float64(max(wait, retryLeast))))
 	return nil
 }
 
