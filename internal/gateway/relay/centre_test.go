@@ -98,6 +98,19 @@ func (c *centre) handler() http.Handler {
 	return mux
 }
 
+// token makes a token good for the keys with a prefix.
+func (c *centre) token(token, prefix string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tokens[token] = prefix
+}
+
+func (c *centre) revoke(token string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.tokens, token)
+}
+
 // rotate mints a version and tells everybody.
 func (c *centre) rotate(name string) {
 	c.mu.Lock()

@@ -255,7 +255,7 @@ func TestGrants(t *testing.T) {
 		return a.using(names[0]) != 0
 	}
 	begin := func(w *world) {
-		w.centre.tokens["kt_other_x"] = ""
+		w.centre.token("kt_other_x", "")
 		w.app("a", client.KindClient, tok, db).closeAfter(5 * time.Second)
 	}
 	t.Run("the token", func(t *testing.T) {
@@ -278,7 +278,7 @@ func TestGrants(t *testing.T) {
 	t.Run("revoked", func(t *testing.T) {
 		run(t, func(w *world) {
 			begin(w)
-			delete(w.centre.tokens, tok)
+			w.centre.revoke(tok)
 			serves(w, tok, db) // the centre says no
 			w.stopCentre()
 			after(5 * time.Second)
@@ -296,7 +296,7 @@ func TestGrants(t *testing.T) {
 	t.Run("narrowed", func(t *testing.T) {
 		run(t, func(w *world) {
 			begin(w)
-			w.centre.tokens[tok] = "other/"
+			w.centre.token(tok, "other/")
 			serves(w, tok, db)
 			w.stopCentre()
 			after(5 * time.Second)
@@ -429,9 +429,7 @@ func TestBounds(t *testing.T) {
 		w.app("a", client.KindClient, tok, db).closeAfter(5 * time.Second)
 		for i := range 40 {
 			token := "kt_t" + string(rune('a'+i%26)) + string(rune('a'+i/26)) + "_x"
-			w.centre.mu.Lock()
-			w.centre.tokens[token] = ""
-			w.centre.mu.Unlock()
+			w.centre.token(token, "")
 			w.app("g", client.KindClient, token, db).closeAfter(100 * time.Millisecond)
 		}
 		if s := w.relay.Stats(); s.Grants > 16 || s.Grants < 14 {
@@ -478,7 +476,7 @@ func TestBounds(t *testing.T) {
 func TestKeys(t *testing.T) {
 	synctestWorld(t, func(w *world) {
 		w.adapt = func(c *relay.Config) { c.KeepKeys = 2 * time.Hour }
-		w.centre.tokens[gatewayToken] = "prod/"
+		w.centre.token(gatewayToken, "prod/")
 		w.startGateway()
 		a := w.app("a", client.KindClient, tok, db, "prod/cache", "other/db")
 		after(5 * time.Second)
