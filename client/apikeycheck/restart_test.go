@@ -34,6 +34,12 @@ func in(t *testing.T, test func(t *testing.T, c *centre, d *disk)) {
 	})
 }
 
+// rest lets simulated time pass, and everything that has to be done by then.
+func rest(d time.Duration) {
+	<-time.After(d)
+	synctest.Wait()
+}
+
 func must(t *testing.T, p *process, d *disk, change func(*apikeycheck.Config)) *apikeycheck.Checker {
 	t.Helper()
 	d.process = p
@@ -70,7 +76,7 @@ func TestRestartWithoutServer(t *testing.T) {
 		c.set(3, true, false)
 		c.set(4, true, false)
 		c.set(4, false, true)
-		time.Sleep(20 * time.Second)
+		rest(20 * time.Second)
 		if c.confirms() != 5 {
 			t.Fatalf("revision %d is confirmed", c.confirms())
 		}
@@ -85,7 +91,7 @@ func TestRestartWithoutServer(t *testing.T) {
 			{20 * time.Second, nil, apikeycheck.ErrUnsure, apikeycheck.ErrUnsure},
 			{9 * time.Minute, nil, apikeycheck.ErrUnsure, apikeycheck.ErrUnsure},
 		} {
-			time.Sleep(at.after)
+			rest(at.after)
 			began := time.Now()
 			p := &process{centre: c}
 			checker := must(t, p, d, nil)
@@ -98,7 +104,7 @@ func TestRestartWithoutServer(t *testing.T) {
 			wantCheck(t, when, checker, c.text(2), at.refused)
 			wantCheck(t, when, checker, c.text(4), at.stranger)
 			if at.after > time.Minute {
-				time.Sleep(time.Minute)
+				rest(time.Minute)
 				wantCheck(t, "when it is old", checker, c.text(1), apikeycheck.ErrUnsure)
 			}
 			p.kill()
@@ -159,7 +165,7 @@ func killed(t *testing.T, c *centre, d *disk, at int, after bool, slow time.Dura
 			checker = must(t, p, d, nil)
 		case round%9 == 5: // the stream breaks, and changes are missed
 			c.is(&c.away, true)
-			<-time.After(1500 * time.Millisecond)
+			rest(1500 * time.Millisecond)
 			c.set(key.Version(1+random.IntN(versions)), random.IntN(2) == 0, false)
 			c.is(&c.away, false)
 		case round == 20: // an orderly restart
@@ -170,7 +176,7 @@ func killed(t *testing.T, c *centre, d *disk, at int, after bool, slow time.Dura
 				checker = must(t, p, d, nil)
 			}
 		}
-		<-time.After(time.Duration(random.IntN(1500)) * time.Millisecond)
+		rest(time.Duration(random.IntN(1500)) * time.Millisecond)
 		if p.isDead() {
 			break
 		}
@@ -179,7 +185,7 @@ func killed(t *testing.T, c *centre, d *disk, at int, after bool, slow time.Dura
 	p.kill()
 	c.is(&c.away, true)
 	end(checker)
-	<-time.After(time.Duration(random.IntN(120)) * time.Second)
+	rest(time.Duration(random.IntN(120)) * time.Second)
 	survives(t, c, d)
 	return died
 }
@@ -233,7 +239,7 @@ func TestCacheFails(t *testing.T) {
 				d.set(first)
 				p := &process{centre: c}
 				checker := must(t, p, d, func(config *apikeycheck.Config) { config.Logger = log.logger() })
-				time.Sleep(10 * time.Second)
+				rest(10 * time.Second)
 				want := uint64(0)
 				if !first {
 					want = 1
@@ -241,7 +247,7 @@ func TestCacheFails(t *testing.T) {
 				d.set(true)
 				c.set(1, false, false)
 				c.set(2, true, false)
-				time.Sleep(5 * time.Minute)
+				rest(5 * time.Minute)
 				wantCheck(t, "while nothing can be written", checker, c.text(1), apikeycheck.ErrRefused)
 				wantCheck(t, "while nothing can be written", checker, c.text(2), nil)
 				if c.confirms() != want || !errors.Is(checker.CacheError(), errBroken) || log.count("cannot be kept") != 1 {
@@ -251,7 +257,7 @@ func TestCacheFails(t *testing.T) {
 					t.Errorf("it was tried %d times", d.failed)
 				}
 				d.set(false)
-				time.Sleep(2 * time.Minute)
+				rest(2 * time.Minute)
 				if c.confirms() != 3 || checker.CacheError() != nil || log.count("are kept in the cache again") != 1 {
 					t.Errorf("confirmed %d, %v", c.confirms(), checker.CacheError())
 				}
@@ -282,9 +288,9 @@ func TestDamagedCache(t *testing.T) {
 					c.set(1, true, false)
 					p := &process{centre: c}
 					checker := must(t, p, d, nil)
-					time.Sleep(time.Second)
+					rest(time.Second)
 					c.set(2, true, false)
-					time.Sleep(time.Second)
+					rest(time.Second)
 					p.kill()
 					end(checker)
 					damage(d)
@@ -297,7 +303,7 @@ func TestDamagedCache(t *testing.T) {
 					}
 					c.is(&c.away, false)
 					checker = must(t, p, d, again)
-					time.Sleep(time.Second)
+					rest(time.Second)
 					wantCheck(t, "fetched anew", checker, c.text(1), nil)
 					end(checker)
 					c.is(&c.away, true)
@@ -326,7 +332,7 @@ func TestForeignCache(t *testing.T) {
 				c.set(1, true, false)
 				p := &process{centre: c}
 				checker := must(t, p, d, nil)
-				time.Sleep(time.Second)
+				rest(time.Second)
 				p.kill()
 				end(checker)
 				c.is(&c.away, true)
@@ -354,7 +360,7 @@ func TestRestartKeepsTheLeastMaxAge(t *testing.T) {
 		c.set(1, true, false)
 		p := &process{centre: c}
 		checker := must(t, p, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		p.kill()
 		end(checker)
 		c.is(&c.away, true)
@@ -362,18 +368,18 @@ func TestRestartKeepsTheLeastMaxAge(t *testing.T) {
 		for range 2 { // the second time it is what the first one has noted
 			p := &process{centre: c}
 			checker = must(t, p, d, longer)
-			time.Sleep(4 * time.Minute)
+			rest(4 * time.Minute)
 			wantCheck(t, "before the lesser one is over", checker, c.text(1), nil)
 			p.kill()
 			end(checker)
 		}
 		checker = must(t, &process{centre: c}, d, longer)
-		time.Sleep(3 * time.Minute)
+		rest(3 * time.Minute)
 		wantCheck(t, "after it", checker, c.text(1), apikeycheck.ErrUnsure)
 		c.is(&c.away, false)
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		c.is(&c.away, true)
-		time.Sleep(time.Hour)
+		rest(time.Hour)
 		wantCheck(t, "with the longer one", checker, c.text(1), nil)
 		end(checker)
 	})
@@ -385,7 +391,7 @@ func TestClockSetBackOverARestart(t *testing.T) {
 		c.set(1, true, false)
 		p := &process{centre: c}
 		checker := must(t, p, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		p.kill()
 		end(checker)
 		c.is(&c.away, true)
@@ -411,12 +417,12 @@ func TestMarksAreCheap(t *testing.T) {
 		p := &process{centre: c}
 		checker := must(t, p, d, nil)
 		for range 10 {
-			time.Sleep(time.Minute)
+			rest(time.Minute)
 			c.is(&c.away, true)
-			time.Sleep(2 * time.Second)
+			rest(2 * time.Second)
 			c.is(&c.away, false)
 		}
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		if d.wholes != 1 || d.updates > 140 || d.written/d.updates > 300 || c.streams < 10 {
 			t.Errorf("in 11 minutes: %d whole tables, %d updates of %d bytes; %d streams", d.wholes, d.updates, d.written/d.updates, c.streams)
 		}
@@ -440,19 +446,19 @@ func TestManyChanges(t *testing.T) {
 		}
 		p := &process{centre: c}
 		checker := must(t, p, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		c.set(1, false, false)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		if d.last > 600 || d.wholes != 1 {
 			t.Errorf("one change has written %d bytes, and the table was written %d times", d.last, d.wholes)
 		}
 		for i := range 14_000 {
 			c.set(key.Version(2+i%99), i%7 != 0, false)
 			if i%100 == 0 {
-				time.Sleep(time.Second)
+				rest(time.Second)
 			}
 		}
-		time.Sleep(time.Second)
+		rest(time.Second)
 		if d.wholes != 2 {
 			t.Errorf("the table was written %d times", d.wholes)
 		}
@@ -469,7 +475,7 @@ func TestUsesSurvive(t *testing.T) {
 	in(t, func(t *testing.T, c *centre, d *disk) {
 		c.set(1, true, false)
 		checker := must(t, &process{centre: c}, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		c.is(&c.away, true)
 		for i := range 1200 {
 			if _, err := checker.Check(c.text(1), fmt.Sprint(i)); err != nil {
@@ -490,7 +496,7 @@ func TestUsesSurvive(t *testing.T) {
 		for range 2 {
 			p := &process{centre: c}
 			checker = must(t, p, d, nil)
-			time.Sleep(30 * time.Second)
+			rest(30 * time.Second)
 			if c.told(1) != 1207 {
 				t.Errorf("%d uses were told", c.told(1))
 			}
@@ -517,12 +523,12 @@ func TestLeave(t *testing.T) {
 		left := func() bool { return slices.ContainsFunc(c.reports, func(r report) bool { return r.Leaving }) }
 		c.set(1, true, false)
 		checker := must(t, &process{centre: c}, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		if err := checker.Close(t.Context()); err != nil || left() || len(d.records) == 0 {
 			t.Errorf("closed: %v; left: %v; %d records", err, left(), len(d.records))
 		}
 		checker = must(t, &process{centre: c}, d, nil)
-		time.Sleep(time.Second)
+		rest(time.Second)
 		d.set(true)
 		if err := checker.Leave(t.Context()); !errors.Is(err, errBroken) || left() {
 			t.Errorf("left although the cache could not be emptied: %v, %v", err, left())
@@ -541,9 +547,9 @@ func TestStreamCountsFromWhenItWasAskedFor(t *testing.T) {
 		c.set(1, true, false)
 		c.lag, c.deaf = 10*time.Second, true
 		checker := must(t, &process{centre: c}, d, nil)
-		time.Sleep(10*time.Minute - 15*time.Second)
+		rest(10*time.Minute - 15*time.Second)
 		wantCheck(t, "before it is over", checker, c.text(1), nil)
-		time.Sleep(10 * time.Second)
+		rest(10 * time.Second)
 		wantCheck(t, "after it", checker, c.text(1), apikeycheck.ErrUnsure)
 		end(checker)
 	})
@@ -560,21 +566,21 @@ func TestSilentReports(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		c.is(&c.deaf, true)
-		time.Sleep(10 * time.Second)
+		rest(10 * time.Second)
 		wantCheck(t, "a moment after", checker, c.text(2), apikeycheck.ErrRefused)
-		time.Sleep(5 * time.Second)
+		rest(5 * time.Second)
 		wantCheck(t, "a little after", checker, c.text(2), apikeycheck.ErrUnsure)
-		time.Sleep(9*time.Minute + 30*time.Second)
+		rest(9*time.Minute + 30*time.Second)
 		wantCheck(t, "before MaxAge", checker, c.text(1), nil)
-		time.Sleep(30 * time.Second)
+		rest(30 * time.Second)
 		if checker.Age() > 2*time.Second || c.streams != 1 {
 			t.Errorf("what it knows is %v old, by %d streams", checker.Age(), c.streams)
 		}
 		wantCheck(t, "after MaxAge", checker, c.text(1), apikeycheck.ErrUnsure)
 		c.is(&c.deaf, false)
-		time.Sleep(2 * time.Second)
+		rest(2 * time.Second)
 		wantCheck(t, "when it reports again", checker, c.text(1), nil)
 		end(checker)
 	})
@@ -590,14 +596,14 @@ func TestStandingStill(t *testing.T) {
 			config.Now = func() time.Time { return time.Now().Add(time.Duration(stood.Load())) }
 		})
 		for i, still := range []time.Duration{5 * time.Second, time.Minute} {
-			time.Sleep(time.Minute + 500*time.Millisecond)
+			rest(time.Minute + 500*time.Millisecond)
 			before := c.streams
 			stood.Add(int64(still))
-			time.Sleep(550 * time.Millisecond) // the next mark
+			rest(550 * time.Millisecond) // the next mark
 			if age := checker.Age(); i == 0 && age > time.Second || i == 1 && age < still {
 				t.Errorf("after %v: what it knows is %v old", still, age)
 			}
-			time.Sleep(5 * time.Second)
+			rest(5 * time.Second)
 			if asked := c.streams > before; asked != (i == 1) || checker.Age() > 2*time.Second {
 				t.Errorf("after %v: asked anew: %v; %v old", still, asked, checker.Age())
 			}
