@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -11,7 +10,6 @@ import (
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/audit"
 	"github.com/keyturn/keyturn/internal/authz"
-	"github.com/keyturn/keyturn/internal/engine"
 	"github.com/keyturn/keyturn/internal/handout"
 	"github.com/keyturn/keyturn/key"
 )
@@ -56,12 +54,6 @@ func (g Gateway) Handouts(ctx context.Context, request *keyturnv1.HandoutsReques
 	}
 	if after, ok := g.handouts.admit(principal.ID, len(batch.Handouts), g.config.Now()); !ok {
 		return nil, tooMany(after, "this gateway tells of more hand-outs than can be entered; tell them again later")
-	}
-	// What is known of batches is bounded by the parties there are.
-	if _, err := g.config.Engine.Party(ctx, request.GetPartyId()); errors.Is(err, engine.ErrNotFound) {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("party_id: %q is not registered; connect as that party first", request.GetPartyId()))
-	} else if err != nil {
-		return nil, wire(err)
 	}
 	if err := g.config.Handouts.Enter(ctx, actorOf(principal), batch); err != nil {
 		return nil, wire(err)
