@@ -28,6 +28,20 @@ type agent struct {
 	region string
 	cohort string
 	keys   []*keyTruth
+	// place is where it is, between which and others messages pass.
+	place string
+	// via is the gateway behind which it is, serves the one that it is the party of; client:
+	// it has in memory what it uses, and another ID in each life.
+	via, serves *gateway
+	client      bool
+
+	// owedMu guards what follows: own says that its gateway serves it by itself, ownUntil
+	// until when it counts as if it did; lent are the tellings that it had from there,
+	// false those to which nobody owes anything.
+	owedMu   sync.Mutex
+	own      bool
+	ownUntil time.Time
+	lent     map[telling]bool
 
 	// mu guards what the goroutines of a life share.
 	mu sync.Mutex
@@ -83,7 +97,7 @@ type agentLife struct {
 
 func newAgent(w *world, id, region string) *agent {
 	a := &agent{
-		w: w, id: id, region: region, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
+		w: w, id: id, region: region, place: region, lent: map[telling]bool{}, cohort: []string{"canary", "rest"}[w.rng.IntN(2)],
 		disk: map[key.Name]holding{}, using: map[key.Name]holding{}, stranger: map[key.Name]bool{}, back: map[key.Name]bool{}, reported: map[key.Name]key.Version{},
 		said: map[telling]hub.Outcome{}, well: map[key.Name]key.Version{},
 	}
@@ -127,6 +141,9 @@ func (a *agent) start() {
 	a.mu.Unlock()
 	a.life = l
 	a.w.dirty = true
+	if a.serves != nil {
+		a.serves.begin(l)
+	}
 	go l.connect()
 	go l.handle()
 	go l.tell()
@@ -145,6 +162,11 @@ func (l *agentLife) crash(down time.Duration) {
 		return
 	}
 	l.stop()
+	if l.client {
+		l.vanish()
+		l.w.later(down, "another client starts", l.via.newClient)
+		return
+	}
 	l.w.later(down, l.id+" starts again", l.start)
 }
 
@@ -175,7 +197,7 @@ func (l *agentLife) message(to *life, toAgent bool, what string, faults ...fault
 	if toAgent {
 		label = fmt.Sprintf("%s -> %s: %s (%d.%d)", to.name, l.id, what, l.life, number)
 	}
-	met, err := l.w.wait(l.ctx, &request{kind: kindMessage, label: label, from: l.region, to: to.region, faults: faults})
+	met, err := l.w.wait(l.ctx, &request{kind: kindMessage, label: label, from: l.place, to: to.region, faults: faults})
 	if err == nil && (met == lostMessage || met == partition) {
 		err = errTimeout
 	}
@@ -194,10 +216,13 @@ func pause(ctx context.Context, d time.Duration) {
 
 // reach returns a server to speak to: another one after every failure.
 func (l *agentLife) reach() *life {
+	if l.via != nil && l.via.party.life == nil {
+		return nil
+	}
 	nodes := l.w.nodes
 	for i := range nodes {
 		n := nodes[(l.life+l.tries+i)%len(nodes)]
-		if up := n.up(); up != nil && !l.w.cut(l.region, n.region) {
+		if up := n.up(); up != nil && !l.w.cut(l.place, n.region) {
 			return up
 		}
 	}
@@ -207,7 +232,9 @@ func (l *agentLife) reach() *life {
 // connect keeps a session, and connects again for ever.
 func (l *agentLife) connect() {
 	for l.ctx.Err() == nil {
-		if at := l.reach(); at != nil {
+		if l.via != nil {
+			l.through(l.via)
+		} else if at := l.reach(); at != nil {
 			l.session(at)
 		}
 		l.tries++
@@ -216,7 +243,11 @@ func (l *agentLife) connect() {
 }
 
 func (l *agentLife) party() engine.PartyRecord {
-	return engine.PartyRecord{ID: l.id, Kind: hub.KindAgent, Region: l.region, Labels: map[string]string{"cohort": l.cohort}}
+	kind := hub.KindAgent
+	if l.client {
+		kind = hub.KindClient
+	}
+	return engine.PartyRecord{ID: l.id, Kind: kind, Region: l.region, Labels: map[string]string{"cohort": l.cohort}}
 }
 
 func (l *agentLife) holdings() []engine.Holding {
@@ -263,7 +294,7 @@ func (l *agentLife) session(at *life) {
 	l.mu.Unlock()
 	for until := time.Now().Add(sessionLasts); time.Now().Before(until); {
 		deliveries, err := s.Next(l.ctx, 20*time.Second)
-		if err != nil || l.w.cut(l.region, at.region) {
+		if err != nil || l.w.cut(l.place, at.region) {
 			return
 		}
 		if len(deliveries) == 0 {
@@ -291,7 +322,7 @@ func (l *agentLife) meet(holdings []engine.Holding) {
 	defer l.mu.Unlock()
 	for _, h := range holdings {
 		k := l.w.key(h.Key)
-		if _, known := k.state.Presenter(l.id); !known && h.Version != 0 {
+		if _, known := k.state.Presenter(l.id); !known && h.Version != 0 && !l.owed(telling{h.Key, l.using[h.Key].epoch}) {
 			l.stranger[h.Key] = true
 		}
 	}
@@ -327,7 +358,7 @@ func (l *agentLife) take(deliveries []hub.Delivery) {
 				signal(l.send)
 			} else if h := l.using[d.Key]; !ok && d.Epoch == l.seen[d.Key] && l.box[d.Key].Epoch != d.Epoch && h.version == d.Version {
 				// Told again what is on disk, from before a crash.
-				l.outcome(hub.Outcome{Key: d.Key, Epoch: d.Epoch, OK: true, Using: d.Version})
+				l.answer(hub.Outcome{Key: d.Key, Epoch: d.Epoch, OK: true, Using: d.Version})
 			}
 			continue
 		}
@@ -342,6 +373,15 @@ func signal(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// answer answers, or has the gateway do so when it may; the caller holds the lock.
+func (l *agentLife) answer(o hub.Outcome) {
+	if l.serves != nil {
+		l.serves.hold(o)
+		return
+	}
+	l.outcome(o)
 }
 
 // outcome queues an answer; the caller holds the lock.
@@ -372,6 +412,10 @@ func (l *agentLife) handle() {
 			d := l.box[names[0]]
 			delete(l.box, names[0])
 			l.mu.Unlock()
+			if l.serves != nil {
+				l.serves.apply(l, d)
+				continue
+			}
 			l.apply(d)
 		}
 	}
@@ -380,8 +424,17 @@ func (l *agentLife) handle() {
 // apply writes one assignment to disk, makes the applications use it, and says so.
 func (l *agentLife) apply(d hub.Delivery) {
 	label := fmt.Sprintf("%s applies %s %v/%d", l.id, d.Key, d.Version, d.Epoch)
-	met, err := l.w.wait(l.ctx, &request{kind: kindApply, label: label, faults: []fault{agentCrash, cannotFollow}})
+	faults := []fault{agentCrash, cannotFollow}
+	if l.client {
+		faults = []fault{agentCrash, clings}
+	}
+	met, err := l.w.wait(l.ctx, &request{kind: kindApply, label: label, faults: faults})
 	if err != nil {
+		return
+	}
+	if met == clings {
+		// Connections stay open, and nobody is told.
+		go l.retry(d, l.w.some(time.Minute))
 		return
 	}
 	l.mu.Lock()
@@ -392,6 +445,9 @@ func (l *agentLife) apply(d hub.Delivery) {
 		l.disk[d.Key], l.using[d.Key] = h, h
 		delete(l.stranger, d.Key)
 		delete(l.back, d.Key)
+		if l.isBad(telling{d.Key, d.Epoch}) {
+			l.stranger[d.Key] = true
+		}
 		l.w.dirty = true
 	}
 	switch {
@@ -401,7 +457,7 @@ func (l *agentLife) apply(d hub.Delivery) {
 		l.outcome(hub.Outcome{Key: d.Key, Epoch: d.Epoch, OK: true, Using: d.Version})
 	default:
 		l.outcome(hub.Outcome{Key: d.Key, Epoch: d.Epoch, Using: l.using[d.Key].version, Detail: "reload failed"})
-		go l.retry(d)
+		go l.retry(d, retryAfter)
 	}
 }
 
@@ -409,8 +465,8 @@ func (l *agentLife) apply(d hub.Delivery) {
 const retryAfter = 10 * time.Second
 
 // retry tries an assignment again that could not be followed, while it is the newest.
-func (l *agentLife) retry(d hub.Delivery) {
-	pause(l.ctx, retryAfter)
+func (l *agentLife) retry(d hub.Delivery, after time.Duration) {
+	pause(l.ctx, after)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, waits := l.box[d.Key]; !waits && l.seen[d.Key] == d.Epoch && l.ctx.Err() == nil {
@@ -438,10 +494,14 @@ func (l *agentLife) tell() {
 			if len(batch) == 0 {
 				break
 			}
-			if at == nil || at.dead.Load() || at.stopping.Load() {
+			if at == nil || at.dead.Load() || at.stopping.Load() || l.via != nil {
 				at = l.reach()
 			}
-			if at == nil || !l.acknowledge(at, batch) {
+			told := at != nil && l.acknowledge(at, batch)
+			if l.via != nil && l.via.party.life != nil {
+				l.via.heard(l.id, batch, told)
+			}
+			if !told {
 				pause(l.ctx, 2*time.Second)
 				continue
 			}

@@ -50,6 +50,7 @@ func (w *world) fold(event store.Event) int {
 		return 0
 	}
 	k.state = after
+	k.cameLate(&before)
 	k.unmarked = k.unmarked && !after.Standing()
 	moves := rotation.Diff(before, after)
 	w.tale = append(w.tale, line{at: time.Since(w.began), step: w.step, what: string(k.name) + " " + event.Type, moves: moves, seq: event.Seq})
@@ -180,13 +181,34 @@ func (w *world) agent(id string) *agent {
 	return nil
 }
 
+// cameLate notes the endpoints that come back when it has been decided already that a
+// version is destroyed that they accept: they are not asked to refuse it any more.
+func (k *keyTruth) cameLate(before *rotation.State) {
+	for i := range before.Versions {
+		v := &before.Versions[i]
+		if !v.Destroy.Waiting {
+			continue
+		}
+		for j := range k.state.Verifiers {
+			id := k.state.Verifiers[j].ID
+			if _, there := before.Verifier(id); there || !k.endpoint(id).holds(v.Number) {
+				continue
+			}
+			if k.left[id] == nil {
+				k.left[id] = map[key.Version]bool{}
+			}
+			k.left[id][v.Number] = true
+		}
+	}
+}
+
 // checkDestroyed: what is destroyed is accepted nowhere.
 func (k *keyTruth) checkDestroyed(v key.Version) {
 	for _, e := range k.endpoints {
 		if !e.holds(v) {
 			continue
 		}
-		if verifier, ok := k.state.Verifier(e.name); ok && verifier.Admitted {
+		if verifier, ok := k.state.Verifier(e.name); ok && verifier.Admitted && !k.left[e.name][v] {
 			k.w.violate("no loss", "%v of %s is destroyed while %s accepts it", v, k.name, e.name)
 		}
 		if k.left[e.name] == nil {
@@ -226,6 +248,7 @@ func (w *world) check() {
 		k.welcome()
 		if !k.unmarked {
 			k.noLockout()
+			k.vouched()
 			k.revoked()
 		}
 		k.noLoss()
@@ -261,7 +284,7 @@ func (k *keyTruth) noLockout() {
 		if h.version == 0 || a.stranger[k.name] || k.contained[h.version] {
 			continue
 		}
-		if _, registered := k.state.Presenter(a.id); !registered {
+		if _, registered := k.state.Presenter(a.id); !registered && (!a.owed(telling{k.name, h.epoch}) || a.via.party.stranger[k.name]) {
 			a.stranger[k.name] = true
 			continue
 		}

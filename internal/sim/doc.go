@@ -13,7 +13,9 @@
 // Systems with several endpoints in two regions, that accept any number of
 // versions, alternate between two users with lagging replicas, or hold one
 // version only. Agents, which follow the rules of package client over messages
-// that get lost, late, doubled and overtaken. The keeper, the clocks, the disk.
+// that get lost, late, doubled and overtaken. In every sixth fleet a gateway, which
+// follows the rules of internal/gateway/relay, with clients behind it. The keeper, the
+// clocks, the disk.
 //
 // # How a run is decided
 //

@@ -39,6 +39,11 @@ const (
 	clockSkewed
 	overtaken
 	agentBack
+	// These befall gateways and their clients only; their rates are drawn apart.
+	gatewayCrash
+	cacheFull
+	unanswered
+	clings
 	faultKinds
 )
 
@@ -48,6 +53,7 @@ func (f fault) String() string {
 		"agent crash", "target crash", "disk full", "sync error", "commit unknown", "clock forward", "clock back", "keeper outage",
 		"call lost", "answer lost", "call late", "call slow", "false success", "probe slow", "probe lies", "agent cannot follow",
 		"party vanished", "two operators", "pause", "backup restored", "clock skewed", "answer overtaken", "agent put back",
+		"gateway crash", "cache full", "gateway not answered", "client clings",
 	}[f]
 }
 
@@ -71,6 +77,8 @@ type profile struct {
 	// unfenced: systems compare no fences. What is sent to them happens in time or
 	// never, and the clocks by which leases are measured are right.
 	unfenced bool
+	// gateway: some are behind one.
+	gateway bool
 }
 
 func drawProfile(rng *rand.Rand) profile {
@@ -91,7 +99,7 @@ func drawProfile(rng *rand.Rand) profile {
 		partition: 0.004, serverStop: 0.003, clockForward: 0.003, clockBack: 0.003, keeperOutage: 0.003, vanished: 0.001,
 		twoOperators: 0.003, pauseAll: 0.02, restore: 0.002, clockSkewed: 0.003, agentBack: 0.003,
 	}
-	for f := fault(1); f < faultKinds; f++ {
+	for f := fault(1); f < gatewayCrash; f++ {
 		switch rng.IntN(5) {
 		case 0, 1:
 		case 2, 3:
@@ -109,6 +117,24 @@ func drawProfile(rng *rand.Rand) profile {
 		p.rate[slowCall] = 3 * base[slowCall]
 	}
 	return p
+}
+
+// behindGateway makes it a fleet with a gateway, whose place is cut off now and then
+// while keys are rotated.
+func (p *profile) behindGateway(rng *rand.Rand) {
+	p.gateway, p.regional, p.approved, p.commands, p.trouble = true, false, false, 0.02, 2*p.trouble
+	if rng.IntN(3) > 0 { // what befalls systems and servers is found elsewhere
+		for _, f := range []fault{
+			serverCrash, targetCrash, diskFull, syncError, syncUnknown, lostCall, lostAnswer, lateCall, slowCall, falseSuccess, slowProbe, lyingProbe, keeperOutage, restore,
+		} {
+			p.rate[f] = 0
+		}
+	}
+	p.rate[partition] = max(p.rate[partition], 0.008)
+	p.rate[gatewayCrash] = []float64{0, 0.04, 0.12}[rng.IntN(3)]
+	p.rate[cacheFull] = []float64{0, 0.05, 0.2}[rng.IntN(3)]
+	p.rate[clings] = []float64{0, 0.1, 0.4}[rng.IntN(3)]
+	p.rate[unanswered] = []float64{0, 0.1, 0.5}[rng.IntN(3)]
 }
 
 // happens draws whether a fault that is possible now happens.

@@ -16,12 +16,15 @@ import (
 // KEYTURN_SIM_SEEDS their number, KEYTURN_SIM_FOR runs for so long instead, and
 // KEYTURN_SIM_FIRST ends the run with the first violation, without its timeline.
 // KEYTURN_SIM_TALE prints the timelines of seeds that violate nothing as well.
+// KEYTURN_SIM_STEP leaves out the seeds between: 6 from seed 3 on takes fleets with
+// gateways only.
 const (
 	envSeed  = "KEYTURN_SIM_SEED"
 	envSeeds = "KEYTURN_SIM_SEEDS"
 	envFor   = "KEYTURN_SIM_FOR"
 	envFirst = "KEYTURN_SIM_FIRST"
 	envTale  = "KEYTURN_SIM_TALE"
+	envStep  = "KEYTURN_SIM_STEP"
 )
 
 // ciSeeds is how many seeds are run when nothing else is asked for.
@@ -59,8 +62,11 @@ type tally struct {
 	mu sync.Mutex
 
 	seeds, rotations, steps, violations int
-	faults                              [faultKinds]int
-	simulated                           time.Duration
+	// gateways are the fleets with one, handed what they handed out, held how often an
+	// acknowledgement of one had to wait.
+	gateways, handed, held int
+	faults                 [faultKinds]int
+	simulated              time.Duration
 	// enough is the number of violations that end the run.
 	enough int
 }
@@ -72,6 +78,11 @@ func (s *tally) add(o *outcome) {
 	s.rotations += o.rotations
 	s.steps += o.steps
 	s.simulated += o.simulated
+	s.handed += o.handed
+	s.held += o.held
+	if o.gateway {
+		s.gateways++
+	}
 	for f, n := range o.faults {
 		s.faults[f] += n
 	}
@@ -101,12 +112,14 @@ func (s *tally) print() {
 		s.t.Logf("%8d %v", s.faults[f], f)
 		sum += s.faults[f]
 	}
+	s.t.Logf("%d fleets with gateways, %d versions handed out by these, %d acknowledgements that waited", s.gateways, s.handed, s.held)
 	s.t.Logf("%d steps, %v simulated", s.steps, s.simulated.Round(time.Hour))
 	s.t.Logf("seeds: %d rotations: %d faults: %d violations: %d", s.seeds, s.rotations, sum, s.violations)
 }
 
 // TestFleet runs one fleet for every seed.
 func TestFleet(t *testing.T) {
+	step := envUint(t, envStep, 1)
 	first, count := envUint(t, envSeed, 1), envUint(t, envSeeds, ciSeeds)
 	var until time.Time
 	if text := os.Getenv(envFor); text != "" {
@@ -132,7 +145,7 @@ func TestFleet(t *testing.T) {
 		})
 	}
 	for i := uint64(0); i < count && !sum.full() && (until.IsZero() || time.Now().Before(until)); i++ {
-		seeds <- first + i
+		seeds <- first + i*step
 	}
 	close(seeds)
 	group.Wait()

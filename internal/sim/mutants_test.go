@@ -27,7 +27,7 @@ type mistake struct {
 }
 
 func mistakes() []mistake {
-	return []mistake{
+	list := []mistake{
 		{
 			"fencing: every call carries the same fence", "engine/effects.go", "Fence: job.Fence}", "Fence: 1}",
 			[]string{"found", "intent", "revoked", "no lockout", "no loss"},
@@ -162,6 +162,35 @@ func mistakes() []mistake {
 			500, false,
 		},
 	}
+	return append(list, gatewayMistakes()...)
+}
+
+const gatewayFile = "sim/gateway_test.go"
+
+// gatewayMistakes are those of the gateway that is simulated: each of its rules is
+// needed. Only fleets with a gateway are run, and counted.
+func gatewayMistakes() []mistake {
+	return []mistake{
+		{
+			name: "gateway: a version is acknowledged before it is durable", file: gatewayFile,
+			old:    "if !g.write(l, d) {\n\t\treturn\n\t}\n\tg.pend(l, d)",
+			new:    "g.pend(l, d)\n\tg.write(l, d)",
+			rules:  []string{"staged", "no lockout", "vouched", "drained", "answers"},
+			within: 100, always: true,
+		},
+		{
+			name: "gateway: a version is acknowledged while somebody was handed an older one", file: gatewayFile,
+			old: "if v != version {", new: "if v != version && version == 0 {",
+			rules:  []string{"vouched", "drained", "no lockout"},
+			within: 200,
+		},
+		{
+			name: "gateway: what was handed out is forgotten at a restart", file: gatewayFile,
+			old: "if g.own {", new: "if g.own && g.w == nil {",
+			rules:  []string{"vouched", "drained", "no lockout"},
+			within: 300,
+		},
+	}
 }
 
 // TestMutants builds one binary with all mutants, so that each still fits the source,
@@ -215,8 +244,13 @@ func TestMutants(t *testing.T) {
 
 // run returns how the mutant was caught, or what is wrong.
 func (m *mistake) run(t *testing.T, binary string, number int) (told, problem string) {
+	first, step := 1, 1
+	if m.file == gatewayFile {
+		first, step = gatewayFirst, gatewayEvery
+	}
 	child := mutant.Command(
-		t.Context(), binary, number, "TestFleet", envFor+"=", envTale+"=", envFirst+"=1", envSeed+"=1", fmt.Sprint(envSeeds, "=", m.within),
+		t.Context(), binary, number, "TestFleet", envFor+"=", envTale+"=", envFirst+"=1", fmt.Sprint(envSeed, "=", first),
+		fmt.Sprint(envStep, "=", step), fmt.Sprint(envSeeds, "=", m.within),
 	)
 	out, err := child.CombinedOutput()
 	found := regexp.MustCompile(`seed (\d+): violated: ([a-z -]+): .*`).FindStringSubmatch(string(out))

@@ -43,6 +43,9 @@ func (o *operators) documents() []string {
 	if p.regional {
 		spec = "  stages: [{name: all, bake: 2s, ackTimeout: 30s, regions: [east, west]}]\n"
 	}
+	if p.gateway { // a client that is gone is waited for until it is forgotten
+		spec = strings.ReplaceAll(spec, "ackTimeout: 30s", "ackTimeout: 4m")
+	}
 	if p.judged {
 		spec += "  judge: [{name: failures, signal: auth_failures}]\n"
 	}
@@ -239,11 +242,16 @@ func (w *world) disturb() bool {
 	if w.mem != nil && w.plan.rate[restore] > 0 && w.rng.IntN(100) == 0 {
 		w.keepBackup()
 	}
-	if w.plan.rate[agentBack] > 0 && w.rng.IntN(100) == 0 {
-		a := w.agents[w.rng.IntN(len(w.agents))]
+	if plain := w.plain(); w.plan.rate[agentBack] > 0 && len(plain) > 0 && w.rng.IntN(100) == 0 {
+		a := plain[w.rng.IntN(len(plain))]
 		a.mu.Lock()
 		a.copied = maps.Clone(a.disk)
 		a.mu.Unlock()
+	}
+	if w.plan.gateway && w.rng.IntN(80) == 0 {
+		w.note(0, "one more client starts")
+		w.gateway.newClient()
+		return true
 	}
 	often, changing := w.plan.commands, w.changing()
 	switch {
@@ -311,8 +319,16 @@ func (w *world) befall(f fault) bool {
 	switch f { //nolint:exhaustive // the others befall requests
 	case partition:
 		cut := [2]string{"east", "west"}
+		if w.plan.gateway && w.rng.IntN(4) > 0 {
+			cut = [2]string{"east", edge}
+		}
 		if w.cuts[cut] {
 			return false
+		}
+		if cut[1] == edge {
+			w.cutOff()
+			w.note(f, "the gateway | east, west")
+			return true
 		}
 		w.cuts[cut] = true
 		w.later(w.some(60*time.Second), "regions see each other again", func() { delete(w.cuts, cut) })
@@ -349,17 +365,22 @@ func (w *world) befall(f fault) bool {
 		w.later(w.some(60*time.Second), n.name+" reaches its keeper again", func() { n.keeperDown.Store(false) })
 		w.note(f, n.name)
 	case vanished:
-		if len(w.agents) < 2 {
+		plain := w.plain()
+		if len(w.agents) < 2 || len(plain) == 0 {
 			return false
 		}
-		a := w.agents[w.rng.IntN(len(w.agents))]
+		a := plain[w.rng.IntN(len(plain))]
 		if a.vanished {
 			return false
 		}
 		a.vanish()
 		w.note(f, a.id)
 	case agentBack:
-		a := w.agents[w.rng.IntN(len(w.agents))]
+		plain := w.plain()
+		if len(plain) == 0 {
+			return false
+		}
+		a := plain[w.rng.IntN(len(plain))]
 		if a.vanished || a.copied == nil {
 			return false
 		}
@@ -412,6 +433,9 @@ func (w *world) settleDown() {
 		}
 	}
 	for _, a := range w.agents {
+		if a.client && a.vanished {
+			continue // it is forgotten
+		}
 		if a.vanished {
 			w.ops.remove("carol", w.nodes[0], a)
 			// What it asked for last may arrive only now, and register it again.

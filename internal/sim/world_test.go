@@ -35,9 +35,11 @@ type world struct {
 	signer *audit.Signer
 	nodes  []*node
 	agents []*agent
-	keys   []*keyTruth
-	ops    *operators
-	labels labels
+	// gateway stands between some of them and the nodes; nil in most fleets.
+	gateway *gateway
+	keys    []*keyTruth
+	ops     *operators
+	labels  labels
 
 	// mu guards what follows against the goroutines that run between two steps.
 	mu      sync.Mutex
@@ -227,6 +229,9 @@ type outcome struct {
 	violation *violation
 	tale      []line
 	simulated time.Duration
+	// gateway: the fleet has one; handed and held are what it did.
+	gateway      bool
+	handed, held int
 }
 
 // options say how seeds are run.
@@ -263,6 +268,9 @@ func runSeed(t *testing.T, seed uint64, o options) (result outcome) {
 			seed: seed, steps: w.step, rotations: w.rotations, faults: w.faults, violation: w.violation, tale: w.tale,
 			simulated: time.Since(w.began),
 		}
+		if g := w.gateway; g != nil {
+			result.gateway, result.handed, result.held = true, g.handed, g.held
+		}
 	})
 	return result
 }
@@ -275,6 +283,9 @@ func newWorld(ctx context.Context, seed uint64, signer *audit.Signer) *world {
 	}
 	w.store = w.mem
 	w.plan = drawProfile(w.rng)
+	if seed%gatewayEvery == gatewayFirst {
+		w.plan.behindGateway(w.rng)
+	}
 	return w
 }
 
@@ -295,6 +306,9 @@ func (w *world) build() {
 	}
 	for i, a := range w.agents {
 		w.later(time.Second+time.Duration(i)*300*time.Millisecond, a.id+" starts", a.start)
+	}
+	if w.plan.gateway {
+		w.buildGateway()
 	}
 	for _, k := range w.keys {
 		w.later(2*time.Second, "first rotation of "+string(k.name), func() { w.ops.rotate("alice", w.anyNode(), k, false, 0) })
