@@ -166,7 +166,8 @@ func (w *world) prove(t *testing.T, text string) {
 // after the other, and come back with what they kept sealed; then the key rotates by the
 // command line, while somebody at a known place stays with the old key, is let in, named,
 // and waited for. No request with a good key fails and none with a refused one is let in,
-// whoever was killed. In an emergency nginx refuses the key at once.
+// whoever was killed. In an emergency nginx refuses the key at once, and a gateway that
+// is dead is named until it has come back and refuses it too.
 func TestAPIKeyThroughGateways(t *testing.T) {
 	t.Parallel()
 	w, centre := newGatewayWorld(t)
@@ -238,7 +239,8 @@ func TestAPIKeyThroughGateways(t *testing.T) {
 	if l.refusals.Load() == 0 {
 		t.Error("no refused key was shown")
 	}
-	w.revoked(t, third, v, one, two)
+	fourth := w.revoked(t, third, v, one, two)
+	w.revokedWithout(t, fourth, two, v, one)
 	w.healthy(t)
 	for _, g := range []*gatewayProcess{one, two} {
 		for place, text := range map[string]string{"log": g.logs.String(), "metrics": g.scrape(t)} {
@@ -292,24 +294,71 @@ func (w *world) late(t *testing.T, l *edgeLoad, e *edge, old, id string, turn fu
 	}
 }
 
-// revoked revokes the key in an emergency and measures when nginx refuses it.
-func (w *world) revoked(t *testing.T, text string, v *visitor, gateways ...*gatewayProcess) {
+// revoked revokes the key in an emergency and measures when nginx refuses it. It returns
+// the next one, which the client is handed out by hand: its old one is refused.
+func (w *world) revoked(t *testing.T, text string, v *visitor, gateways ...*gatewayProcess) string {
 	t.Helper()
 	began := time.Now()
-	code, stdout, stderr := w.keyturn(t, "", "apikey", "revoke", apiKey, "--reason", "found in a repository", "--strategy", "contain-first")
-	if code != cli.ExitOK {
-		t.Fatalf("keyturn apikey revoke: exit code %d: %s%s", code, stdout, stderr)
-	}
+	id := w.revoke(t)
 	declared := time.Since(began)
 	eventually(t, "nginx refuses the revoked key", func() bool {
 		_, status, _ := v.show(t.Context(), "/orders", text)
 		return status == http.StatusUnauthorized
 	})
 	t.Logf("declared after %v, first refused by nginx after %v", declared, time.Since(began))
-	for _, g := range gateways {
+	w.reached(t, id, "presenting")
+	next := w.issue(t)
+	w.prove(t, next)
+	w.finish(t, id, "done")
+	mustBeRefused(t, text, v, gateways...)
+	return next
+}
+
+// revoke has the key refused at once and returns the rotation.
+func (w *world) revoke(t *testing.T) string {
+	t.Helper()
+	code, stdout, stderr := w.keyturn(t, "", "apikey", "revoke", apiKey, "--reason", "found in a repository", "--strategy", "contain-first")
+	if code != cli.ExitOK {
+		t.Fatalf("keyturn apikey revoke: exit code %d: %s%s", code, stdout, stderr)
+	}
+	response, err := w.control.ListRotations(t.Context(), &keyturnv1.ListRotationsRequest{Key: apiKey})
+	if err != nil || len(response.GetRotations()) == 0 {
+		t.Fatalf("the rotations: %v, %v", response, err)
+	}
+	return response.GetRotations()[0].GetId()
+}
+
+// revokedWithout revokes the key while a gateway is dead: what it keeps lets the key in.
+// The others refuse it at once; the rotation names the one that is missing, and ends when
+// that has come back and refuses the key as well.
+func (w *world) revokedWithout(t *testing.T, text string, dead *gatewayProcess, v *visitor, others ...*gatewayProcess) {
+	t.Helper()
+	for _, g := range append(others, dead) {
+		g.knows(t, text)
+	}
+	dead.kill(t)
+	id := w.revoke(t)
+	for _, g := range others {
 		eventually(t, g.name+" refuses the revoked key", func() bool {
 			status, _ := g.asked(t, text)
 			return status == http.StatusUnauthorized
 		})
 	}
+	if soaking { // it takes 5 s
+		named := func(r *keyturnv1.Rotation) bool {
+			_, messages := waitsFor(r)
+			return strings.Contains(messages, dead.name)
+		}
+		if r := w.wait(t, id, named); !named(r) {
+			t.Errorf("the rotation does not name %s: %v", dead.name, r)
+		}
+	}
+	if r := w.wait(t, id, func(*keyturnv1.Rotation) bool { return true }); r.GetEnded() {
+		t.Errorf("the rotation has ended without %s: %v", dead.name, r)
+	}
+	dead.start(t)
+	w.reached(t, id, "presenting")
+	w.prove(t, w.issue(t))
+	w.finish(t, id, "done")
+	mustBeRefused(t, text, v, append(others, dead)...)
 }
