@@ -186,7 +186,7 @@ func TestFilesOfOthersAreRefused(t *testing.T) {
 			return "is no socket"
 		},
 		"a folder of others": func(c *gateway.Config) string {
-			if err := errors.Join(os.MkdirAll(c.DataDir, 0o700), os.Chmod(c.DataDir, 0o777)); err != nil { //nolint:gosec // that is what is tested
+			if err := errors.Join(os.MkdirAll(c.DataDir, 0o700), os.Chmod(c.DataDir, 0o777)); err != nil {
 				t.Fatal(err)
 			}
 			return "chmod 700"
