@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/authz"
 	"github.com/keyturn/keyturn/internal/engine"
+	"github.com/keyturn/keyturn/internal/handout"
 	"github.com/keyturn/keyturn/internal/hub"
 	"github.com/keyturn/keyturn/internal/identity"
 	"github.com/keyturn/keyturn/internal/rotation"
@@ -30,6 +31,7 @@ func TestCodes(t *testing.T) {
 		rotation.ErrUnknown:            connect.CodeNotFound,
 		engine.ErrInvalid:              connect.CodeInvalidArgument,
 		identity.ErrInvalid:            connect.CodeInvalidArgument,
+		handout.ErrInvalid:             connect.CodeInvalidArgument,
 		rotation.ErrInvalid:            connect.CodeInvalidArgument,
 		key.ErrName:                    connect.CodeInvalidArgument,
 		key.ErrRotationID:              connect.CodeInvalidArgument,

@@ -103,12 +103,12 @@ func (s *Service) through(ctx context.Context) (_ context.Context, end func()) {
 	if !ok {
 		return ctx, func() {}
 	}
-	ctx, end = s.forwarded.begin(ctx, gateway.ID, math.MaxInt) // its clients' tokens are what bounds them
+	ctx, leave := s.forwarded.begin(ctx, gateway.ID, math.MaxInt) // its clients' tokens are what bounds them
 	if gateway.Expires.IsZero() {
-		return ctx, end
+		return ctx, leave
 	}
 	ctx, stop := context.WithTimeoutCause(ctx, gateway.Expires.Sub(s.config.Now()), errGateway(gateway.Expired()))
-	return ctx, func() { stop(); end() }
+	return ctx, func() { stop(); leave() }
 }
 
 // check fails with the error of a stream when its token is not good any more, or that
