@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/keyturn/keyturn/client"
 	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
 	"github.com/keyturn/keyturn/internal/gateway"
+	"github.com/keyturn/keyturn/key"
 )
 
 // gatewayRegion is a gateway, and the world as those see it who reach nothing else.
@@ -73,6 +76,73 @@ func (b *gatewayRegion) stop(t *testing.T) {
 	if err := b.gateway.Stop(ctx); err != nil {
 		t.Errorf("stop the gateway: %v", err)
 	}
+}
+
+// odd are keys without a version, of which one is not covered by the gateway's token.
+const odd = `---
+apiVersion: keyturn/v1
+kind: Key
+metadata: {name: partners/acme, owner: team-partners}
+spec: {provider: apikey, policy: database, config: {client: ACME, prefix: acme_live, keep: sealed}}
+---
+apiVersion: keyturn/v1
+kind: Key
+metadata: {name: prod/acme, owner: team-partners}
+spec: {provider: apikey, policy: database, config: {client: ACME, prefix: acme_live, keep: sealed}}
+`
+
+// TestGatewayPresentsWhatItMay: a key that the gateway may not present keeps it from no
+// other key.
+func TestGatewayPresentsWhatItMay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, quickPolicy)
+	w.first(t)
+	w.apply(t, quickPolicy+"---\n"+w.keyDocument(w.primary.Addr())+odd)
+	b := w.behindGateway(t, "gateway-eu")
+	presents := func(names ...key.Name) func() bool {
+		return func() bool {
+			response, err := w.control.ListParties(t.Context(), &keyturnv1.ListPartiesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range response.GetParties() {
+				if p.GetParty().GetId() != "gateway-eu" {
+					continue
+				}
+				var list []key.Name
+				for _, k := range p.GetKeys() {
+					list = append(list, key.Name(k.GetKey()))
+				}
+				slices.Sort(list)
+				return slices.Equal(list, names)
+			}
+			return false
+		}
+	}
+	l := &load{}
+	b.application(t, l, "app", "canary", "eu")
+	watcher, err := client.New(b.party(client.KindClient, "watcher", "rest", "eu"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = watcher.Watch(ctx, []client.Known{{Key: "partners/acme"}, {Key: "prod/acme"}}, func(context.Context, []client.Assignment) []client.Outcome { return nil })
+	}()
+	eventually(t, "the gateway presents what its token covers", presents("prod/acme", keyName))
+	cancel()
+	<-done
+	w.stop(t)
+	w.start(t)
+	w.finish(t, w.rotate(t, &keyturnv1.RotateRequest{Reason: "beside a key that is relayed only"}), "done")
+	if !presents("prod/acme", keyName)() {
+		t.Error("the gateway presents something else after the server was restarted")
+	}
+	says(t, "the gateway's log", b.logs.String(), `"key":"partners/acme","error":"permission_denied`)
+	l.more(t, 20)
+	l.check(t)
 }
 
 // TestGateway: applications and an agent reach a gateway only. A rotation passes through
