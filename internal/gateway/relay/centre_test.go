@@ -48,6 +48,8 @@ type centre struct {
 	busy chan struct{}
 	// refuseGateway refuses the gateway's own token.
 	refuseGateway bool
+	// mute lets no answer of a stream through.
+	mute bool
 	// full is how many calls of Watch it refuses, since it has too much to do.
 	full int
 	// refuseHandout is a key of which it takes no hand-outs.
@@ -315,9 +317,13 @@ func (c *centre) Watch(ctx context.Context, req *keyturnv1.WatchRequest, out *co
 		return err
 	}
 	c.mu.Lock()
-	full := c.full > 0
+	full, mute := c.full > 0, c.mute
 	c.full--
 	c.mu.Unlock()
+	if mute {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if full {
 		err := connect.NewError(connect.CodeResourceExhausted, errors.New("too many calls"))
 		err.Meta().Set("Retry-After", "3")
