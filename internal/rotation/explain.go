@@ -33,6 +33,10 @@ func (s *State) Explain(r *Rotation) []Waiting {
 	if r.Hold.Reason != "" {
 		add(Waiting{Reason: "hold", Message: r.Hold.Message})
 	}
+	if v, ok := s.Version(r.From); ok && v.Contained && r.Phase < Revoking {
+		// Contain-first: whether the leaked version is refused everywhere comes first.
+		s.explainVerifiers(r.From, false, add)
+	}
 	switch r.Phase {
 	case Planned:
 		s.explainPlanned(r, add)

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -219,5 +220,48 @@ func TestRegionsNamesTheOneThatIsCutOff(t *testing.T) {
 	s, _ = answer(t, s, at, heal(waiting))
 	if len(s.Rotations) != 0 || s.Labelled(key.Current) != 2 {
 		t.Fatalf("healing does not lead to the end: %+v", s.Rotations)
+	}
+}
+
+// TestContainmentIsWaitedForFirst: while a contained version is accepted somewhere, that
+// is the first thing that its rotation waits for, whatever phase it is in.
+func TestContainmentIsWaitedForFirst(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	id := func(n byte) key.RotationID { return key.RotationID{15: n} }
+	plan := Plan{Stages: []Stage{{Name: "all", AckTimeout: time.Minute}}, MeasureEvery: time.Minute}
+	s, effects := fold(
+		t, State{}, at, key.RotationID{},
+		Configured{Verifiers: []VerifierRef{{ID: "db-eu", Region: "eu"}, {ID: "db-us", Region: "us"}}}, Joined{ID: "app", Region: "eu"},
+	)
+	s, _ = answer(t, s, at, effects)
+	s, effects = fold(t, s, at, id(1), Begin{Kind: Manual, Plan: plan})
+	s, _ = answer(t, s, at, effects)
+	plan.Strategy = ContainFirst
+	s, effects = fold(t, s, at, id(2), Declare{Compromised: []key.Version{1}, Plan: plan})
+	isRefusalAtUS := func(e *Effect) bool { return e.Verifier == "db-us" && e.Version == 1 }
+	for len(effects) > 0 { // all is answered, but for what concerns the old version in us
+		e := effects[0]
+		effects = effects[1:]
+		r := &s.Rotations[len(s.Rotations)-1]
+		first := s.Explain(r)
+		refusal := func(w Waiting) bool {
+			return strings.Contains(w.Message, "refuse v1") && slices.Contains(w.Names, "db-us")
+		}
+		if len(first) == 0 || !strings.Contains(first[0].Message, "refuse v1") || !slices.ContainsFunc(first, refusal) {
+			t.Fatalf("%v waits for %+v", r.Phase, first)
+		}
+		if isRefusalAtUS(&e) {
+			continue
+		}
+		var body Body = Result{Effect: e.EffectRef, Outcome: OK}
+		if e.Kind == Tell {
+			body = Acked{Acks: []Ack{{ID: e.Presenter, Epoch: e.Epoch, OK: true, Using: e.Version}}}
+		}
+		var more []Effect
+		s, more = fold(t, s, at, e.Rotation, body)
+		effects = append(effects, more...)
+	}
+	if r := &s.Rotations[len(s.Rotations)-1]; r.Phase < Presenting || s.Labelled(key.Current) != 2 {
+		t.Fatalf("it came to %v only", r.Phase)
 	}
 }
