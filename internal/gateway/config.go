@@ -82,7 +82,8 @@ type KeeperConfig struct {
 type DeliveryConfig struct {
 	// ServeFor is for how long a token counts that the centre accepted last. Default: 24h.
 	ServeFor time.Duration `yaml:"serveFor"`
-	// KeepKeys is for how long a key is kept that nobody asks for. Default: 720h.
+	// KeepKeys is for how long a key is kept that nobody asks for; until then the gateway
+	// is a party of it. Default: twice ServeFor, since nobody can be served after that.
 	KeepKeys time.Duration `yaml:"keepKeys"`
 }
 
@@ -113,6 +114,10 @@ type LimitsConfig struct {
 	// one address. Defaults: 1,000 more than twice Parties, and than Parties.
 	Connections           int `yaml:"connections"`
 	ConnectionsPerAddress int `yaml:"connectionsPerAddress"`
+	// PerSecond is how many calls of deliveries one token may make per second, Burst at
+	// once. Defaults: 200 and 2,000.
+	PerSecond float64 `yaml:"perSecond"`
+	Burst     int     `yaml:"burst"`
 }
 
 // ErrConfig is wrapped by every error about a configuration.
@@ -157,12 +162,14 @@ func (c *Config) fill() {
 	configfile.Fill(&c.Listen, "127.0.0.1:7449")
 	configfile.Fill(&c.Keeper.File, filepath.Join(c.DataDir, "kek.json"))
 	configfile.Fill(&c.Delivery.ServeFor, 24*time.Hour)
-	configfile.Fill(&c.Delivery.KeepKeys, 30*24*time.Hour)
+	configfile.Fill(&c.Delivery.KeepKeys, 2*c.Delivery.ServeFor)
 	configfile.Fill(&c.APIKeys.MaxAge, time.Hour)
 	configfile.Fill(&c.APIKeys.ReportEvery, 3*time.Second)
 	configfile.Fill(&c.Limits.Parties, 20_000)
 	configfile.Fill(&c.Limits.Connections, 2*c.Limits.Parties+1000)
 	configfile.Fill(&c.Limits.ConnectionsPerAddress, c.Limits.Parties+1000)
+	configfile.Fill(&c.Limits.PerSecond, 200)
+	configfile.Fill(&c.Limits.Burst, 2000)
 	c.Log.Fill()
 	if len(c.Serve) == 0 {
 		c.Serve = []string{ServeDelivery, ServeAPIKeys}
@@ -179,6 +186,7 @@ const (
 	minMaxAge, maxMaxAge     = 15 * time.Second, 24 * time.Hour
 	minReport, maxReport     = 100 * time.Millisecond, 10 * time.Second
 	maxParties               = 1_000_000
+	leastPerSecond, maxRate  = 0.001, 1_000_000
 	maxName                  = 100
 	maxLabels, maxLabel      = 64, 253
 )
@@ -231,10 +239,12 @@ func (c *Config) check() []configfile.Problem {
 	between(&p, "limits.parties", c.Limits.Parties, 1, maxParties)
 	between(&p, "limits.connections", c.Limits.Connections, 1, 2*maxParties)
 	between(&p, "limits.connectionsPerAddress", c.Limits.ConnectionsPerAddress, 1, 2*maxParties)
+	between(&p, "limits.perSecond", c.Limits.PerSecond, leastPerSecond, maxRate)
+	between(&p, "limits.burst", c.Limits.Burst, 1, maxRate)
 	return slices.Concat(p.List(), c.Centre.check(), c.Log.Check(), c.Forward.check(c.serves(ServeAPIKeys)))
 }
 
-func between[T int | time.Duration](p *configfile.Problems, field string, value, least, most T) {
+func between[T int | float64 | time.Duration](p *configfile.Problems, field string, value, least, most T) {
 	if value < least || value > most {
 		p.Add(field, "%v is not between %v and %v", value, least, most)
 	}

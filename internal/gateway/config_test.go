@@ -33,6 +33,8 @@ func TestBadConfigs(t *testing.T) {
 		least + "delivery: {keepKeys: 1m}":         "gateway.yaml:4: delivery.keepKeys: 1m0s is not between",
 		least + "apiKeys: {maxAge: 1s}":            "gateway.yaml:4: apiKeys.maxAge: 1s is not between 15s and 24h0m0s",
 		least + "apiKeys: {reportEvery: 1m}":       "gateway.yaml:4: apiKeys.reportEvery: 1m0s is not between 100ms and 10s",
+		least + "limits: {perSecond: -1}":          "gateway.yaml:4: limits.perSecond: -1 is not between",
+		least + "limits: {burst: -1}":              "gateway.yaml:4: limits.burst: -1 is not between",
 		least + "limits: {parties: -1}":            "gateway.yaml:4: limits.parties: -1 is not between",
 		least + "forward: {listen: '0.0.0.0:1'}\n": `gateway.yaml:4: forward.listen: "0.0.0.0:1" is neither a loopback address`,
 		least + "forward: {listen: 'unix:a'}\n":    "gateway.yaml:4: forward.listen: ",

@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math"
+	"net"
+	"net/http"
 
 	"connectrpc.com/connect"
 
@@ -31,6 +35,28 @@ func (g *Gateway) startDelivery(ctx context.Context) error {
 	}
 	g.relay.Start(ctx)
 	return nil
+}
+
+// admitted bounds how often one token may call; without one, how often one address may.
+// Whether a token is good is for the centre to say.
+func admitted(gate *ingress.Gate, next http.Handler) http.Handler {
+	writer := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		caller, token := "", r.Header.Get("Authorization")
+		if token != "" {
+			sum := sha256.Sum256([]byte(token))
+			caller = string(sum[:])
+		} else if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+			caller = host
+		}
+		if !gate.Admit(caller) {
+			err := connect.NewError(connect.CodeResourceExhausted, errors.New("too many calls with this token; wait a second"))
+			err.Meta().Set("Retry-After", "1")
+			_ = writer.Write(w, r, err) // the caller is gone if this fails
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // deliveryOptions bound what is read; answers hold secrets, and are not compressed.

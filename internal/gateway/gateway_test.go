@@ -11,10 +11,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
+	keyturnv1 "github.com/keyturn/keyturn/gen/keyturn/v1"
+	"github.com/keyturn/keyturn/gen/keyturn/v1/keyturnv1connect"
 	"github.com/keyturn/keyturn/internal/gateway"
 	"github.com/keyturn/keyturn/internal/gateway/forward"
 )
@@ -91,14 +96,7 @@ func get(t *testing.T, c *http.Client, url string) (int, string) {
 func TestStartsWithoutCentre(t *testing.T) {
 	config := configOf(t)
 	g := start(t, config, io.Discard)
-	pem, err := os.ReadFile(g.CAFile())
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
-	region := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
-	t.Cleanup(region.CloseIdleConnections)
+	region := regionOf(t, g)
 	socket := strings.TrimPrefix(config.Forward.Listen, "unix:")
 	local := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -122,6 +120,52 @@ func TestStartsWithoutCentre(t *testing.T) {
 	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("the socket: %v, %v", info, err)
 	}
+}
+
+// TestCallsOfATokenAreBounded: who calls too often is told so, and nobody else is.
+func TestCallsOfATokenAreBounded(t *testing.T) {
+	config := configOf(t)
+	config.Serve, config.Forward = []string{gateway.ServeDelivery}, gateway.ForwardConfig{}
+	config.Limits.PerSecond, config.Limits.Burst = 0.001, 3
+	g := start(t, config, io.Discard)
+	c := clientOf(t, g)
+	leave := func(token string) connect.Code {
+		ctx, info := connect.NewClientContext(t.Context())
+		info.RequestHeader().Set("Authorization", "Bearer "+token)
+		_, err := c.Leave(ctx, &keyturnv1.LeaveRequest{PartyId: "app"})
+		return connect.CodeOf(err)
+	}
+	var got []connect.Code
+	for range 5 {
+		got = append(got, leave("kt_a_x"))
+	}
+	want := []connect.Code{connect.CodeUnavailable, connect.CodeUnavailable, connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeResourceExhausted}
+	if !slices.Equal(got, want) {
+		t.Errorf("one token: %v, want %v", got, want)
+	}
+	if code := leave("kt_b_y"); code != connect.CodeUnavailable {
+		t.Errorf("another token: %v", code)
+	}
+}
+
+// clientOf speaks to a gateway.
+func clientOf(t *testing.T, g *gateway.Gateway) keyturnv1connect.DeliveryServiceClient {
+	t.Helper()
+	return keyturnv1connect.NewDeliveryServiceClient(regionOf(t, g), g.Address())
+}
+
+// regionOf is a client that trusts the gateway's own CA.
+func regionOf(t *testing.T, g *gateway.Gateway) *http.Client {
+	t.Helper()
+	pem, err := os.ReadFile(g.CAFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
 }
 
 // TestCacheBelongsToOneGateway: the folder of one gateway is refused by another one, and

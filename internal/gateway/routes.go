@@ -20,12 +20,6 @@ const maxBody = 4 << 20
 // pollTimeout bounds a poll, which may wait for a minute.
 const pollTimeout = 90 * time.Second
 
-// How often one token may call.
-const (
-	callsPerSecond = 200
-	callsAtOnce    = 2000
-)
-
 // routes are what is answered: to the region, with TLS, and to proxies on this machine,
 // without; local is nil if there is no address for them.
 type routes struct{ region, local http.Handler }
@@ -35,14 +29,15 @@ type localKey struct{}
 
 func (g *Gateway) routes(ctx context.Context) (routes, error) {
 	gate := ingress.NewGate(ingress.GateConfig{
-		Tokens: ingress.Rate{PerSecond: callsPerSecond, Burst: callsAtOnce}, MaxBody: maxBody, Now: g.now, Tally: g.tally,
-		Times: map[string]time.Duration{"/Watch": 0, "/Poll": pollTimeout},
+		Tokens: ingress.Rate{PerSecond: g.config.Limits.PerSecond, Burst: g.config.Limits.Burst}, MaxBody: maxBody, Now: g.now, Tally: g.tally,
+		Times: map[string]time.Duration{keyturnv1connect.DeliveryServiceWatchProcedure: 0, keyturnv1connect.DeliveryServicePollProcedure: pollTimeout},
 	})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, g.ready()) })
 	if g.relay != nil {
-		mux.Handle(keyturnv1connect.NewDeliveryServiceHandler(g.relay, deliveryOptions()))
+		path, handler := keyturnv1connect.NewDeliveryServiceHandler(g.relay, deliveryOptions())
+		mux.Handle(path, admitted(gate, handler))
 	}
 	if !g.config.serves(ServeAPIKeys) {
 		return routes{region: gate.Wrap(mux)}, nil

@@ -108,6 +108,7 @@ func startGateway(b *testing.B, w *world) *gateway.Gateway {
 	g, err := gateway.Start(b.Context(), gateway.Config{
 		Name: "gateway", DataDir: filepath.Join(dir, "data"), Listen: "127.0.0.1:0", Serve: []string{gateway.ServeDelivery},
 		Centre: gateway.CentreConfig{Address: w.address, CAFile: w.caFile, TokenFile: file}, Log: logging.Config{Level: "error"},
+		Limits: gateway.LimitsConfig{PerSecond: 100_000, Burst: 100_000}, // all agents share one token
 	}, gateway.Options{LogTo: io.Discard})
 	if err != nil {
 		b.Fatal(err)

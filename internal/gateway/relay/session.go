@@ -101,7 +101,7 @@ func (q *request) told(list []*keyturnv1.Assignment) {
 func (q *request) mayServe(ctx context.Context, isNew bool) error {
 	r := q.relay
 	if _, refused, _ := r.link.state(); refused {
-		return awayError(nil, "it refuses this gateway's own token: nothing is handed out")
+		return connect.NewError(connect.CodeUnavailable, errors.New("the centre refuses this gateway's own token, so that nothing is handed out here; an operator must give it a good one"))
 	}
 	all, some := r.grants.allows(q.caller.of, agentOf(q.party), q.names)
 	if !some && isNew {
