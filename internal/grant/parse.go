@@ -120,7 +120,7 @@ func isRuleName(name string) bool {
 
 func (r *reader) rule(at string, fields map[string]any) Rule {
 	r.known(at, fields, "name", "from", "subject", "audiences", "scopes", "copy", "life", "bind", "once")
-	const nameHint, scopeHint = "write lower-case letters, digits and hyphens, for example deploy", "write scopes without blanks, for example [orders:read]"
+	const nameHint, scopeHint = "write lower-case letters, digits and hyphens, for example deploy", `write scopes without blanks, in quotes, for example ["orders:read"]`
 	rule := Rule{
 		Name: r.text(at, fields, "name", nameHint), Subject: r.text(at, fields, "subject", "write the subject of its tokens"), Life: DefaultLife,
 		Audiences: r.texts(at, fields, "audiences", "write who accepts its tokens, for example [orders]", anyText),

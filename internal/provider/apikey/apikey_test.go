@@ -27,6 +27,16 @@ func TestConfigProblemsAreAllNamed(t *testing.T) {
 	}
 }
 
+// TestColonWithoutQuotes: between braces orders:read is read as a field and its value; the
+// hint says how to write it.
+func TestColonWithoutQuotes(t *testing.T) {
+	_, err := apikey.New(apikey.Config{}).Check(provider.Config{"client": "ACME", "prefix": "kt_live", "scopes": []any{map[string]any{"orders": "read"}}})
+	bad := new(provider.ConfigError)
+	if !errors.As(err, &bad) || bad.Path != "scopes[0]" || !strings.Contains(bad.Hint, `"orders:read", in quotes`) {
+		t.Errorf("%v: %+v", err, bad)
+	}
+}
+
 // TestExpiredClientIsNotRotated: a key that nobody would let in is not minted.
 func TestExpiredClientIsNotRotated(t *testing.T) {
 	driver := apikey.New(apikey.Config{Service: struct{ apikey.Service }{}, Now: func() time.Time { return time.Date(2026, 11, 26, 0, 0, 0, 0, time.UTC) }})

@@ -74,11 +74,11 @@ func parse(config provider.Config) (settings, error) {
 
 func scopes(b *providerconf.Block) []string {
 	var all []string
-	for i, one := range b.List("scopes", 0, maxScopes, "write for example [orders:read]") {
+	for i, one := range b.List("scopes", 0, maxScopes, `write for example ["orders:read"]`) {
 		scope, _ := one.(string)
 		switch {
 		case scope == "" || len(scope) > maxScope || strings.ContainsFunc(scope, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }):
-			b.Report(providerconf.Index("scopes", i), fmt.Sprintf("1 to %d characters as in RFC 6749 are required", maxScope), "write for example orders:read")
+			b.Report(providerconf.Index("scopes", i), fmt.Sprintf("1 to %d characters as in RFC 6749 are required", maxScope), `write for example "orders:read", in quotes: between braces a colon begins a value`)
 		case slices.Contains(all, scope):
 			b.Report(providerconf.Index("scopes", i), fmt.Sprintf("%s is there twice", scope), "name each scope once")
 		default:
