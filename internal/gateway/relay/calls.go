@@ -56,12 +56,21 @@ func (r *Relay) Poll(ctx context.Context, req *keyturnv1.PollRequest) (*keyturnv
 	return q.servePoll(ctx, wait)
 }
 
+// room fails when as many streams and polls are served as may be; the caller holds the
+// lock.
+func (r *Relay) room() error {
+	if len(r.sessions)+r.polls < r.config.MaxStreams {
+		return nil
+	}
+	err := connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("too many parties are connected to this gateway: %d are the limit", r.config.MaxStreams))
+	err.Meta().Set("Retry-After", "10")
+	return err
+}
+
 func (r *Relay) enterPoll() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.sessions)+r.polls >= r.config.MaxStreams {
-		err := connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("too many parties are connected to this gateway: %d are the limit", r.config.MaxStreams))
-		err.Meta().Set("Retry-After", "10")
+	if err := r.room(); err != nil {
 		return err
 	}
 	r.polls++

@@ -244,9 +244,7 @@ func (r *Relay) watch(ctx context.Context, req *keyturnv1.WatchRequest, out send
 func (r *Relay) enter(s *session) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.sessions)+r.polls >= r.config.MaxStreams {
-		err := connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("too many parties are connected to this gateway: %d are the limit", r.config.MaxStreams))
-		err.Meta().Set("Retry-After", "10")
+	if err := r.room(); err != nil {
 		return err
 	}
 	r.sessions[s] = struct{}{}
