@@ -23,9 +23,6 @@ func (g *Gateway) startAPIKeys(ctx context.Context) error {
 		Cache: snapshot.New(snapshot.Config{Store: g.cache, Keeper: g.keys}),
 	}
 	g.apiKeys = apiKeys{openLate(ctx, func(ctx context.Context) (*apikeycheck.Checker, error) { return apikeycheck.Open(ctx, config) })}
-	if err := g.apiKeys.wait(ctx); err != nil {
-		return fmt.Errorf("%w: apiKeys: %w", ErrConfig, err)
-	}
 	return nil
 }
 

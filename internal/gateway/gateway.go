@@ -48,7 +48,7 @@ type Gateway struct {
 	metrics *metrics
 	// apiKeys is empty unless they are served.
 	apiKeys      apiKeys
-	accessTokens []accessTokens
+	accessTokens map[string]accessTokens
 	// relay is nil unless delivery is served.
 	relay *relay.Relay
 
@@ -76,7 +76,7 @@ func Start(ctx context.Context, config Config, options Options) (*Gateway, error
 	}
 	g := &Gateway{
 		config: config, log: config.Log.New(options.LogTo), now: options.Now, monotonic: time.Now, token: client.TokenFile(config.Centre.TokenFile),
-		failed: make(chan error, 4),
+		failed: make(chan error, 4), accessTokens: map[string]accessTokens{},
 	}
 	g.tally = ingress.NewTally(g.log, time.Now)
 	if err := g.open(ctx); err != nil {
@@ -134,6 +134,9 @@ func (g *Gateway) start(ctx context.Context) error {
 // serve begins to take requests.
 func (g *Gateway) serve(ctx context.Context) error {
 	routes, err := g.routes(ctx)
+	if err == nil {
+		err = g.await(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -179,6 +182,24 @@ func (g *Gateway) serve(ctx context.Context) error {
 		g.run(metrics, func() error { return metrics.Serve(listener) })
 	}
 	return nil
+}
+
+// await gives the centre a moment to answer for the first time, to all that needs it
+// together.
+func (g *Gateway) await(ctx context.Context) error {
+	moment, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if g.apiKeys.late != nil {
+		if err := g.apiKeys.wait(moment); err != nil {
+			return fmt.Errorf("%w: apiKeys: %w", ErrConfig, err)
+		}
+	}
+	for name, tokens := range g.accessTokens {
+		if err := tokens.wait(moment); err != nil {
+			return fmt.Errorf("%w: forward.tokens.%s: %w", ErrConfig, name, err)
+		}
+	}
+	return ctx.Err()
 }
 
 // plainProtocols are those without TLS: proxies ask by HTTP/1.1, or by gRPC.

@@ -34,20 +34,21 @@ func openLate[T any](ctx context.Context, open func(ctx context.Context) (*T, er
 	return l
 }
 
-// startTime is how long the centre may take before the start goes on without it.
+// startTime is how long the centre may take, for all that needs it together, before the
+// start goes on without it.
 const startTime = 2 * time.Second
 
-// wait gives the centre a moment. It fails when it does not matter what the centre
-// says: the configuration is wrong.
-func (l *late[T]) wait(ctx context.Context) error {
-	timer := time.NewTimer(startTime)
-	defer timer.Stop()
+// wait gives the centre until moment ends. It fails when it does not matter what the
+// centre says: the configuration is wrong.
+func (l *late[T]) wait(moment context.Context) error {
+	select {
+	case <-l.ended:
+	case <-moment.Done():
+	}
 	select {
 	case <-l.ended:
 		return l.err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
+	default:
 		return nil
 	}
 }

@@ -33,8 +33,8 @@ func (g *Gateway) routes(ctx context.Context) (routes, error) {
 		Times: map[string]time.Duration{keyturnv1connect.DeliveryServiceWatchProcedure: 0, keyturnv1connect.DeliveryServicePollProcedure: pollTimeout},
 	})
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { answer(w, g.ready()) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { ingress.AnswerHealth(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { ingress.AnswerHealth(w, g.ready()) })
 	if g.relay != nil {
 		path, handler := keyturnv1connect.NewDeliveryServiceHandler(g.relay, deliveryOptions())
 		mux.Handle(path, admitted(gate, handler))
@@ -46,9 +46,9 @@ func (g *Gateway) routes(ctx context.Context) (routes, error) {
 	if err != nil {
 		return routes{}, err
 	}
-	all := routes{region: gate.Wrap(asked.Handler(mux))}
+	handler := gate.Wrap(asked.Handler(mux))
+	all := routes{region: handler}
 	if g.config.Forward.Listen != "" {
-		handler := gate.Wrap(asked.Handler(mux))
 		all.local = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), localKey{}, true)))
 		})
@@ -67,10 +67,7 @@ func (g *Gateway) newForward(ctx context.Context) (*forward.Service, error) {
 			config.CACertFile = g.config.Centre.CAFile
 		}
 		verifier := openLate(ctx, func(ctx context.Context) (*tokencheck.Checker, error) { return tokencheck.Open(ctx, config) })
-		g.accessTokens = append(g.accessTokens, accessTokens{verifier})
-		if err := verifier.wait(ctx); err != nil {
-			return nil, fmt.Errorf("%w: forward.tokens.%s: %w", ErrConfig, name, err)
-		}
+		g.accessTokens[name] = accessTokens{verifier}
 		tokens[name] = accessTokens{verifier}
 	}
 	proxies, err := forward.NewProxyTokens(forward.ProxyTokensConfig{Files: settings.ProxyTokenFiles, Now: g.now, Logger: g.log})
@@ -102,14 +99,4 @@ func (g *Gateway) ready() error {
 		}
 	}
 	return nil
-}
-
-func answer(w http.ResponseWriter, err error) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if err != nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = fmt.Fprintln(w, err) // the caller is gone if this fails
-		return
-	}
-	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
 }

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -22,4 +23,15 @@ func NewServer(handler http.Handler, log *slog.Logger) *http.Server {
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: 1000, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 	}
+}
+
+// AnswerHealth answers a question after health: ok, or 503 and why not.
+func AnswerHealth(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = fmt.Fprintln(w, err) // the caller is gone if this fails
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
 }

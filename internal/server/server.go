@@ -290,8 +290,8 @@ func (s *Server) routes(options Options) http.Handler {
 	api.Handle("GET /emergency", console.Emergency())
 	mux := http.NewServeMux()
 	mux.Handle("/", gate.Wrap(service.Forwarded(api, gate)))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { answer(w, nil) })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { answer(w, s.checkReady(r)) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { ingress.AnswerHealth(w, nil) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) { ingress.AnswerHealth(w, s.checkReady(r)) })
 	return s.brokerRoutes(gate, s.tokens.route(gate, mux))
 }
 
@@ -322,16 +322,6 @@ func compression(spec connect.Spec) []connect.HandlerOption {
 		return []connect.HandlerOption{connect.WithCompressMinBytes(math.MaxInt)}
 	}
 	return []connect.HandlerOption{connect.WithCompressMinBytes(compressFrom)}
-}
-
-func answer(w http.ResponseWriter, err error) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if err != nil {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = fmt.Fprintln(w, err) // the caller is gone if this fails
-		return
-	}
-	_, _ = fmt.Fprintln(w, "ok") // the caller is gone if this fails
 }
 
 // errNotReady is all that a caller without a token learns of why.
