@@ -73,7 +73,7 @@ func floors() []Place {
 		{Path: "internal/rpc", Floor: 4, Only: append([]string{"gen/...", "internal/forwarded"}, transports()...)},
 		{Path: "internal/compat", Floor: 4, Only: append([]string{"internal/keytable"}, transports()...), Apart: true},
 		{Path: "internal/console", Floor: 4, Only: transports()},
-		{Path: "internal/ingress", Floor: 4, Only: []string{"internal/datadir"}, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
+		{Path: "internal/ingress", Floor: 4, Only: []string{"internal/configfile", "internal/datadir"}, Foreign: []string{"connectrpc.com/connect", "golang.org/x/time", "golang.org/x/sys"}},
 		{Path: "internal/signals", Floor: 4, Only: transports()},
 
 		// 5: the wiring, the only place that names implementations.

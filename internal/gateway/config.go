@@ -12,6 +12,7 @@ import (
 
 	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/gateway/forward"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/logging"
 )
 
@@ -34,7 +35,7 @@ type Config struct {
 	Labels map[string]string `yaml:"labels"`
 	// TLS is the gateway's certificate; without it the gateway makes a CA of its own in
 	// the data folder.
-	TLS TLSConfig `yaml:"tls"`
+	TLS ingress.Certificate `yaml:"tls"`
 	// Keeper says where the key-encryption key of the cache is. Default: kek.json in the
 	// data folder.
 	Keeper KeeperConfig   `yaml:"keeper"`
@@ -63,14 +64,6 @@ type CentreConfig struct {
 	CAFile string `yaml:"caFile"`
 	// TokenFile holds a token of role gateway; it is read again when it changes.
 	TokenFile string `yaml:"tokenFile"`
-}
-
-// TLSConfig names PEM files. Names are what the certificate that the gateway makes
-// itself is valid for, beside loopback and the host's name.
-type TLSConfig struct {
-	Cert  string   `yaml:"cert"`
-	Key   string   `yaml:"key"`
-	Names []string `yaml:"names"`
 }
 
 // KeeperConfig says where the key-encryption key is.
@@ -208,14 +201,6 @@ func (c *Config) check() []configfile.Problem {
 			p.Add(fmt.Sprintf("serve[%d]", i), "%q is unknown; use %s and %s", what, ServeDelivery, ServeAPIKeys)
 		}
 	}
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		p.Add("tls", "cert and key belong together; give both, or neither")
-	}
-	for i, name := range c.TLS.Names {
-		if !isHost(name) {
-			p.Add(fmt.Sprintf("tls.names[%d]", i), "%q is neither a host name nor an IP address; write for example keyturn.eu.example.com, without scheme and port", name)
-		}
-	}
 	if c.MetricsListen != "" {
 		if _, _, err := net.SplitHostPort(c.MetricsListen); err != nil {
 			p.Add("metricsListen", "%v; write for example 127.0.0.1:7450", err)
@@ -241,19 +226,13 @@ func (c *Config) check() []configfile.Problem {
 	between(&p, "limits.connectionsPerAddress", c.Limits.ConnectionsPerAddress, 1, 2*maxParties)
 	between(&p, "limits.perSecond", c.Limits.PerSecond, leastPerSecond, maxRate)
 	between(&p, "limits.burst", c.Limits.Burst, 1, maxRate)
-	return slices.Concat(p.List(), c.Centre.check(), c.Log.Check(), c.Forward.check(c.serves(ServeAPIKeys)))
+	return slices.Concat(p.List(), c.TLS.Check(), c.Centre.check(), c.Log.Check(), c.Forward.check(c.serves(ServeAPIKeys)))
 }
 
 func between[T int | float64 | time.Duration](p *configfile.Problems, field string, value, least, most T) {
 	if value < least || value > most {
 		p.Add(field, "%v is not between %v and %v", value, least, most)
 	}
-}
-
-const maxTLSName = 253
-
-func isHost(name string) bool {
-	return name != "" && len(name) <= maxTLSName && !strings.ContainsAny(name, " /") && (net.ParseIP(name) != nil || !strings.Contains(name, ":"))
 }
 
 const maxAddresses = 16

@@ -92,10 +92,18 @@ func get(t *testing.T, c *http.Client, url string) (int, string) {
 }
 
 // TestStartsWithoutCentre: a gateway starts while the centre is away, says that it cannot
-// tell yet, and refuses nobody.
+// tell yet, and refuses nobody. However many issuers are away, it waits for all together.
 func TestStartsWithoutCentre(t *testing.T) {
 	config := configOf(t)
+	config.Forward.Tokens = map[string]forward.TokensConfig{}
+	for _, name := range []string{"a", "b", "c"} {
+		config.Forward.Tokens[name] = forward.TokensConfig{Issuer: config.Centre.Address + "/" + name, Audience: "orders"}
+	}
+	began := time.Now()
 	g := start(t, config, io.Discard)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the start took %v", took)
+	}
 	region := regionOf(t, g)
 	socket := strings.TrimPrefix(config.Forward.Listen, "unix:")
 	local := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -16,10 +16,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/keyturn/keyturn/internal/configfile"
 	"github.com/keyturn/keyturn/internal/datadir"
 )
 
@@ -28,6 +30,32 @@ const (
 	caLifetime   = 10 * 365 * 24 * time.Hour
 	leafLifetime = 90 * 24 * time.Hour
 )
+
+// Certificate is the block of a configuration that names PEM files. Names are what the
+// certificate that the process makes itself is valid for, beside loopback and the host's
+// name.
+type Certificate struct {
+	Cert  string   `yaml:"cert"`
+	Key   string   `yaml:"key"`
+	Names []string `yaml:"names"`
+}
+
+// maxName is the longest name in a certificate, in bytes.
+const maxName = 253
+
+// Check returns what is wrong with a block that the file calls tls.
+func (c *Certificate) Check() []configfile.Problem {
+	p := configfile.Problems{}
+	if (c.Cert == "") != (c.Key == "") {
+		p.Add("tls", "cert and key belong together; give both, or neither")
+	}
+	for i, name := range c.Names {
+		if name == "" || len(name) > maxName || strings.ContainsAny(name, " /") || net.ParseIP(name) == nil && strings.Contains(name, ":") {
+			p.Add(fmt.Sprintf("tls.names[%d]", i), "%q is neither a host name nor an IP address; write for example keyturn.example.com, without scheme and port", name)
+		}
+	}
+	return p.List()
+}
 
 // TLSConfig says by which certificate a process is known. What has no default is
 // required.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/keyturn/keyturn/internal/configfile"
+	"github.com/keyturn/keyturn/internal/ingress"
 	"github.com/keyturn/keyturn/internal/logging"
 )
 
@@ -39,13 +40,8 @@ type Config struct {
 	LogName string `yaml:"logName"`
 }
 
-// TLSConfig names PEM files. Names are what the certificate that the server
-// makes itself is valid for, beside loopback and the host's name.
-type TLSConfig struct {
-	Cert  string   `yaml:"cert"`
-	Key   string   `yaml:"key"`
-	Names []string `yaml:"names"`
-}
+// TLSConfig names PEM files.
+type TLSConfig = ingress.Certificate
 
 // StoreConfig says where the data is.
 type StoreConfig struct {

@@ -55,7 +55,7 @@ const (
 	minForget, maxForget                         = time.Second, 365 * 24 * time.Hour
 	minBehind                                    = time.Second
 	maxRuleEmergencies, maxRuleEmergenciesPerKey = 1000, 100
-	maxLogName, maxTLSName                       = 255, 253
+	maxLogName                                   = 255
 )
 
 // check returns all that is wrong with a configuration whose defaults are set.
@@ -70,17 +70,10 @@ func (c *Config) check() []problem {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		wrong("listen", "%v; write for example 127.0.0.1:7447", err)
 	}
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		wrong("tls", "cert and key belong together; give both, or neither")
-	}
-	for i, name := range c.TLS.Names {
-		if name == "" || len(name) > maxTLSName || strings.ContainsAny(name, " /") || net.ParseIP(name) == nil && strings.Contains(name, ":") {
-			wrong(fmt.Sprintf("tls.names[%d]", i), "%q is neither a host name nor an IP address; write for example keyturn.example.com, without scheme and port", name)
-		}
-	}
 	if len(c.LogName) > maxLogName || strings.ContainsFunc(c.LogName, func(r rune) bool { return r <= ' ' || r == '+' || r > '~' }) {
 		wrong("logName", "%q has characters other than letters, digits and punctuation, or a plus sign; use for example keyturn.example.com/log", c.LogName)
 	}
+	problems = append(problems, c.TLS.Check()...)
 	problems = append(problems, c.Log.Check()...)
 	problems = append(problems, c.Store.check()...)
 	problems = append(problems, c.Telemetry.check()...)
