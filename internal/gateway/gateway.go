@@ -105,6 +105,9 @@ func (g *Gateway) open(ctx context.Context) error {
 		return fmt.Errorf("key-encryption key: %w; without it the cache cannot be read: bring it back, or delete %s, and the gateway fetches everything anew", err, path)
 	}
 	if g.cache, err = sqlite.Open(ctx, sqlite.Config{Path: path}); err != nil {
+		if errors.Is(err, sqlite.ErrCorrupt) {
+			err = fmt.Errorf("the gateway's cache: %w; a gateway has no backup: docs/runbooks/gateway.md says when its cache can be deleted, and what is lost with it", err)
+		}
 		return err
 	}
 	if g.centre, err = g.claim(ctx); err != nil {

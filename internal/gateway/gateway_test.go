@@ -219,6 +219,12 @@ func TestCacheBelongsToOneGateway(t *testing.T) {
 	if _, err := os.Stat(kek); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("another key was made: %v", err)
 	}
+	if err := errors.Join(os.Rename(kek+".away", kek), os.WriteFile(filepath.Join(config.DataDir, "cache.db"), []byte("no database at all"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := begin(func(*gateway.Config) {}); err == nil || !strings.Contains(err.Error(), "docs/runbooks/gateway.md") {
+		t.Errorf("a cache that is damaged: %v", err)
+	}
 }
 
 // TestFilesOfOthersAreRefused: a token that everybody can read, a socket's path at which
