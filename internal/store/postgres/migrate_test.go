@@ -188,14 +188,14 @@ func TestMigrationUnderLoad(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var running sync.WaitGroup
-	var done, views atomic.Int64
+	var done, views, workers atomic.Int64
 	var nodes []*postgres.Store
 	for node := range 2 {
 		s := open(t, url)
 		nodes = append(nodes, s)
 		for worker := range 4 {
 			running.Go(func() {
-				for ctx.Err() == nil {
+				for first := true; ctx.Err() == nil; first = false {
 					err := s.Update(t.Context(), func(tx store.Tx) error {
 						_, err := increment(t.Context(), tx, "all")
 						if err == nil {
@@ -208,6 +208,9 @@ func TestMigrationUnderLoad(t *testing.T) {
 						return
 					}
 					done.Add(1)
+					if first {
+						workers.Add(1)
+					}
 				}
 			})
 		}
@@ -229,7 +232,7 @@ func TestMigrationUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	pgtest.Eventually(t, "the nodes are at work", func() bool { return done.Load() > 50 && views.Load() > 5 })
+	pgtest.Eventually(t, "the nodes are at work", func() bool { return workers.Load() == 8 && done.Load() > 50 && views.Load() > 5 })
 	// Two new nodes at once: one migrates, the other waits or finds it done.
 	migrated := make(chan error, 2)
 	for range 2 {
